@@ -1,0 +1,5 @@
+"""Everything that crosses the wire: requests, answers, errors, events, status and routes.
+
+The gateway and the servers know each other only through this package; it imports nothing but
+pydantic.
+"""

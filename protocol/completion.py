@@ -1,0 +1,91 @@
+"""The native completion routes, ``/completion/v1`` and ``/completion/v2``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from protocol.generation import GenerationConfig, TokenId
+
+FinishReason = Literal["stop", "length"]
+
+Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
+
+
+class ResumedChoice(BaseModel):
+    """One answer of a stream that another server began."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    token_ids: list[TokenId] = []
+    finished: bool = False
+
+
+class Resume(BaseModel):
+    """Where a stream was cut, so that a peer continues it without losing or repeating a byte.
+
+    Set by the gateway from the stream's checkpoints (`protocol.sse`). `created` is the time stamp
+    of the first server's chunks; the chunk id follows from the request id.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    created: int
+    choices: list[ResumedChoice]
+
+
+class CompletionRequest(BaseModel):
+    """A prompt, as text or as token ids, and how to continue it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    prompt: Prompt
+    generation_config: GenerationConfig = GenerationConfig()
+    stream: bool = False
+    priority: Annotated[int, Field(ge=-100, le=100, description="higher runs first")] = 0
+    return_token_ids: bool = False
+    resume: Resume | None = None
+
+
+class Logprobs(BaseModel):
+    """Log probabilities of the chosen tokens under the model, before any penalty or filter."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float] = []
+    top_logprobs: list[dict[str, float]] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(BaseModel):
+    """One answer; in a stream, the next piece of it."""
+
+    text: str
+    index: int
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | None = None
+    logprobs: Logprobs | None = None
+
+
+class Usage(BaseModel):
+    """Counts of tokens; prompt tokens are counted once however many answers were made."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+        return cls(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+        )
+
+
+class CompletionResponse(BaseModel):
+    """The answer to `CompletionRequest`; as the last event of a stream it carries the usage."""
+
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

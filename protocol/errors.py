@@ -1,0 +1,157 @@
+"""The one error shape of the stack and the exception that carries it.
+
+Every service answers a failed request with ``{"error": {"message", "type", "param", "code"}}``,
+which is what the OpenAI SDKs parse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from protocol.headers import RETRY_AFTER
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, for a person (`message`) and for a program (`type`, `param`, `code`)."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """A failure with the HTTP status and body that the caller shall see.
+
+    Args:
+        status: HTTP status code.
+        message: one line for the person who sent the request.
+        type: class of the error, e.g. ``invalid_request_error``.
+        code: stable name of this very error, e.g. ``model_not_found``.
+        param: the request field at fault.
+        retry_after: whole seconds after which a retry makes sense; sent as ``Retry-After``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = ErrorBody(message=message, type=type, param=param, code=code)
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {RETRY_AFTER: str(self.retry_after)}
+
+    def response(self) -> ErrorResponse:
+        return ErrorResponse(error=self.body)
+
+    def json(self) -> bytes:
+        """The response body, UTF-8 encoded JSON."""
+        return self.response().model_dump_json().encode()
+
+
+INVALID_REQUEST = "invalid_request_error"
+
+
+def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be read at all (malformed JSON, wrong content type)."""
+    return ApiError(400, message, type=INVALID_REQUEST, param=param, code=code)
+
+
+def unprocessable(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """422: the request was read and asks for something that cannot be done."""
+    return ApiError(422, message, type=INVALID_REQUEST, param=param, code=code)
+
+
+def unauthorized(message: str) -> ApiError:
+    """401: no key, or one that is not known."""
+    return ApiError(401, message, type="authentication_error", code="invalid_api_key")
+
+
+def forbidden(message: str) -> ApiError:
+    """403: a key that may not do this."""
+    return ApiError(403, message, type="permission_error", code="forbidden")
+
+
+def not_found(message: str) -> ApiError:
+    """404: no such route or object."""
+    return ApiError(404, message, type=INVALID_REQUEST, code="not_found")
+
+
+def model_not_found(model: str, known: Sequence[str]) -> ApiError:
+    """404: `model` is not served; `known` are the model ids that are."""
+    served = ", ".join(sorted(known)) or "none at the moment"
+    message = f"model {model!r} is not served here (served: {served})"
+    return ApiError(404, message, type=INVALID_REQUEST, code="model_not_found", param="model")
+
+
+def queue_timeout(message: str) -> ApiError:
+    """408: the request waited longer than the queue timeout."""
+    return ApiError(408, message, type="timeout_error", code="queue_timeout", retry_after=1)
+
+
+def body_too_large(limit: int) -> ApiError:
+    """413: the body has more than `limit` bytes."""
+    message = f"the request body is larger than the limit of {limit} bytes"
+    return ApiError(413, message, type=INVALID_REQUEST, code="body_too_large")
+
+
+def queue_full(message: str, *, retry_after: int = 1) -> ApiError:
+    """429: the queue is full; come back."""
+    return ApiError(429, message, type="overloaded_error", code="queue_full", retry_after=retry_after)
+
+
+def internal(message: str) -> ApiError:
+    """500: a fault of the service; never on purpose."""
+    return ApiError(500, message, type="server_error", code="internal_error")
+
+
+def unavailable(message: str, *, code: str = "unavailable", retry_after: int = 1) -> ApiError:
+    """503: nobody can take the request now (no replica, loading, draining, a lost engine)."""
+    return ApiError(503, message, type="server_error", code=code, retry_after=retry_after)
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """400 for a body that is not JSON, otherwise a 422 that names the first offending field."""
+    return from_error_list([dict(item) for item in error.errors(include_url=False)])
+
+
+def from_error_list(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Like `from_validation`, from pydantic's list of error dictionaries."""
+    first = errors[0]
+    if first["type"] in ("json_invalid", "json_type"):
+        return bad_request(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
+    path = [str(part) for part in first["loc"] if part not in ("body", "function-after")]
+    field = ".".join(path) or None
+    if first["type"] == "extra_forbidden":
+        return unprocessable(f"unknown option {field!r}", param=field, code="unknown_option")
+    if first["type"] == "missing":
+        return unprocessable(f"{field!r} is required", param=field, code="missing_field")
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    message = f"{field}: {reason}" if field else reason
+    if first["type"] != "value_error":
+        message += f" (got {_short(first.get('input'))})"
+    return unprocessable(message, param=field, code="invalid_value")
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

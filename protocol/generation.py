@@ -1,0 +1,111 @@
+"""How tokens are chosen: the options that one request may set.
+
+Names and meanings are those of ``transformers.GenerationConfig``; what transformers lacks
+(``stop``, ``logprobs``, ``presence_penalty``, …) has the meaning of the OpenAI API.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+MAX_CHOICES = 128
+MAX_STOPS = 16
+MAX_LOGPROBS = 20
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class GenerationConfig(BaseModel):
+    """The options of one completion; every field is optional and ``null`` means its default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    # length
+    max_new_tokens: Annotated[int, Field(ge=1)] = 32
+    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    # sampling
+    do_sample: bool = False
+    temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0, description="0: off")] = 0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    typical_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1024
+    # penalties and biases
+    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
+    # several answers
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    num_beams: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    num_return_sequences: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    early_stopping: bool | Literal["never"] = False
+    length_penalty: float = 1.0
+    # stopping
+    eos_token_id: TokenId | list[TokenId] | None = None
+    pad_token_id: TokenId | None = None
+    stop: list[str] = []
+    stop_token_ids: list[TokenId] = []
+    ignore_eos: bool = False
+    # reporting
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            return {key: value for key, value in data.items() if value is not None}
+        return data
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stops(cls, value: list[str]) -> list[str]:
+        if len(value) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop strings are accepted, got {len(value)}")
+        if "" in value:
+            raise ValueError("a stop string must not be empty")
+        return value
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> GenerationConfig:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})"
+            )
+        if self.n > 1 and self.num_return_sequences > 1:
+            raise ValueError("n and num_return_sequences mean the same: set one of them")
+        if self.num_beams > 1:
+            if self.num_choices > self.num_beams:
+                raise ValueError(
+                    f"num_return_sequences ({self.num_choices}) exceeds num_beams ({self.num_beams})"
+                )
+        elif self.num_choices > 1 and not self.do_sample:
+            raise ValueError("several answers need do_sample or num_beams: greedy ones would be equal")
+        if self.do_sample and self.temperature == 0.0:
+            raise ValueError("temperature must be above 0 when do_sample is true")
+        return self
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers the response holds."""
+        return max(self.n, self.num_return_sequences)
+
+    @property
+    def num_rows(self) -> int:
+        """How many sequences are decoded side by side (beams or samples)."""
+        return max(self.num_beams, self.num_choices)
+
+    @property
+    def eos_token_ids(self) -> list[int] | None:
+        """The end-of-sequence ids that the request set, or None for those of the model."""
+        if self.eos_token_id is None:
+            return None
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]

@@ -1,0 +1,87 @@
+"""The bytes that each token stands for.
+
+Detokenising and stop-string search work on bytes: a token may hold half a character, or half a
+stop string, and bytes can be joined without looking back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_BYTE_TOKEN = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in of every byte, as character → byte."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    alphabet = {chr(byte): byte for byte in printable}
+    hidden = [byte for byte in range(256) if byte not in alphabet.values()]
+    alphabet |= {chr(256 + i): byte for i, byte in enumerate(hidden)}
+    return alphabet
+
+
+class Vocabulary:
+    """Token id → bytes, for a tokenizer of transformers.
+
+    Byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece with byte fallback (Llama 1/2,
+    Mistral) are read from the tokens themselves; any other tokenizer is asked what each token
+    adds after an ordinary one. Special tokens stand for nothing.
+
+    Args:
+        tokenizer: a ``PreTrainedTokenizerBase``.
+        size: number of rows of the model's output layer (ids past the tokenizer's are empty).
+    """
+
+    def __init__(self, tokenizer: Any, size: int | None = None) -> None:
+        count = len(tokenizer)
+        tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
+        special = set(tokenizer.all_special_ids)
+        added = {i: str(t.content) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
+        special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special}
+        spell = _speller(tokenizer, tokens)
+        table = [b""] * max(count, size or 0)
+        for token_id, token in enumerate(tokens):
+            if token is None or token_id in special:
+                continue
+            table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, token_id: int) -> bytes:
+        return self._table[token_id] if token_id < len(self._table) else b""
+
+
+def _speller(tokenizer: Any, tokens: list[str | None]) -> Any:
+    """A function (token id, token) → bytes for the family that `tokenizer` belongs to."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = "" if backend is None else str(backend.decoder)
+    if "ByteLevel" in decoder:
+        alphabet = _byte_level_alphabet()
+
+        def byte_level(_: int, token: str) -> bytes:
+            if all(char in alphabet for char in token):
+                return bytes(alphabet[char] for char in token)
+            return token.encode()
+
+        return byte_level
+    if "▁" in decoder or any(token and token.startswith("▁") for token in tokens[:1000]):
+
+        def sentencepiece(_: int, token: str) -> bytes:
+            byte = _BYTE_TOKEN.match(token)
+            return bytes([int(byte.group(1), 16)]) if byte else token.replace("▁", " ").encode()
+
+        return sentencepiece
+    anchor = next(i for i, token in enumerate(tokens) if token and token.isalpha())
+    prefix = tokenizer.decode([anchor])
+
+    def by_decoding(token_id: int, _: str) -> bytes:
+        return str(tokenizer.decode([anchor, token_id])).removeprefix(prefix).encode()
+
+    return by_decoding
