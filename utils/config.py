@@ -1,0 +1,237 @@
+"""Configuration files: JSON as people write it, checked against a pydantic model.
+
+A file may hold `#` comments and trailing commas (it is read as YAML, of which JSON is a part).
+Whatever is wrong with it becomes a `ConfigError` of one line that says where and what is accepted.
+
+Paths in a file are relative to the file, not to where the service was started: use `ExistingPath`
+(a file or directory that must exist) and `ModelPath` (a model directory, or a name on the Hugging
+Face hub) as field types. Keys, passwords and tokens are `Secret`s. Models derive from `ConfigModel`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic_core import PydanticCustomError
+
+Location = tuple[str | int, ...]
+Model = TypeVar("Model", bound=BaseModel)
+
+_DIRECTORY = "directory"  # key of the validation context
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message is one line for the person who wrote it."""
+
+
+class ConfigModel(BaseModel):
+    """Base of every configuration section: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+
+def _resolve_secret(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return value
+    if not isinstance(value, str) or not value:
+        raise PydanticCustomError("secret", "a secret is a non-empty string or 'env:NAME'")
+    if not value.startswith("env:"):
+        return value
+    name = value.removeprefix("env:")
+    if not os.environ.get(name):
+        raise PydanticCustomError("secret", f"the environment variable {name!r} is not set")
+    return os.environ[name]
+
+
+Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
+"""A string, or ``env:NAME`` for the value of an environment variable; never shown when printed,
+logged or dumped. Its text is `get_secret_value()`."""
+
+
+def _resolve(path: str | Path, info: ValidationInfo) -> Path:
+    """`path` against the directory of the file that holds it (else the working directory)."""
+    directory = (info.context or {}).get(_DIRECTORY, Path.cwd())
+    return Path(os.path.normpath(directory / Path(path).expanduser()))
+
+
+def _existing_path(path: Path, info: ValidationInfo) -> Path:
+    resolved = _resolve(path, info)
+    if not resolved.exists():
+        raise PydanticCustomError("path", f"a path that exists ({resolved} does not)")
+    return resolved
+
+
+def _model_path(value: str, info: ValidationInfo) -> str:
+    resolved = _resolve(value, info)
+    if resolved.exists():
+        return str(resolved)
+    if value.startswith((".", "~", "/")) or not _HUB_NAME.match(value):
+        raise PydanticCustomError(
+            "path", f"a model directory ({resolved} does not exist) or a Hugging Face hub name"
+        )
+    return value
+
+
+ExistingPath = Annotated[Path, AfterValidator(_existing_path)]
+"""An absolute path of something that exists; relative ones are relative to the file."""
+
+ModelPath = Annotated[str, AfterValidator(_model_path)]
+"""An absolute path of something that exists, or a hub name (``name`` or ``owner/name``)."""
+
+
+def load_config(path: str | Path, model: type[Model]) -> Model:
+    """Read the file at `path` as a `model`.
+
+    Args:
+        path: a JSON file, comments and trailing commas allowed.
+        model: a `ConfigModel`, whose fields may be models in turn.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed, or a key or value is not accepted.
+    """
+    document = _Document.read(Path(path))
+    try:
+        context = {_DIRECTORY: document.path.absolute().parent}
+        return model.model_validate(document.value, context=context)
+    except ValidationError as error:
+        # urls and contexts are noise here, and the input could hold a secret
+        problems = error.errors(include_url=False, include_context=False)
+        first = min(problems, key=lambda problem: document.line(problem["loc"]))
+        raise ConfigError(_explain(document, model, dict(first))) from None
+
+
+@dataclass
+class _Document:
+    """A parsed file that remembers on which line each key and item stands."""
+
+    path: Path
+    value: Any = None
+    lines: dict[Location, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> _Document:
+        try:
+            # YAML allows no tabs between tokens, JSON no raw tabs within strings
+            text = path.read_text(encoding="utf-8-sig").replace("\t", " ")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        document = cls(path)
+        try:
+            loader = yaml.SafeLoader(text)
+            document.value = document._build(loader, loader.get_single_node(), ())
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            raise ConfigError(f"{path}:{line}: not valid JSON: {error.problem}") from None
+        except (yaml.YAMLError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{path}: not valid JSON: {reason}") from None
+        return document
+
+    def _build(self, loader: yaml.SafeLoader, node: yaml.Node | None, at: Location) -> Any:
+        if node is None:
+            return None
+        self.lines.setdefault(at, node.start_mark.line + 1)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._build(loader, item, (*at, i)) for i, item in enumerate(node.value)]
+        if not isinstance(node, yaml.MappingNode):
+            return loader.construct_object(node)
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = str(key_node.value), key_node.start_mark.line + 1
+            if key in mapping:
+                first = self.lines[*at, key]
+                raise ConfigError(
+                    f"{self.path}:{line}: duplicate key {_dotted((*at, key))!r} (first on line {first})"
+                )
+            self.lines[*at, key] = line
+            mapping[key] = self._build(loader, value_node, (*at, key))
+        return mapping
+
+    def line(self, loc: Location) -> int:
+        """The line of the innermost part of `loc` that stands in the file."""
+        return self.lines.get(self.known(loc), 1)
+
+    def known(self, loc: Location) -> Location:
+        """`loc` without what is not of the file (names of union members, missing keys)."""
+        at: Location = ()
+        for part in loc:
+            if (*at, part) in self.lines:
+                at = (*at, part)
+        return at
+
+
+def _explain(document: _Document, model: type[BaseModel], problem: Mapping[str, Any]) -> str:
+    """One line for one entry of `ValidationError.errors()`."""
+    loc, kind = problem["loc"], problem["type"]
+    where = f"{document.path}:{document.line(loc)}: "
+    if kind == "extra_forbidden":
+        names = list(_model_at(model, loc).model_fields)
+        near = difflib.get_close_matches(str(loc[-1]), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{where}unknown key {_dotted(loc)!r}; {hint}accepted: {', '.join(names)}"
+    if kind == "missing":
+        return f"{where}key {_dotted(loc)!r} is missing"
+    reason = str(problem["msg"]).removeprefix("Value error, ").replace("\n", " ")
+    accepted = reason.removeprefix("Input should be ")
+    key = _dotted(document.known(loc)) or "the file"
+    if kind == "secret":  # what was found is not for the log
+        return f"{where}{key}: {accepted}"
+    if kind == "value_error":  # says what is wrong in its own words
+        return f"{where}{key}: {reason}"
+    found = problem.get("input")
+    if kind == "model_type":  # may be a secret out of place: only its kind is shown
+        return f"{where}{key}: found {_kind(found)}, accepted: an object"
+    return f"{where}{key}: found {_show(found)}, accepted: {accepted}"
+
+
+def _model_at(model: type[BaseModel], loc: Location) -> type[BaseModel]:
+    """The model that holds the key named by the last part of `loc`."""
+    for part in loc[:-1]:
+        if part in model.model_fields:
+            model = next(_models_in(model.model_fields[str(part)].annotation), model)
+    return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _dotted(loc: Location) -> str:
+    """``("a", 0, "b")`` as ``a[0].b``."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return text.removeprefix(".")
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "a string", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _show(value: Any) -> str:
+    """A value as JSON would write it; containers by kind only (they may hold secrets)."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

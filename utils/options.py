@@ -1,0 +1,153 @@
+"""Options of the three apps: as command-line flags, and as environment variables under gunicorn.
+
+Gunicorn calls an app factory without arguments, so `start_app.py` hands options to its workers in
+the environment, as ``INFERENCE_STACK_<OPTION>``. An app is written as::
+
+    def create_app() -> FastAPI:                      # gunicorn "client_app:create_app()"
+        return build(from_environment(ClientAppOptions))
+
+    if __name__ == "__main__":
+        options = parse_arguments(ClientAppOptions, description=__doc__)
+        uvicorn.run(build(options), host=options.host, port=options.port)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from utils.config import ConfigError, Secret
+
+PREFIX = "INFERENCE_STACK_"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class AppOptions(BaseModel):
+    """What every app takes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: Port = Field(description="port to listen on")
+    debug: bool = Field(False, description="log at level DEBUG")
+
+
+class ClientAppOptions(AppOptions):
+    """Options of the gateway, `client_app.py`."""
+
+    port: Port = Field(8000, description="port to listen on")
+    client_config_file_path: Path = Field(
+        CONFIGS / "client_config.json", description="configuration of the gateway"
+    )
+    client_config_hot_update_interval_minutes: float = Field(
+        0, ge=0, description="also reread the configuration this often; 0: only when the file changes"
+    )
+
+
+class ServerAppOptions(AppOptions):
+    """Options that both servers share."""
+
+    server_config_file_path: Path = Field(description="configuration of the server")
+    model_id: str | None = Field(
+        None, min_length=1, description="name under which the model is served; default: its directory's name"
+    )
+    client_url: str | None = Field(
+        None, description="gateway to tell of start-up and shutdown, e.g. http://127.0.0.1:8000"
+    )
+    server_url: str | None = Field(
+        None, description="URL at which the gateway reaches this server; default: http://HOST:PORT"
+    )
+    event_token: Secret | None = Field(
+        None, description="token that the gateway asks of announcements; env:NAME reads it from NAME"
+    )
+
+    @property
+    def url(self) -> str:
+        """The URL that this server announces."""
+        return self.server_url or f"http://{self.host}:{self.port}"
+
+
+class CbServerAppOptions(ServerAppOptions):
+    """Options of `continuous_batching_server_app.py`."""
+
+    port: Port = Field(8001, description="port to listen on")
+    server_config_file_path: Path = Field(
+        CONFIGS / "cb_server_config.json", description="configuration of the server"
+    )
+
+
+class SbServerAppOptions(ServerAppOptions):
+    """Options of `static_batching_server_app.py`."""
+
+    port: Port = Field(8002, description="port to listen on")
+    server_config_file_path: Path = Field(
+        CONFIGS / "sb_server_config.json", description="configuration of the server"
+    )
+
+
+Options = TypeVar("Options", bound=AppOptions)
+
+
+def parse_arguments(
+    kind: type[Options], *, description: str | None, argv: Sequence[str] | None = None
+) -> Options:
+    """The options on the command line (`argv`, or that of the process).
+
+    Exits with status 2 and one line on stderr where an option is not accepted.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, info in kind.model_fields.items():
+        _add_argument(parser, name, info)
+    try:
+        return kind.model_validate(vars(parser.parse_args(argv)))
+    except ValidationError as error:
+        parser.error(_explain(error, "--{}"))
+
+
+def _add_argument(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
+    flag, text = f"--{name}", (info.description or "").replace("%", "%%")
+    if info.annotation is bool:
+        parser.add_argument(flag, action="store_true", help=text)
+        return
+    required = info.is_required()
+    shown = "" if required or info.default is None or "default:" in text else f" (default: {info.default})"
+    # left out unless given, so that the default is the model's
+    parser.add_argument(flag, default=argparse.SUPPRESS, required=required, help=text + shown, metavar="…")
+
+
+def to_environment(options: AppOptions) -> dict[str, str]:
+    """`options` as environment variables for `from_environment`; defaults are left out."""
+    values = options.model_dump(exclude_none=True, exclude_defaults=True)
+    if isinstance(options, ServerAppOptions) and options.event_token is not None:
+        values["event_token"] = options.event_token.get_secret_value()
+    return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def from_environment(kind: type[Options], environment: Mapping[str, str] | None = None) -> Options:
+    """The options in ``INFERENCE_STACK_*`` variables of `environment` (or of the process).
+
+    Raises:
+        ConfigError: a value is not accepted.
+    """
+    environment = os.environ if environment is None else environment
+    names = {name: PREFIX + name.upper() for name in kind.model_fields}
+    try:
+        return kind.model_validate({k: environment[v] for k, v in names.items() if v in environment})
+    except ValidationError as error:
+        raise ConfigError(_explain(error, PREFIX + "{}", upper=True)) from None
+
+
+def _explain(error: ValidationError, name: str, *, upper: bool = False) -> str:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    option = str(first["loc"][0])
+    return f"{name.format(option.upper() if upper else option)}: {first['msg']}"
