@@ -7,13 +7,12 @@ know which batching strategy runs behind.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from protocol.completion import FinishReason, ResumedChoice
 from protocol.generation import GenerationConfig
-from protocol.status import ServerStatus, ServiceKind
+from protocol.status import ServerState, ServerStatus, ServiceKind
 from server.text.tokenizer import Tokenizer
 
 
@@ -22,13 +21,15 @@ class Job:
     """One prompt to be continued."""
 
     request_id: str
+    """Unique among the jobs that live."""
     prompt_token_ids: list[int]
     config: GenerationConfig
     priority: int = 0
     stream: bool = False
     """Deltas are wanted as they come; otherwise one delta per answer at the end is best."""
     resume: list[ResumedChoice] | None = None
-    """Answers that another server began: their tokens are taken as generated, their text as sent."""
+    """Answers that another server began: their tokens are taken as generated, their text as sent.
+    Deltas hold only what comes after; a finished answer has none. At least one is unfinished."""
 
 
 @dataclass(slots=True)
@@ -52,22 +53,65 @@ class Delta:
     logprobs: list[TokenLogprob] | None = None
 
 
+class DeltaStream(Protocol):
+    """The deltas of one job, ending when each of its answers has had its finish reason.
+
+    An async generator is one, if the job is freed by `aclose` even before the first `anext`.
+    """
+
+    def __aiter__(self) -> DeltaStream: ...
+
+    async def __anext__(self) -> Delta: ...
+
+    async def aclose(self) -> None:
+        """Cancel the job where it still runs and free all it held; safe at any time, repeatedly."""
+        ...
+
+
 class Service(Protocol):
     """A model that is being served.
 
+    Life: made (`LOADING`, cheap, no I/O) → `start` → `READY` → `drain` → `close`. `state`,
+    `status`, `pending_tokens`, `kind` and `model_id` can be read at any time, the rest once ready.
+
     `submit` validates at once: it raises `ApiError` (422 what can never be done, 429 a full
     queue, 503 not ready) before anything is queued. Errors later on (408 queue timeout, 503 lost
-    engine) are raised by the iterator. Closing the iterator cancels the request and frees all it
-    held.
+    engine, 409 cancelled by id) are raised by the iterator.
     """
 
     kind: ServiceKind
     model_id: str
     tokenizer: Tokenizer
+    vocab_size: int
+    """Rows of the model's output layer: token ids at or above it do not exist."""
     model_max_length: int
     can_stream: bool
 
-    def submit(self, job: Job) -> AsyncIterator[Delta]: ...
+    @property
+    def state(self) -> ServerState: ...
+
+    @property
+    def pending_tokens(self) -> int:
+        """`ServerLoad.pending_tokens`, cheap enough to read on every answer."""
+        ...
+
+    async def start(self) -> None:
+        """Load the model and become `READY`; the event loop stays free meanwhile.
+
+        Raises:
+            Exception: the model cannot be served; one line that says why.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new jobs with 503 from now on and return when the accepted ones are done."""
+        ...
+
+    async def close(self) -> None:
+        """Stop at once, failing what still runs, and free everything; safe in every state."""
+        ...
+
+    def submit(self, job: Job) -> DeltaStream: ...
 
     def max_new_tokens(self, prompt_tokens: int, rows: int) -> int:
         """The most new tokens a request with that prompt may ask for; 0 where it cannot fit."""
@@ -76,5 +120,5 @@ class Service(Protocol):
     def status(self) -> ServerStatus: ...
 
     def cancel(self, request_id: str) -> bool:
-        """Cancel by id (`DELETE /requests/{id}`); False where no such request lives."""
+        """Cancel by id: the iterator raises `protocol.errors.cancelled`; False if none lives."""
         ...
