@@ -3,12 +3,20 @@
 Gunicorn calls an app factory without arguments, so `start_app.py` hands options to its workers in
 the environment, as ``INFERENCE_STACK_<OPTION>``. An app is written as::
 
+    def build(options: ClientAppOptions) -> FastAPI:
+        configure_logging(options.debug)
+        with exit_on_config_error():                  # one line and exit status 3
+            config = load_config(options.client_config_file_path, ClientConfig)
+        ...
+
     def create_app() -> FastAPI:                      # gunicorn "client_app:create_app()"
-        return build(from_environment(ClientAppOptions))
+        with exit_on_config_error():
+            options = from_environment(ClientAppOptions)
+        return build(options)
 
     if __name__ == "__main__":
         options = parse_arguments(ClientAppOptions, description=__doc__)
-        uvicorn.run(build(options), host=options.host, port=options.port)
+        run_in_foreground(build(options), options)
 """
 
 from __future__ import annotations
