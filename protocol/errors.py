@@ -141,13 +141,14 @@ def from_validation(error: ValidationError) -> ApiError:
 
 def from_error_list(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     """Like `from_validation`, from pydantic's list of error dictionaries."""
-    first = errors[0]
+    first = _clearest(errors)
     if first["type"] in ("json_invalid", "json_type"):
         return bad_request(f"the body is not valid JSON: {first['msg']}", code="invalid_json")
-    path = [str(part) for part in first["loc"] if part not in ("body", "function-after")]
-    field = ".".join(path) or None
     if first["type"] == "extra_forbidden":
-        return unprocessable(f"unknown option {field!r}", param=field, code="unknown_option")
+        *parents, name = first["loc"]
+        option = ".".join([*map(str, filter(_in_request, parents)), str(name)])
+        return unprocessable(f"unknown option {option!r}", param=option, code="unknown_option")
+    field = ".".join(map(str, filter(_in_request, first["loc"]))) or None
     if first["type"] == "missing":
         return unprocessable(f"{field!r} is required", param=field, code="missing_field")
     reason = str(first["msg"]).removeprefix("Value error, ")
@@ -155,6 +156,17 @@ def from_error_list(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     if first["type"] != "value_error":
         message += f" (got {_short(first.get('input'))})"
     return unprocessable(message, param=field, code="invalid_value")
+
+
+def _clearest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of the first field's errors the one that got furthest: a union fails once per member."""
+    same = [item for item in errors if item["loc"][:1] == errors[0]["loc"][:1]]
+    return max(same, key=lambda item: len(item["loc"]))
+
+
+def _in_request(part: str | int) -> bool:
+    """Whether part of an error's location is a key or index, not the name of a union member."""
+    return isinstance(part, int) or (part.isidentifier() and part not in ("str", "int", "float", "bool"))
 
 
 def _short(value: Any, limit: int = 60) -> str:

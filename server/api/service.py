@@ -7,8 +7,11 @@ know which batching strategy runs behind.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from prometheus_client import Metric
 
 from protocol.completion import FinishReason, ResumedChoice
 from protocol.generation import GenerationConfig
@@ -29,7 +32,8 @@ class Job:
     """Deltas are wanted as they come; otherwise one delta per answer at the end is best."""
     resume: list[ResumedChoice] | None = None
     """Answers that another server began: their tokens are taken as generated, their text as sent.
-    Deltas hold only what comes after; a finished answer has none. At least one is unfinished."""
+    Deltas hold only what comes after; a finished answer has none. At least one is unfinished.
+    Beam search gives out whole answers only: it is run anew, and the finished ones are left out."""
 
 
 @dataclass(slots=True)
@@ -44,7 +48,7 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class Delta:
-    """The next piece of one answer."""
+    """The next piece of one answer; it belongs to who receives it."""
 
     index: int
     text: str
@@ -118,6 +122,12 @@ class Service(Protocol):
         ...
 
     def status(self) -> ServerStatus: ...
+
+    def collect(self) -> Iterable[Metric]:
+        """Its own metrics (queue, cache, …), read at each scrape: a service is a Prometheus
+        collector. What can be measured at the HTTP routes (`server.api.metrics`) is not among them.
+        """
+        ...
 
     def cancel(self, request_id: str) -> bool:
         """Cancel by id: the iterator raises `protocol.errors.cancelled`; False if none lives."""

@@ -1,0 +1,201 @@
+"""From the bytes of a request to the jobs of a service: parse, check, tokenise."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from protocol.completion import CompletionRequest, Resume
+from protocol.errors import ApiError, from_validation, model_not_found, unavailable, unprocessable
+from protocol.generation import GenerationConfig
+from protocol.openai import ChatCompletionRequest, OpenAICompletionRequest, OpenAIPrompt, SharedRequest
+from protocol.status import ServerState
+from server.api.service import Job, Service
+
+OPENAI_DEFAULT_MAX_TOKENS = 16
+"""`max_tokens` of ``/v1/completions`` where it is not given."""
+
+LONG_TEXT = 16_384
+"""Characters from which a text is tokenised in a thread, so that the event loop stays free."""
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+@dataclass(slots=True)
+class Call:
+    """What one request asks of the service: each prompt is continued with the same options."""
+
+    prompts: list[list[int]]
+    config: GenerationConfig
+    priority: int
+    stream: bool
+    resume: Resume | None
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    @property
+    def choices(self) -> int:
+        """How many answers the response holds."""
+        return len(self.prompts) * self.config.num_choices
+
+    @property
+    def unfinished(self) -> int:
+        """How many of them are still to be made."""
+        if self.resume is None:
+            return self.choices
+        return sum(not choice.finished for choice in self.resume.choices)
+
+    def jobs(self, ids: Sequence[str]) -> list[Job | None]:
+        """A job for each prompt, named by `ids`; None where a resumed stream has its answers."""
+        size = self.config.num_choices
+        jobs: list[Job | None] = []
+        for i, (prompt, job_id) in enumerate(zip(self.prompts, ids, strict=True)):
+            resume = None if self.resume is None else self.resume.choices[i * size : (i + 1) * size]
+            done = resume is not None and all(choice.finished for choice in resume)
+            jobs.append(
+                None if done else Job(job_id, prompt, self.config, self.priority, self.stream, resume)
+            )
+        return jobs
+
+
+def parse(model: type[Body], body: bytes) -> Body:
+    """The request in `body`.
+
+    Raises:
+        ApiError: 400 where it is not JSON, 422 where a field is not accepted.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def check_service(service: Service, model: str) -> None:
+    """Raise 503 unless the service takes requests, 404 unless it serves `model`."""
+    if service.state is not ServerState.READY:
+        state = service.state.value
+        raise unavailable(f"the server is {state}", code=state, retry_after=2)
+    if model != service.model_id:
+        raise model_not_found(model, [service.model_id])
+
+
+async def completion_call(service: Service, request: CompletionRequest) -> Call:
+    """The call that a native completion request makes."""
+    check_service(service, request.model)
+    prompt = request.prompt
+    ids = await _tokenise(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
+    call = Call([ids], request.generation_config, request.priority, request.stream, request.resume)
+    return _checked(service, call, "prompt")
+
+
+async def openai_completion_call(service: Service, request: OpenAICompletionRequest) -> Call:
+    """The call that ``/v1/completions`` makes; it may hold several prompts."""
+    check_service(service, request.model)
+    max_tokens = request.max_tokens or OPENAI_DEFAULT_MAX_TOKENS
+    config = _config(request, max_tokens, request.logprobs)
+    encode = service.tokenizer.encode
+    prompts = [
+        await _tokenise(encode, prompt) if isinstance(prompt, str) else prompt
+        for prompt in split_prompts(request.prompt)
+    ]
+    call = Call(prompts, config, request.priority or 0, bool(request.stream), request.resume)
+    return _checked(service, call, "prompt")
+
+
+async def chat_call(service: Service, request: ChatCompletionRequest) -> Call:
+    """The call that ``/v1/chat/completions`` makes; unless limited, it may fill the context."""
+    check_service(service, request.model)
+    try:
+        messages = [
+            {"role": message.role, "content": message.text()}
+            | ({"name": message.name} if message.name else {})
+            for message in request.messages
+        ]
+        ids = await _tokenise(service.tokenizer.encode_chat, messages)
+    except ValueError as error:
+        raise unprocessable(str(error), param="messages") from None
+    max_tokens = request.max_completion_tokens or request.max_tokens
+    if max_tokens is None:
+        max_tokens = service.max_new_tokens(len(ids), max(request.n or 1, request.num_beams or 1))
+        if max_tokens < 1:
+            raise _too_long(service, len(ids), 1, "messages")
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    config = _config(request, max_tokens, logprobs)
+    call = Call([ids], config, request.priority or 0, bool(request.stream), request.resume)
+    return _checked(service, call, "messages")
+
+
+def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
+    """The prompts of ``/v1/completions``, each as text or token ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [part for part in prompt if not isinstance(part, int)]
+
+
+Text = TypeVar("Text", str, list[dict[str, str]])
+
+
+async def _tokenise(encode: Callable[[Text], list[int]], text: Text) -> list[int]:
+    size = len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
+    return encode(text) if size < LONG_TEXT else await asyncio.to_thread(encode, text)
+
+
+def _config(request: SharedRequest, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
+    try:
+        return request.generation_config(max_new_tokens, logprobs)
+    except ValidationError as error:
+        raise from_validation(error) from None
+
+
+def _checked(service: Service, call: Call, param: str) -> Call:
+    """`call`, unless its tokens do not exist, do not fit, or its answers cannot be streamed."""
+    config = call.config
+    for prompt in call.prompts:
+        if not prompt:
+            raise unprocessable("the prompt has no tokens", param=param)
+        _check_ids(service, prompt, param)
+        if len(prompt) + config.max_new_tokens > service.model_max_length:
+            raise _too_long(service, len(prompt), config.max_new_tokens, param)
+    _check_ids(service, config.stop_token_ids, "stop_token_ids")
+    _check_ids(service, config.logit_bias, "logit_bias")
+    _check_ids(service, config.eos_token_ids or (), "eos_token_id")
+    if call.stream and not service.can_stream:
+        raise unprocessable(f"stream: a {service.kind} server answers whole", param="stream")
+    if call.resume is not None:
+        _check_resume(service, call, call.resume)
+    return call
+
+
+def _check_ids(service: Service, ids: Sequence[int] | dict[int, float], param: str) -> None:
+    highest = max(ids, default=0)
+    if highest >= service.vocab_size:
+        message = f"{param}: token id {highest} is not below the vocabulary size {service.vocab_size}"
+        raise unprocessable(message, param=param)
+
+
+def _check_resume(service: Service, call: Call, resume: Resume) -> None:
+    if not call.stream:
+        raise unprocessable("only a stream can be resumed", param="resume")
+    if len(resume.choices) != call.choices:
+        message = f"resume has {len(resume.choices)} choices, the request {call.choices}"
+        raise unprocessable(message, param="resume.choices")
+    for choice in resume.choices:
+        _check_ids(service, choice.token_ids, "resume.choices")
+        if len(choice.token_ids) > call.config.max_new_tokens:
+            raise unprocessable("resume has more tokens than max_new_tokens", param="resume.choices")
+
+
+def _too_long(service: Service, prompt_tokens: int, new_tokens: int, param: str) -> ApiError:
+    message = (
+        f"the prompt has {prompt_tokens} tokens, which with {new_tokens} new ones exceeds "
+        f"the {service.model_max_length} tokens that the model can handle"
+    )
+    return unprocessable(message, param=param, code="context_length_exceeded")

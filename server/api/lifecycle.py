@@ -1,0 +1,114 @@
+"""Loading in the background, draining on a signal, closing: the life of a server's service."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from server.api.service import Service
+
+logger = logging.getLogger(__name__)
+
+Failed = Callable[[Exception], Awaitable[None] | None]
+
+
+class Announcer(Protocol):
+    """Tells somebody that the service came up or is about to go; never raises."""
+
+    async def started(self) -> None: ...
+
+    async def stopping(self) -> None: ...
+
+
+class Lifecycle:
+    """Starts a service when its app starts, so that the app answers while the model loads.
+
+    Args:
+        service: what is started and closed.
+        on_failure: called, once the service is closed, where it cannot start.
+        announcer: told of start and drain.
+        drain_on_signals: on the first SIGTERM or SIGINT keep answering (new work with 503) until
+            accepted work is done, and only then let the HTTP server go; on a second one at once.
+        drain_timeout: seconds after which draining gives up on what is left.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        on_failure: Callable[[], None] | None = None,
+        announcer: Announcer | None = None,
+        drain_on_signals: bool = False,
+        drain_timeout: float = 30.0,
+    ) -> None:
+        self._service = service
+        self._on_failure = on_failure
+        self._announcer = announcer
+        self._drain_on_signals = drain_on_signals
+        self._drain_timeout = drain_timeout
+        self._draining: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def run(self, _app: object = None) -> AsyncIterator[None]:
+        """The lifespan of an app."""
+        if self._drain_on_signals and threading.current_thread() is threading.main_thread():
+            self._take_signals()
+        loading = asyncio.create_task(self._load())
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            if self._draining is None:
+                await self._drain()
+            await self._service.close()
+
+    async def _load(self) -> None:
+        try:
+            await self._service.start()
+        except Exception as error:
+            logger.error("%s cannot be served: %s", self._service.model_id, _one_line(error))
+            logger.debug("the failure in full", exc_info=error)
+            await self._service.close()
+            if self._on_failure is not None:
+                self._on_failure()
+            return
+        logger.info("%s is ready", self._service.model_id)
+        if self._announcer is not None:
+            await self._announcer.started()
+
+    async def _drain(self) -> None:
+        if self._announcer is not None:
+            await self._announcer.stopping()
+        try:
+            async with asyncio.timeout(self._drain_timeout):
+                await self._service.drain()
+        except TimeoutError:
+            logger.warning("requests were still running after %g s of draining", self._drain_timeout)
+
+    def _take_signals(self) -> None:
+        """Put draining in front of the HTTP server's own signal handlers."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            server_exit = signal.getsignal(number)
+            if callable(server_exit):
+                loop.add_signal_handler(number, self._on_signal, number, server_exit)
+
+    def _on_signal(self, number: signal.Signals, server_exit: Callable[[int, None], object]) -> None:
+        if self._draining is not None:
+            self._draining.cancel()
+            server_exit(number, None)
+            return
+        logger.info("draining on %s", number.name)
+        self._draining = asyncio.create_task(self._drain())
+        self._draining.add_done_callback(lambda _: server_exit(number, None))
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
