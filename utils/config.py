@@ -118,6 +118,15 @@ def load_config(path: str | Path, model: type[Model]) -> Model:
         raise ConfigError(_explain(document, model, dict(first))) from None
 
 
+def read_file(path: str | Path) -> Any:
+    """The content of a configuration file as plain values, unchecked.
+
+    Raises:
+        ConfigError: the file cannot be read or parsed.
+    """
+    return _Document.read(Path(path)).value
+
+
 @dataclass
 class _Document:
     """A parsed file that remembers on which line each key and item stands."""
