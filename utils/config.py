@@ -35,6 +35,7 @@ Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 _DIRECTORY = "directory"  # key of the validation context
+_PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")]
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -132,6 +133,7 @@ class _Document:
     """A parsed file that remembers on which line each key and item stands."""
 
     path: Path
+    text: str
     value: Any = None
     lines: dict[Location, int] = field(default_factory=dict)
 
@@ -139,42 +141,52 @@ class _Document:
     def read(cls, path: Path) -> _Document:
         try:
             # YAML allows no tabs between tokens, JSON no raw tabs within strings
-            text = path.read_text(encoding="utf-8-sig").replace("\t", " ")
+            document = cls(path, path.read_text(encoding="utf-8-sig").replace("\t", " "))
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-        document = cls(path)
         try:
-            loader = yaml.SafeLoader(text)
-            document.value = document._build(loader, loader.get_single_node(), ())
+            document.value = document._build(yaml.compose(document.text, yaml.BaseLoader), ())
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise ConfigError(f"{path}:{line}: not valid JSON: {error.problem}") from None
-        except (yaml.YAMLError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{path}: not valid JSON: {reason}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from None
         return document
 
-    def _build(self, loader: yaml.SafeLoader, node: yaml.Node | None, at: Location) -> Any:
+    def _build(self, node: yaml.Node | None, at: Location) -> Any:
         if node is None:
             return None
-        self.lines.setdefault(at, node.start_mark.line + 1)
+        line = node.start_mark.line + 1
+        self.lines.setdefault(at, line)
+        if node.tag not in _PLAIN_TAGS:
+            raise ConfigError(f"{self.path}:{line}: not valid JSON: tag {node.tag!r}")
         if isinstance(node, yaml.SequenceNode):
-            return [self._build(loader, item, (*at, i)) for i, item in enumerate(node.value)]
-        if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node)
+            return [self._build(item, (*at, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node)
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key, line = str(key_node.value), key_node.start_mark.line + 1
+            key, line = str(self._scalar(key_node)), key_node.start_mark.line + 1
             if key in mapping:
                 first = self.lines[*at, key]
                 raise ConfigError(
                     f"{self.path}:{line}: duplicate key {_dotted((*at, key))!r} (first on line {first})"
                 )
             self.lines[*at, key] = line
-            mapping[key] = self._build(loader, value_node, (*at, key))
+            mapping[key] = self._build(value_node, (*at, key))
         return mapping
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        """A string, number, boolean or null as JSON reads it; a bare word is a string."""
+        written = self.text[node.start_mark.index : node.end_mark.index]
+        if not written:
+            raise ConfigError(f"{self.path}:{node.start_mark.line + 1}: not valid JSON: a value is missing")
+        try:
+            return json.loads(written, strict=False)
+        except ValueError:
+            return node.value
 
     def line(self, loc: Location) -> int:
         """The line of the innermost part of `loc` that stands in the file."""
