@@ -1,0 +1,1 @@
+"""Attention backends; nothing else knows a kernel."""

@@ -1,0 +1,94 @@
+"""The seam between the models and the attention kernels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class ChunkSpan:
+    """A run of consecutive tokens of one sequence.
+
+    Attributes:
+        begin, end: its rows in the step's tokens.
+        start: tokens of the sequence before it, all in the cache.
+        blocks: int64 [n], cache blocks that hold its first ``start + end - begin`` tokens.
+    """
+
+    begin: int
+    end: int
+    start: int
+    blocks: Tensor
+
+
+@dataclass(slots=True)
+class AttentionBatch:
+    """Which token of a step sits where: the same for every layer.
+
+    The tokens are those of the decodes, one each, then those of the chunks.
+
+    Attributes:
+        slot_blocks, slot_offsets: int64 [tokens], where each token's key and value are stored.
+        decode_lengths: int64 [decodes] on the host, tokens to attend to (the new one included).
+        decode_tables: int64 [decodes, blocks], cache blocks of each decode; unused entries valid.
+        chunks: the chunks in order.
+    """
+
+    slot_blocks: Tensor
+    slot_offsets: Tensor
+    decode_lengths: np.ndarray
+    decode_tables: Tensor
+    chunks: list[ChunkSpan]
+
+    @property
+    def num_decodes(self) -> int:
+        return len(self.decode_lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Sizes that a backend is made for."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+
+
+class AttentionBackend(ABC):
+    """Causal attention over the paged cache, for decodes and chunks in one call.
+
+    Args:
+        shape: sizes of the model and the cache.
+        cache: [blocks, layers, 2, block_size, kv_heads, head_dim], keys then values.
+    """
+
+    name: str
+
+    def __init__(self, shape: AttentionShape, cache: Tensor) -> None:
+        self.shape = shape
+        self.cache = cache
+
+    @abstractmethod
+    def prepare(self, batch: AttentionBatch) -> None:
+        """Take the batch of the next forward pass; called once before its first layer."""
+
+    @abstractmethod
+    def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store keys and values of all tokens, then attend.
+
+        Args:
+            layer: index of the layer.
+            query: [tokens, heads, head_dim], rotated.
+            key: [tokens, kv_heads, head_dim], rotated.
+            value: [tokens, kv_heads, head_dim].
+
+        Returns:
+            [tokens, heads × head_dim].
+        """

@@ -1,0 +1,144 @@
+"""From logits to tokens, for every strategy in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.continuous_batching.decoding.beam import BeamSearch, Candidates, candidates_needed
+from server.continuous_batching.decoding.logprobs import StepLogprobs
+from server.continuous_batching.decoding.processors import apply_filters, apply_processors
+from server.continuous_batching.decoding.random import uniform
+from server.continuous_batching.decoding.rows import RowTable
+from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
+from server.continuous_batching.scheduler.request import Phase, Request, Sequence
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a step chose.
+
+    Attributes:
+        tokens: per sampled sequence its next token, `FAILED` for none; without meaning for beams.
+        candidates: per beam-search request its best continuations.
+        logprobs: reports by index of the sampled sequence.
+    """
+
+    tokens: list[int]
+    logprobs: StepLogprobs
+    candidates: dict[str, Candidates] = field(default_factory=dict)
+
+
+class Decoder:
+    """Chooses tokens for all rows of a step at once.
+
+    Args:
+        num_rows: most sequences that run at once.
+        vocab_size: columns of the logits.
+        device: where the logits are.
+    """
+
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.table = RowTable(num_rows, vocab_size, device)
+
+    def join(self, request: Request) -> None:
+        """Write the table rows of a request that entered the batch, or split into answers."""
+        if request.phase is not Phase.RUNNING:
+            return  # it was preempted in the step that admitted it
+        if request.params.uses_beams and request.beams is None:
+            request.beams = BeamSearch(request.params)
+        for sequence in request.sequences:
+            history = sequence.history
+            cut = request.prompt_length
+            prompt, generated = history.slice(0, cut), history.slice(cut, len(history))
+            self.table.assign(sequence.row, request.params, sequence.index, prompt, generated)
+
+    def decode(self, logits: Tensor, sequences: Seq[Sequence]) -> Decoded:
+        """Choose the next token of every sequence.
+
+        Args:
+            logits: float32 [len(sequences), vocab]; overwritten.
+            sequences: whose rows those are; the beams of a request stand together.
+        """
+        table = self.table
+        rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
+        positions = np.fromiter((len(s.history) for s in sequences), np.int64, len(sequences))
+        prompts = np.fromiter((s.request.prompt_length for s in sequences), np.int64, len(sequences))
+        logprobs = StepLogprobs(logits, table.logprobs[rows])
+        beams = np.flatnonzero(table.beams[rows])
+        if beams.size:
+            logits[beams] = torch.log_softmax(logits[beams], dim=-1)
+        apply_processors(logits, table, rows, positions - prompts)
+        if beams.size == len(sequences):
+            tokens = np.full(len(sequences), FAILED)
+        else:
+            tokens = choose_tokens(logits, table, rows, positions)
+            if not beams.size:
+                valid = tokens != FAILED
+                table.record(rows[valid], tokens[valid])
+        decoded = Decoded(tokens.tolist(), logprobs)
+        if beams.size:
+            plain = np.flatnonzero(~table.beams[rows] & (tokens != FAILED))
+            table.record(rows[plain], tokens[plain])
+            group = [sequences[i] for i in beams.tolist()]
+            decoded.candidates = self._beam_candidates(logits[beams], rows[beams], group)
+        return decoded
+
+    def _beam_candidates(
+        self, scores: Tensor, rows: np.ndarray, sequences: Seq[Sequence]
+    ) -> dict[str, Candidates]:
+        """The best continuations of each request's beams (rows of a request stand together)."""
+        requests = list({s.request.id: s.request for s in sequences}.values())
+        running = np.concatenate([r.beams.scores for r in requests if r.beams is not None])
+        sampled = [r.params.do_sample for r in requests]
+        if any(sampled):
+            lines = np.flatnonzero(np.repeat(sampled, [r.params.num_beams for r in requests]))
+            scores[lines] = apply_filters(scores[lines], self.table, rows[lines])
+        scores = scores + torch.from_numpy(running).to(scores.device).unsqueeze(1)
+        keys = scores
+        if any(sampled):
+            keys = scores.clone()
+            keys[lines] += self._gumbel(rows[lines], [sequences[i] for i in lines.tolist()])
+        count = min(max(candidates_needed(r.params) for r in requests), self.vocab_size)
+        best = torch.topk(keys, count, dim=-1)
+        values = scores.gather(1, best.indices).cpu().numpy()
+        order, tokens = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        found: dict[str, Candidates] = {}
+        line = 0
+        for request in requests:
+            lines_of = slice(line, line + request.params.num_beams)
+            found[request.id] = _merge(
+                order[lines_of], values[lines_of], tokens[lines_of], candidates_needed(request.params)
+            )
+            line += request.params.num_beams
+        return found
+
+    def _gumbel(self, rows: np.ndarray, sequences: Seq[Sequence]) -> Tensor:
+        """Gumbel noise [rows, vocab]: the k largest of score + noise are k draws without
+        replacement from softmax(scores) (Kool et al., 2019), as beam sampling wants them."""
+        table = self.table
+        beam = np.array([s.request.sequences.index(s) for s in sequences], np.int64)
+        position = np.array([len(s.history) for s in sequences], np.int64)
+        device = table.device
+        numbers = uniform(
+            table.column(table.integers["seed"], rows),
+            torch.from_numpy(beam).to(device).unsqueeze(1),
+            torch.from_numpy(position).to(device).unsqueeze(1),
+            torch.arange(self.vocab_size, device=device).unsqueeze(0),
+        )
+        return -(-numbers.log()).log().float()
+
+
+def _merge(keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int) -> Candidates:
+    """The `count` best of all beams' candidates, [beams, k] each."""
+    flat = np.argsort(-keys.ravel(), kind="stable")[:count]
+    return Candidates(
+        scores=values.ravel()[flat].astype(np.float32),
+        parents=flat // keys.shape[1],
+        tokens=tokens.ravel()[flat],
+    )

@@ -1,0 +1,121 @@
+"""Changes to the scores before a token is chosen, each for all rows that ask for it at once.
+
+Meanings and order are those of transformers' logits processors; presence and frequency penalties
+are OpenAI's and follow the repetition penalty. For beams the scores are log probabilities, for
+other rows logits, as in transformers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.continuous_batching.decoding.rows import RowTable
+
+_EXCLUDED = float("-inf")
+
+
+def apply_processors(scores: Tensor, table: RowTable, rows: np.ndarray, generated: np.ndarray) -> None:
+    """Bias, penalties and minimum length, in place.
+
+    Args:
+        scores: float32 [rows, vocab].
+        table: the rows' options.
+        rows: table row of each score row.
+        generated: tokens each row has generated so far.
+    """
+    biased = np.flatnonzero(table.biased[rows])
+    if biased.size:
+        scores[biased] += table.bias[rows[biased]]
+    penalised = np.flatnonzero(table.penalised[rows])
+    if penalised.size:
+        scores[penalised] = _penalise(scores[penalised], table, rows[penalised])
+    short = np.flatnonzero(generated < table.integers["min_new_tokens"][rows])
+    if short.size:
+        _suppress_eos(scores, table, short, rows[short])
+
+
+def _penalise(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
+    index = torch.from_numpy(rows).to(scores.device)
+    repetition = table.column(table.floats["repetition_penalty"], rows)
+    repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
+    scores = torch.where(table.seen[index], repeated, scores)
+    counts = table.counts[index]
+    scores = scores - counts * table.column(table.floats["frequency_penalty"], rows)
+    return scores - (counts > 0) * table.column(table.floats["presence_penalty"], rows)
+
+
+def _suppress_eos(scores: Tensor, table: RowTable, index: np.ndarray, rows: np.ndarray) -> None:
+    counts = table.eos_count[rows]
+    lines = np.repeat(index, counts)
+    columns = table.eos[rows][np.arange(table.eos.shape[1]) < counts[:, None]]
+    scores[torch.from_numpy(lines), torch.from_numpy(columns)] = _EXCLUDED
+
+
+def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
+    """Temperature, top-k, top-p, min-p and typical-p: what may not be sampled becomes -inf.
+
+    Args:
+        scores: float32 [rows, vocab], of sampling rows only.
+
+    Returns:
+        Filtered scores of the same shape.
+    """
+    scores = scores / table.column(table.floats["temperature"], rows)
+    chosen = np.flatnonzero(table.filtered[rows])
+    if not chosen.size:
+        return scores
+    rows = rows[chosen]
+    part = scores[chosen]
+    # beam search must keep a way on beside every end of sequence, as in transformers
+    least = np.where(table.beams[rows], table.eos_count[rows] + 1, 1)
+    keep = torch.from_numpy(np.minimum(least, scores.shape[1])).to(scores.device).unsqueeze(1)
+    for applies, keep_tokens in (
+        (table.integers["top_k"][rows] > 0, _top_k),
+        (table.floats["top_p"][rows] < 1.0, _top_p),
+        (table.floats["min_p"][rows] > 0.0, _min_p),
+        (table.floats["typical_p"][rows] < 1.0, _typical_p),
+    ):
+        some = np.flatnonzero(applies)
+        if some.size:
+            part[some] = keep_tokens(part[some], table, rows[some], keep[some])
+    scores[chosen] = part
+    return scores
+
+
+def _top_k(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+    k = torch.maximum(table.column(table.integers["top_k"], rows), keep).clamp(max=scores.shape[1])
+    best = torch.topk(scores, int(k.max()), dim=-1).values
+    return scores.masked_fill(scores < best.gather(1, k - 1), _EXCLUDED)
+
+
+def _top_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+    """Nucleus sampling (Holtzman et al., 2020)."""
+    ordered, order = torch.sort(scores, dim=-1)
+    below = ordered.softmax(dim=-1).cumsum(dim=-1)
+    remove = below <= table.column(1.0 - table.floats["top_p"], rows)
+    remove &= torch.arange(scores.shape[1], device=scores.device) < scores.shape[1] - keep
+    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)
+
+
+def _min_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+    """Relative to the likeliest token (Nguyen et al., 2024)."""
+    probabilities = scores.softmax(dim=-1)
+    best = torch.topk(probabilities, int(keep.max()), dim=-1).values
+    remove = probabilities < table.column(table.floats["min_p"], rows) * best[:, :1]
+    remove &= probabilities < best.gather(1, keep - 1)
+    return scores.masked_fill(remove, _EXCLUDED)
+
+
+def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+    """Locally typical sampling (Meister et al., 2022)."""
+    logs = scores.log_softmax(dim=-1)
+    entropy = -(logs * logs.exp()).nansum(dim=-1, keepdim=True)
+    surprise, order = torch.sort((-logs - entropy).abs(), dim=-1)
+    mass = scores.gather(1, order).softmax(dim=-1).cumsum(dim=-1)
+    last = (mass < table.column(table.floats["typical_p"], rows)).sum(dim=1, keepdim=True)
+    last = last.clamp(max=scores.shape[1] - 1)
+    remove = surprise > surprise.gather(1, last)
+    remove &= torch.arange(scores.shape[1], device=scores.device) >= keep
+    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)

@@ -1,0 +1,94 @@
+"""From a plan to the tensors of one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
+from server.continuous_batching.scheduler.plan import Plan
+from server.continuous_batching.scheduler.request import Sequence
+
+
+@dataclass(slots=True)
+class ForwardBatch:
+    """Inputs of a forward pass.
+
+    Attributes:
+        token_ids, positions: int64 [tokens].
+        logit_rows: int64 [sampled], rows of the tokens whose successors are chosen.
+        attention: where the tokens' keys and values live.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    logit_rows: Tensor
+    attention: AttentionBatch
+
+
+class BatchBuilder:
+    """Builds batches; mirrors block tables by row, so that a step writes only what changed.
+
+    Args:
+        max_rows: most sequences that run at once.
+        max_blocks: blocks of the longest sequence.
+        block_size: tokens a block.
+        device: where the tensors go.
+    """
+
+    def __init__(self, max_rows: int, max_blocks: int, block_size: int, device: torch.device) -> None:
+        self._tables = np.zeros((max_rows, max_blocks), np.int64)
+        self._block_size = block_size
+        self._device = device
+
+    def build(self, plan: Plan) -> ForwardBatch:
+        decodes = plan.decodes
+        rows = self._mirror(decodes)
+        positions = [np.fromiter((s.num_computed for s in decodes), np.int64, len(decodes))]
+        tokens = [np.fromiter((s.history.last for s in decodes), np.int64, len(decodes))]
+        blocks = [self._tables[rows, positions[0] // self._block_size]]
+        logit_rows = list(range(len(decodes)))
+        lengths = positions[0] + 1
+        width = -(-int(lengths.max()) // self._block_size) if len(decodes) else 0
+        spans, begin = [], len(decodes)
+        for chunk in plan.chunks:
+            places = np.arange(chunk.start, chunk.end)
+            table = np.asarray(chunk.sequence.blocks)
+            end = begin + chunk.length
+            positions.append(places)
+            tokens.append(np.asarray(chunk.sequence.history.slice(chunk.start, chunk.end)))
+            blocks.append(table[places // self._block_size])
+            held = table[: -(-chunk.end // self._block_size)]
+            spans.append(ChunkSpan(begin, end, chunk.start, self._tensor(held)))
+            if chunk.samples:
+                logit_rows.append(end - 1)
+            begin = end
+        all_positions = np.concatenate(positions)
+        return ForwardBatch(
+            token_ids=self._tensor(np.concatenate(tokens)),
+            positions=self._tensor(all_positions),
+            logit_rows=self._tensor(np.asarray(logit_rows, np.int64)),
+            attention=AttentionBatch(
+                slot_blocks=self._tensor(np.concatenate(blocks)),
+                slot_offsets=self._tensor(all_positions % self._block_size),
+                decode_lengths=lengths,
+                decode_tables=self._tensor(self._tables[rows, :width]),
+                chunks=spans,
+            ),
+        )
+
+    def _mirror(self, sequences: list[Sequence]) -> np.ndarray:
+        """Bring the table rows of `sequences` up to date; returns their rows."""
+        tables = self._tables
+        for sequence in sequences:
+            held = len(sequence.blocks)
+            if sequence.mirrored < held:
+                tables[sequence.row, sequence.mirrored : held] = sequence.blocks[sequence.mirrored :]
+                sequence.mirrored = held
+        return np.fromiter((s.row for s in sequences), np.int64, len(sequences))
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(self._device, non_blocking=True)

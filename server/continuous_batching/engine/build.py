@@ -1,0 +1,133 @@
+"""Puts an engine together from a configuration."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from server.continuous_batching.attention.base import AttentionShape
+from server.continuous_batching.attention.torch_backend import TorchAttention
+from server.continuous_batching.cache.manager import CacheManager
+from server.continuous_batching.cache.sizing import blocks_that_fit
+from server.continuous_batching.cache.storage import CacheStorage
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.decoding.decoder import Decoder
+from server.continuous_batching.engine.batch import BatchBuilder
+from server.continuous_batching.engine.collector import Collector
+from server.continuous_batching.engine.engine import Engine
+from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.models.config import DecoderConfig, ModelError
+from server.continuous_batching.models.decoder import Decoder as DecoderModel
+from server.continuous_batching.models.loader import load_weights
+from server.continuous_batching.scheduler.cost import PreemptionCost
+from server.continuous_batching.scheduler.limits import Limits
+from server.continuous_batching.scheduler.scheduler import Scheduler
+from server.text.vocabulary import Vocabulary
+
+CPU_CHUNK_TOKENS = 512
+"""Prompt tokens a step on a CPU, so that running answers are not held up by long prompts."""
+
+
+@dataclass(slots=True)
+class BuiltEngine:
+    """An engine, and what there is to know of it."""
+
+    engine: Engine
+    model: DecoderConfig
+    capabilities: dict[str, Any]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one.
+
+    Raises:
+        ModelError: CUDA was asked for and there is none.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device 'cuda' was asked for, but torch finds no CUDA device")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
+    """Load the model and make everything around it.
+
+    Args:
+        config: the server's configuration.
+        tokenizer: transformers' tokenizer of the model, for stop strings.
+
+    Raises:
+        ModelError: the checkpoint cannot be served as configured.
+    """
+    loading = config.model_loading_config
+    if loading.quantize_method is not None:
+        raise ModelError("quantize_method 'gptq' is not supported by this version")
+    path = Path(loading.model_name_or_path)
+    device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
+    shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
+    max_length = loading.model_max_length or shape.max_position_embeddings
+    model = DecoderModel(shape, max_length, dtype, device)
+    load_weights(path, model.weights(), tied=shape.tie_word_embeddings)
+    limits, num_host_blocks, block_shape = _size_cache(config, shape, max_length, dtype, device)
+    cache = CacheManager(
+        limits.num_blocks,
+        num_host_blocks,
+        limits.block_size,
+        prefix_cache=config.cache_config.enable_prefix_cache,
+    )
+    cost = PreemptionCost(config.cache_config.swap_policy)
+    scheduler = Scheduler(limits, cache, cost)
+    storage = CacheStorage(limits.num_blocks, num_host_blocks, block_shape, dtype, device)
+    attention_shape = AttentionShape(
+        shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.block_size, dtype
+    )
+    attention = TorchAttention(attention_shape, storage.device)
+    max_blocks = -(-limits.model_max_length // limits.block_size)
+    builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
+    runner = ModelRunner(model, storage, attention, builder, cost)
+    decoder = Decoder(limits.max_rows, shape.vocab_size, device)
+    collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
+    engine = Engine(scheduler, runner, decoder, collector, time.monotonic)
+    capabilities = {
+        "device": str(device),
+        "dtype": loading.torch_dtype,
+        "attention": {"name": attention.name, "reason": "torch operations run on every device"},
+        "num_blocks": limits.num_blocks,
+        "num_host_blocks": num_host_blocks,
+        "block_size": limits.block_size,
+        "prefix_cache": config.cache_config.enable_prefix_cache,
+        "swap_policy": config.cache_config.swap_policy,
+    }
+    return BuiltEngine(engine, shape, capabilities)
+
+
+def _size_cache(
+    config: ServerConfig, shape: DecoderConfig, max_length: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Limits, int, tuple[int, ...]]:
+    """(limits, host blocks, shape of a block) for a model and the memory that is free."""
+    batcher, cache = config.batcher_config, config.cache_config
+    block_shape = (shape.num_layers, 2, cache.block_size, shape.num_kv_heads, shape.head_dim)
+    num_blocks = cache.num_blocks
+    if num_blocks is None:
+        useful = batcher.batch_max_beams * -(-max_length // cache.block_size)
+        size = CacheStorage.bytes_per_block(block_shape, dtype)
+        num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful)
+    num_host_blocks = cache.num_blocks_cpu if cache.num_blocks_cpu is not None else num_blocks // 4
+    chunk = CPU_CHUNK_TOKENS if device.type == "cpu" else batcher.batch_max_tokens
+    chunk = batcher.prefill_chunk_tokens or max(chunk, batcher.batch_max_beams)
+    limits = Limits(
+        max_tokens=batcher.batch_max_tokens,
+        max_rows=batcher.batch_max_beams,
+        max_waiting=batcher.max_waiting,
+        chunk_tokens=min(chunk, batcher.batch_max_tokens),
+        model_max_length=max_length,
+        num_blocks=num_blocks,
+        block_size=cache.block_size,
+        watermark=cache.watermark,
+    )
+    return limits, num_host_blocks, block_shape

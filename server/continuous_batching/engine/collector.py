@@ -1,0 +1,208 @@
+"""Takes the decoder's choice back into the requests: tokens appended, ends found, beams reordered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from itertools import groupby
+
+import numpy as np
+
+from protocol.completion import FinishReason
+from server.continuous_batching.decoding.beam import Candidates, Hypothesis
+from server.continuous_batching.decoding.decoder import Decoded, Decoder
+from server.continuous_batching.decoding.logprobs import TokenLogprob
+from server.continuous_batching.decoding.sampler import FAILED
+from server.continuous_batching.engine.outputs import AnswerDelta, RequestFailure, StepOutput
+from server.continuous_batching.scheduler.request import Request, Sequence
+from server.continuous_batching.scheduler.scheduler import Scheduler
+from server.text.detokenizer import StopMatcher
+from server.text.vocabulary import Vocabulary
+
+
+class Collector:
+    """Turns what was decoded into progress.
+
+    Args:
+        scheduler: is told which sequences end, split or die.
+        decoder: is told which table rows are continued by which.
+        vocabulary: bytes of each token, for stop strings.
+    """
+
+    def __init__(self, scheduler: Scheduler, decoder: Decoder, vocabulary: Vocabulary) -> None:
+        self._scheduler = scheduler
+        self._decoder = decoder
+        self._vocabulary = vocabulary
+        self._matchers: dict[str, StopMatcher] = {}
+        self.generated_tokens = 0
+
+    def watch(self, request: Request) -> None:
+        """Prepare for a new request; what another server generated already counts for its stops."""
+        if request.params.stop:
+            matcher = StopMatcher(self._vocabulary, request.params.stop)
+            self._matchers[request.id] = matcher
+            for sequence in request.sequences:
+                for token in sequence.generated():
+                    sequence.stop_tail, _ = matcher.step(sequence.stop_tail, token)
+        for sequence in request.sequences:
+            if request.params.logprobs is not None:
+                sequence.logprobs = []
+
+    def forget(self, request: Request) -> None:
+        self._matchers.pop(request.id, None)
+
+    def collect(self, sequences: Seq[Sequence], decoded: Decoded, output: StepOutput) -> None:
+        """Take the next token of every sequence.
+
+        Args:
+            sequences: those that were sampled, beams of a request together.
+            decoded: what was chosen for them, in the same order.
+            output: progress is added here.
+        """
+        tokens = decoded.tokens
+        for index, sequence in enumerate(sequences):
+            request = sequence.request
+            if request.params.uses_beams:
+                continue
+            token = tokens[index]
+            if token == FAILED:
+                self.fail(request, "the model produced scores that are not finite", output)
+            elif sequence.row >= 0:  # else its request failed a moment ago
+                self._append(sequence, token, decoded, index, output)
+        if decoded.candidates:
+            enumerated = [(i, s) for i, s in enumerate(sequences) if s.request.params.uses_beams]
+            for _, group in groupby(enumerated, key=lambda pair: pair[1].request.id):
+                members = list(group)
+                self._advance_beams([s for _, s in members], members[0][0], decoded, output)
+
+    def fail(self, request: Request, message: str, output: StepOutput, *, status: int = 500) -> None:
+        """End a request with an error and free all it holds."""
+        if request.sequences:
+            self._scheduler.remove(request)
+            self.forget(request)
+            output.failures.append(RequestFailure(request.id, status, "generation_failed", message))
+
+    # -- one token ---------------------------------------------------------------------------
+
+    def _append(
+        self, sequence: Sequence, token: int, decoded: Decoded, index: int, output: StepOutput
+    ) -> None:
+        request = sequence.request
+        sequence.history.append(token)
+        self.generated_tokens += 1
+        if sequence.logprobs is not None:
+            report = decoded.logprobs.of(index, token)
+            if report is not None:
+                sequence.logprobs.append(report)
+        reason = self._end(sequence, token)
+        if request.stream:
+            logprobs = None if sequence.logprobs is None else sequence.logprobs[-1:]
+            output.deltas.append(AnswerDelta(request.id, sequence.index, [token], reason, logprobs))
+        elif reason is not None:
+            delta = AnswerDelta(request.id, sequence.index, sequence.generated(), reason, sequence.logprobs)
+            output.deltas.append(delta)
+        if reason is not None:
+            self._scheduler.finish(sequence)
+            if not request.sequences:
+                self._complete(request, output)
+
+    def _end(self, sequence: Sequence, token: int) -> FinishReason | None:
+        params = sequence.request.params
+        if token in params.eos_token_ids:
+            return "stop"
+        if params.stop:
+            matcher = self._matchers[sequence.request.id]
+            sequence.stop_tail, hit = matcher.step(sequence.stop_tail, token)
+            if hit:
+                return "stop"
+        return "length" if sequence.num_generated >= params.max_new_tokens else None
+
+    def _complete(self, request: Request, output: StepOutput) -> None:
+        output.done.append(request.id)
+        self.forget(request)
+
+    # -- beams -------------------------------------------------------------------------------
+
+    def _advance_beams(
+        self, sequences: list[Sequence], first: int, decoded: Decoded, output: StepOutput
+    ) -> None:
+        """One step of a request's beam search; row `first` is that of its first beam."""
+        request = sequences[0].request
+        candidates = decoded.candidates[request.id]
+        if request.beams is None or not np.isfinite(candidates.scores[0]):
+            self.fail(request, "the model produced scores that are not finite", output)
+            return
+        length = sequences[0].num_generated + 1
+        ends, stopped, tails = self._beam_ends(request, sequences, candidates, length)
+
+        def report(candidate: int) -> list[TokenLogprob] | None:
+            parent = int(candidates.parents[candidate])
+            entry = decoded.logprobs.of(first + parent, int(candidates.tokens[candidate]))
+            earlier = sequences[parent].logprobs
+            return None if earlier is None or entry is None else [*earlier, entry]
+
+        def finish(candidate: int) -> Hypothesis:
+            history = sequences[int(candidates.parents[candidate])].history.fork()
+            history.append(int(candidates.tokens[candidate]))
+            return Hypothesis(history, bool(stopped[candidate]), report(candidate))
+
+        survivors = request.beams.advance(candidates, ends, length, finish)
+        self.generated_tokens += len(survivors)
+        if request.beams.done:
+            self._deliver(request, output)
+            return
+        parents = candidates.parents[survivors].tolist()
+        tokens = candidates.tokens[survivors].tolist()
+        reports = [report(i) for i in survivors]
+        beams = self._reorder(request, sequences, parents)
+        for beam, token, candidate, logprobs in zip(beams, tokens, survivors, reports, strict=True):
+            beam.history.append(token)
+            beam.stop_tail = tails[candidate]
+            beam.logprobs = logprobs
+        rows = np.array([beam.row for beam in beams])
+        self._decoder.table.record(rows, np.array(tokens))
+
+    def _beam_ends(
+        self, request: Request, sequences: list[Sequence], candidates: Candidates, length: int
+    ) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+        """Per candidate: whether it is complete, whether by a stop, and its new stop tail."""
+        stopped = np.isin(candidates.tokens, request.params.eos_token_ids)
+        tails = [b""] * len(stopped)
+        if request.params.stop:
+            matcher = self._matchers[request.id]
+            for i, (parent, token) in enumerate(zip(candidates.parents, candidates.tokens, strict=True)):
+                tails[i], hit = matcher.step(sequences[parent].stop_tail, int(token))
+                stopped[i] |= hit
+        ends = stopped | (length >= request.params.max_new_tokens)
+        return ends, stopped, tails
+
+    def _reorder(self, request: Request, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
+        """Let the beams continue their `parents`: the first child goes on as its parent, further
+        ones share its blocks, beams without children give back theirs."""
+        for index, sequence in enumerate(sequences):
+            if index not in parents:
+                self._scheduler.drop(sequence)
+        beams: list[Sequence] = []
+        used: set[int] = set()
+        sources, targets = [], []
+        for parent in parents:
+            beam = sequences[parent]
+            if parent in used:
+                beam = beam.fork(0)
+                self._scheduler.adopt(sequences[parent], beam)
+                sources.append(sequences[parent].row)
+                targets.append(beam.row)
+            used.add(parent)
+            beams.append(beam)
+        if targets:
+            self._decoder.table.copy(sources, targets)
+        request.sequences = beams
+        return beams
+
+    def _deliver(self, request: Request, output: StepOutput) -> None:
+        assert request.beams is not None
+        for index, answer in enumerate(request.beams.results()):
+            tokens = answer.history.slice(request.prompt_length, len(answer.history))
+            reason: FinishReason = "stop" if answer.stopped else "length"
+            output.deltas.append(AnswerDelta(request.id, index, tokens, reason, answer.logprobs))
+        self._scheduler.remove(request)
+        self._complete(request, output)

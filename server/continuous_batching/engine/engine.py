@@ -1,0 +1,216 @@
+"""The step loop: schedule, run, decode, collect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from server.continuous_batching.cache.manager import CacheManager
+from server.continuous_batching.decoding.decoder import Decoder
+from server.continuous_batching.engine.collector import Collector
+from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
+from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.scheduler.limits import Limits
+from server.continuous_batching.scheduler.plan import Plan
+from server.continuous_batching.scheduler.request import Phase, Request
+from server.continuous_batching.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """A snapshot of load, cache and counters, for metrics and ``/status``."""
+
+    running: int = 0
+    waiting: int = 0
+    swapped: int = 0
+    running_rows: int = 0
+    pending_tokens: int = 0
+    cache_usage: float = 0.0
+    cached_blocks: int = 0
+    host_cache_usage: float = 0.0
+    steps: int = 0
+    generated_tokens: int = 0
+    computed_prompt_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preempted_by_swap: int = 0
+    preempted_by_recompute: int = 0
+    swapped_out_blocks: int = 0
+    swapped_in_blocks: int = 0
+    copies_on_write: int = 0
+    step_failures: int = 0
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        scheduler: decides who runs.
+        runner: computes.
+        decoder: chooses tokens.
+        collector: takes the tokens back into the requests.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        decoder: Decoder,
+        collector: Collector,
+        clock: Callable[[], float],
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self._decoder = decoder
+        self._collector = collector
+        self._clock = clock
+        self._requests: dict[str, Request] = {}
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._step_failures = 0
+
+    @property
+    def limits(self) -> Limits:
+        return self.scheduler.limits
+
+    @property
+    def cache(self) -> CacheManager:
+        return self.scheduler.cache
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: Request) -> RequestFailure | None:
+        """Queue a request; returns the reason if it is refused."""
+        refusal = self._refusal(request)
+        if refusal is None:
+            self._requests[request.id] = request
+            self._collector.watch(request)
+            self.scheduler.add(request)
+        return refusal
+
+    def _refusal(self, request: Request) -> RequestFailure | None:
+        params = request.params
+        objection = self.limits.objection(request.prompt_length, params.num_rows, params.max_new_tokens)
+        if objection is not None:
+            return RequestFailure(request.id, 422, "cannot_fit", objection[1])
+        if request.id in self._requests:
+            return RequestFailure(request.id, 422, "duplicate_id", f"request id {request.id!r} is in use")
+        waiting = len(self.scheduler.waiting)
+        if waiting >= self.limits.max_waiting:
+            return RequestFailure(request.id, 429, "queue_full", f"{waiting} requests are waiting already")
+        return None
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, in whatever state, and free all it holds; unknown ids are ignored."""
+        request = self._requests.pop(request_id, None)
+        if request is not None:
+            self.scheduler.remove(request)
+            self._collector.forget(request)
+
+    @torch.inference_mode()
+    def step(self) -> StepOutput:
+        """One iteration; returns what it has to tell (nothing, if there was nothing to do)."""
+        output = StepOutput()
+        plan = self.scheduler.schedule(self._clock())
+        for request in plan.expired:
+            self._collector.forget(request)
+            message = "the request waited longer than the queue timeout"
+            output.failures.append(RequestFailure(request.id, 408, "queue_timeout", message))
+        output.started = [request.id for request in plan.started]
+        self.runner.copy_blocks(plan)
+        for request in plan.joined:
+            self._decoder.join(request)
+        if not plan.is_empty:
+            self._steps += 1
+            try:
+                self._run(plan, output)
+            except Exception:
+                logger.exception(
+                    "a step of %d tokens failed, running its requests one by one", plan.num_tokens
+                )
+                self._run_apart(plan, output)
+        for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
+            self._requests.pop(request_id, None)
+        return output
+
+    def _run(self, plan: Plan, output: StepOutput) -> None:
+        logits = self.runner.forward(plan)
+        sequences = plan.sampled()
+        decoded = self._decoder.decode(logits, sequences) if sequences else None
+        # nothing above changed a request, so a failure up to here can be repeated
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
+        for chunk in plan.chunks:
+            chunk.sequence.num_computed = chunk.end
+            self._prompt_tokens += chunk.length
+        if decoded is not None:
+            self._collector.collect(sequences, decoded, output)
+        for sequence in plan.decodes:
+            if sequence.row >= 0:
+                self.cache.commit(sequence, sequence.num_computed)
+
+    def _run_apart(self, plan: Plan, output: StepOutput) -> None:
+        """Find out whose fault a failed step was: that request alone is given up.
+
+        Computing tokens again writes the same keys and values to the same places, so the other
+        requests lose nothing. Requests that reuse blocks which the failed one was to fill in this
+        very step are computed anew.
+        """
+        self._step_failures += 1
+        unsound: set[int] = set()
+        for part in plan.by_request():
+            owner = (part.decodes or [chunk.sequence for chunk in part.chunks])[0].request
+            if unsound.intersection(block for s in owner.sequences for block in s.blocks):
+                self.scheduler.recompute(owner)
+                continue
+            try:
+                self._run(part, output)
+            except Exception as error:
+                for chunk in part.chunks:
+                    first = chunk.start // self.cache.block_size
+                    unsound.update(chunk.sequence.blocks[first:])
+                    self.cache.forget(chunk.sequence, first)
+                self._collector.fail(owner, f"this request failed: {error}", output)
+
+    def stats(self) -> EngineStats:
+        """Load, cache and counters as of now."""
+        scheduler, cache = self.scheduler, self.cache
+        device, host = cache.device, cache.host
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            swapped=len(scheduler.swapped),
+            running_rows=self.limits.max_rows - scheduler.num_free_rows,
+            pending_tokens=sum(r.expected_work() for r in self._requests.values()),
+            cache_usage=device.num_used / device.num_blocks,
+            cached_blocks=device.num_cached,
+            host_cache_usage=host.num_used / host.num_blocks if host.num_blocks else 0.0,
+            steps=self._steps,
+            generated_tokens=self._collector.generated_tokens,
+            computed_prompt_tokens=self._prompt_tokens,
+            prefix_queries=cache.counters.prefix_queries,
+            prefix_hits=cache.counters.prefix_hits,
+            preempted_by_swap=scheduler.preemptions.swapped,
+            preempted_by_recompute=scheduler.preemptions.recomputed,
+            swapped_out_blocks=cache.counters.swapped_out_blocks,
+            swapped_in_blocks=cache.counters.swapped_in_blocks,
+            copies_on_write=cache.counters.copies_on_write,
+            step_failures=self._step_failures,
+        )
+
+    def check(self) -> None:
+        """Verify that nothing leaked; raises if something did."""
+        self.scheduler.check()
+        live = {request.id for request in self.scheduler.requests()}
+        if live != set(self._requests) or any(
+            request.phase is Phase.FINISHED for request in self._requests.values()
+        ):
+            raise RuntimeError(f"live requests disagree: {live ^ set(self._requests)}")

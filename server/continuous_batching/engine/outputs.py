@@ -1,0 +1,53 @@
+"""What a step reports to whoever asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.completion import FinishReason
+from server.continuous_batching.decoding.logprobs import TokenLogprob
+
+
+@dataclass(slots=True)
+class AnswerDelta:
+    """New tokens of one answer; the last one of an answer carries the reason of its end.
+
+    `request_id` and `index` say which answer; `token_ids` are those since the last delta (all of
+    them at once for requests that do not stream).
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(slots=True)
+class RequestFailure:
+    """A request that ends without (further) answers."""
+
+    request_id: str
+    status: int
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """Everything that one step has to tell.
+
+    Attributes:
+        started: ids of requests that left the waiting queue for the first time.
+        deltas: progress of answers.
+        done: ids of requests whose answers are all complete.
+        failures: requests that ended otherwise.
+    """
+
+    started: list[str] = field(default_factory=list)
+    deltas: list[AnswerDelta] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failures: list[RequestFailure] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.started or self.deltas or self.done or self.failures)

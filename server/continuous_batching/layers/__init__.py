@@ -1,0 +1,1 @@
+"""Building blocks of the models; each keeps its own weights and knows nothing of batching."""

@@ -1,0 +1,152 @@
+"""Continuous batching from Python, without HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from protocol.completion import FinishReason
+from protocol.generation import GenerationConfig
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.decoding.logprobs import TokenLogprob
+from server.continuous_batching.decoding.params import SamplingParams
+from server.continuous_batching.engine.build import build_engine
+from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
+from server.continuous_batching.scheduler.request import Request
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+
+
+class GenerationError(Exception):
+    """A request that the engine refused or gave up; says why."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer to a prompt."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(slots=True)
+class Generation:
+    """A prompt with its answers, in order."""
+
+    prompt_token_ids: list[int]
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Text of the first answer."""
+        return self.answers[0].text
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: checkpoint directory, or a whole `ServerConfig`.
+        options: sections of the configuration with the keys to change, e.g.
+            ``cache_config={"num_blocks": 512}``; not with a `ServerConfig`.
+
+    Raises:
+        ModelError: the checkpoint cannot be served.
+    """
+
+    def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
+        if not isinstance(model, ServerConfig):
+            loading = {"model_name_or_path": str(model), **options.pop("model_loading_config", {})}
+            model = ServerConfig.model_validate({"model_loading_config": loading, **options})
+        loading_config = model.model_loading_config
+        self.tokenizer = Tokenizer(
+            loading_config.tokenizer_path,
+            use_fast=loading_config.use_fast_tokenizer,
+            trust_remote_code=loading_config.trust_remote_code,
+        )
+        built = build_engine(model, self.tokenizer.hf)
+        self.engine = built.engine
+        self.capabilities = built.capabilities
+        self._model = built.model
+        self._count = 0
+
+    def generate(
+        self,
+        prompts: Sequence[str | list[int]],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Generation]:
+        """Answer all prompts, batched as the engine sees fit.
+
+        Args:
+            prompts: texts or token ids.
+            config: options for all prompts, or one for each.
+            progress: show a bar of finished prompts and the rate of generated tokens.
+
+        Raises:
+            GenerationError: the first request that was refused or failed; the others are dropped.
+        """
+        if config is None or isinstance(config, GenerationConfig):
+            config = [config or GenerationConfig()] * len(prompts)
+        if len(config) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(config)} configurations")
+        results: dict[str, tuple[Generation, GenerationConfig]] = {}
+        for prompt, options in zip(prompts, config, strict=True):
+            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+            results[self._submit(token_ids, options)] = (Generation(token_ids), options)
+        try:
+            self._run(results, progress)
+        finally:
+            for request_id in results:
+                self.engine.cancel(request_id)
+        for generation, options in results.values():
+            self._write(generation, options)
+        return [generation for generation, _ in results.values()]
+
+    def _submit(self, token_ids: list[int], options: GenerationConfig) -> str:
+        self._count += 1
+        request_id = f"offline-{self._count}"
+        params = SamplingParams.of(options, self._model.eos_token_ids)
+        refusal = self.engine.add(Request(request_id, token_ids, params, time.monotonic()))
+        if refusal is not None:
+            raise GenerationError(refusal.message)
+        return request_id
+
+    def _run(self, results: dict[str, tuple[Generation, GenerationConfig]], progress: bool) -> None:
+        tokens = 0
+        with tqdm(total=len(results), unit="prompt", disable=not progress) as bar:
+            while self.engine.has_work:
+                output = self.engine.step()
+                tokens += self._take(output, results)
+                bar.update(len(output.done))
+                bar.set_postfix(tokens_per_second=f"{tokens / max(bar.format_dict['elapsed'], 1e-9):.0f}")
+
+    @staticmethod
+    def _take(output: StepOutput, results: dict[str, tuple[Generation, GenerationConfig]]) -> int:
+        for failure in output.failures:
+            raise GenerationError(_explain(failure))
+        for delta in output.deltas:
+            assert delta.finish_reason is not None  # nothing streams here
+            generation, _ = results[delta.request_id]
+            answer = Answer("", delta.token_ids, delta.finish_reason, delta.logprobs)
+            while len(generation.answers) <= delta.index:
+                generation.answers.append(answer)
+            generation.answers[delta.index] = answer
+        return sum(len(delta.token_ids) for delta in output.deltas)
+
+    def _write(self, generation: Generation, options: GenerationConfig) -> None:
+        for answer in generation.answers:
+            writer = Detokenizer(self.tokenizer.vocabulary, options.stop)
+            answer.text = writer.feed(answer.token_ids) + writer.finish()
+
+
+def _explain(failure: RequestFailure) -> str:
+    return f"{failure.request_id}: {failure.message}"

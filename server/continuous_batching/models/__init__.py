@@ -1,0 +1,1 @@
+"""Model architectures and how their weights come from disk."""

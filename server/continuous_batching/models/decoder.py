@@ -1,0 +1,153 @@
+"""The decoder of the Llama family: Llama 1–3, Mistral, Qwen2, Qwen3.
+
+Tokens of all sequences of a step stand in one dimension; only attention knows which belong together.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.continuous_batching.attention.base import AttentionBackend
+from server.continuous_batching.layers.linear import Linear, WeightMap, empty_parameter
+from server.continuous_batching.layers.norm import RMSNorm
+from server.continuous_batching.layers.rotary import Rotary, rotate
+from server.continuous_batching.models.config import DecoderConfig
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        sizes = [heads * config.head_dim for heads in self.split]
+        self.qkv = Linear(config.hidden_size, *sizes, bias=config.qkv_bias, dtype=dtype, device=device)
+        self.output = Linear(
+            sizes[0], config.hidden_size, bias=config.output_bias, dtype=dtype, device=device
+        )
+        self.query_norm = self.key_norm = None
+        if config.head_norm:
+            self.query_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype, device=device)
+            self.key_norm = RMSNorm(config.head_dim, config.norm_eps, dtype=dtype, device=device)
+
+    def weights(self, prefix: str) -> WeightMap:
+        found = self.qkv.weights(*(f"{prefix}.{name}_proj" for name in "qkv"))
+        found |= self.output.weights(f"{prefix}.o_proj")
+        if self.query_norm is not None and self.key_norm is not None:
+            found[f"{prefix}.q_norm.weight"] = self.query_norm.weight
+            found[f"{prefix}.k_norm.weight"] = self.key_norm.weight
+        return found
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
+        heads = self.qkv(x).view(x.shape[0], sum(self.split), self.head_dim)
+        query, key, value = heads.split(self.split, dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        attended: Tensor = self.output(attention.forward(self.layer, query, key, value))
+        return attended
+
+
+class FeedForward(nn.Module):
+    """``down(silu(gate(x)) · up(x))`` (SwiGLU; Shazeer, 2020)."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        inner = config.intermediate_size
+        self.gate_up = Linear(
+            config.hidden_size, inner, inner, bias=config.mlp_bias, dtype=dtype, device=device
+        )
+        self.down = Linear(inner, config.hidden_size, bias=config.mlp_bias, dtype=dtype, device=device)
+
+    def weights(self, prefix: str) -> WeightMap:
+        found = self.gate_up.weights(f"{prefix}.gate_proj", f"{prefix}.up_proj")
+        return found | self.down.weights(f"{prefix}.down_proj")
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        projected: Tensor = self.down(functional.silu(gate) * up)
+        return projected
+
+
+class Layer(nn.Module):
+    """Attention, then feed-forward, each on a normalised residual stream."""
+
+    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
+        self.attention = Attention(config, layer, dtype, device)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
+        self.feed_forward = FeedForward(config, dtype, device)
+
+    def weights(self, prefix: str) -> WeightMap:
+        found = {
+            f"{prefix}.input_layernorm.weight": self.attention_norm.weight.data,
+            f"{prefix}.post_attention_layernorm.weight": self.feed_forward_norm.weight.data,
+        }
+        found |= self.attention.weights(f"{prefix}.self_attn")
+        return found | self.feed_forward.weights(f"{prefix}.mlp")
+
+    def forward(
+        self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """(what this layer adds, residual stream before it)."""
+        x, residual = self.attention_norm.add(x, residual)
+        x = self.attention(x, cos, sin, attention)
+        x, residual = self.feed_forward_norm.add(x, residual)
+        return self.feed_forward(x), residual
+
+
+class Decoder(nn.Module):
+    """Token ids in, logits out.
+
+    Args:
+        config: shape of the model.
+        max_length: longest sequence, in tokens.
+        dtype: of weights, activations and cache.
+        device: where all of it lives.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, max_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = empty_parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
+        self.layers = nn.ModuleList(Layer(config, i, dtype, device) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
+        self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device)
+        if config.tie_word_embeddings:
+            self.head.weight = self.embedding
+        self.rotary = Rotary(config.hf, max_length, dtype=dtype, device=device)
+
+    def weights(self) -> WeightMap:
+        """Every tensor of the checkpoint and where it goes."""
+        found: WeightMap = {
+            "model.embed_tokens.weight": self.embedding.data,
+            "model.norm.weight": self.norm.weight.data,
+        }
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            found |= layer.weights(f"model.layers.{index}")
+        if not self.config.tie_word_embeddings:
+            found |= self.head.weights("lm_head")
+        return found
+
+    def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
+        """Hidden states [tokens, hidden] of int64 [tokens]; `attention` was given the batch."""
+        cos, sin = self.rotary.at(positions)
+        residual = functional.embedding(token_ids, self.embedding)
+        x = torch.zeros_like(residual)
+        for layer in self.layers:
+            x, residual = layer(x, residual, cos, sin, attention)
+        x, _ = self.norm.add(x, residual)
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocab] of the hidden states [rows, hidden]."""
+        scores: Tensor = self.head(hidden)
+        return scores.float()

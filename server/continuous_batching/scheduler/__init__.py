@@ -1,0 +1,1 @@
+"""Who runs next: requests, budgets, preemption; plain data only."""

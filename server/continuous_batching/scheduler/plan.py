@@ -1,0 +1,72 @@
+"""What one step shall do: the scheduler's decision, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from server.continuous_batching.cache.manager import BlockPair
+from server.continuous_batching.scheduler.request import Request, Sequence
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A run of known tokens to compute: a prompt, or a piece of it, or what was recomputed."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk ends with the last known token, so that the next one can be chosen."""
+        return self.end == len(self.sequence.history)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: block copies in this order (out, in, copies), then one forward pass.
+
+    Attributes:
+        decodes: sequences whose last token is computed and whose next one is chosen.
+        chunks: runs of prompt tokens; they follow the decodes in the forward pass.
+        swap_out: (device block, host block).
+        swap_in: (host block, device block).
+        copies: (device block, device block), copy-on-write.
+        started: requests that left the waiting queue for the first time.
+        joined: requests that entered the batch, or split into answers, and have decoding rows to be set up.
+        expired: requests that waited too long.
+    """
+
+    decodes: list[Sequence] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
+    swap_out: list[BlockPair] = field(default_factory=list)
+    swap_in: list[BlockPair] = field(default_factory=list)
+    copies: list[BlockPair] = field(default_factory=list)
+    started: list[Request] = field(default_factory=list)
+    joined: list[Request] = field(default_factory=list)
+    expired: list[Request] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.decodes or self.chunks)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.decodes) + sum(chunk.length for chunk in self.chunks)
+
+    def sampled(self) -> list[Sequence]:
+        """The sequences that get a new token, in the order of the forward pass's logits."""
+        return self.decodes + [chunk.sequence for chunk in self.chunks if chunk.samples]
+
+    def by_request(self) -> list[Plan]:
+        """The forward pass of this plan, split so that each part concerns one request."""
+        parts: dict[str, Plan] = {}
+        for sequence in self.decodes:
+            parts.setdefault(sequence.request.id, Plan()).decodes.append(sequence)
+        for chunk in self.chunks:
+            parts.setdefault(chunk.sequence.request.id, Plan()).chunks.append(chunk)
+        return list(parts.values())
