@@ -141,9 +141,8 @@ class EventStream(Response):
                 comments = sse.checkpoint(index, delta.token_ids, delta.finish_reason is not None)
             yield sse.event(shape.event(delta, first), comments=comments)
         last = shape.last_event(Usage.of(self._call.prompt_tokens, tokens))
-        if last is not None:
-            yield sse.event(last)
-        yield sse.DONE
+        # in one piece: a stream that is cut between the two could not be continued exactly
+        yield sse.DONE if last is None else sse.event(last) + sse.DONE
 
 
 def already_sent(call: Call) -> Sequence[Sequence[int]]:

@@ -1,0 +1,150 @@
+"""A service without a model: it answers every prompt with the same text, token by token."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import Metric
+from prometheus_client.core import GaugeMetricFamily
+
+from protocol.errors import ApiError, cancelled, unavailable
+from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
+from server.api.service import Delta, Job, TokenLogprob
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+
+REPLY = "Hello, 世界! 😀 forty-two is the answer, of course; the end is near."
+
+
+class FakeService:
+    """Implements `server.api.service.Service`; the attributes below script what happens.
+
+    Answer i of a prompt is `reply` without its first i tokens.
+    """
+
+    can_stream = True
+    model_id = "fake"
+    model_max_length = 256
+
+    def __init__(self, tokenizer: Tokenizer, kind: ServiceKind = "continuous_batching") -> None:
+        self.kind = kind
+        self.tokenizer = tokenizer
+        self.vocab_size = len(tokenizer.vocabulary)
+        self.state = ServerState.LOADING
+        self.pending_tokens = 17
+        self.reply = tokenizer.encode(REPLY, special=False)
+        self.seconds_per_token = 0.0
+        self.fail_after = math.inf  # tokens after which the iterator raises
+        self.failure: Exception = unavailable("the engine was lost", code="engine_lost")
+        self.refusal: ApiError | None = None  # raised by submit
+        self.start_failure: Exception | None = None
+        self.may_start = asyncio.Event()
+        self.may_start.set()
+        self.jobs: list[Job] = []
+        self.live: dict[str, FakeStream] = {}
+        self.closed = 0  # calls of close
+
+    async def start(self) -> None:
+        await self.may_start.wait()
+        if self.start_failure is not None:
+            self.state = ServerState.FAILED
+            raise self.start_failure
+        self.state = ServerState.READY
+
+    async def drain(self) -> None:
+        self.state = ServerState.DRAINING
+        while self.live:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        self.closed += 1
+
+    def submit(self, job: Job) -> FakeStream:
+        if self.refusal is not None:
+            raise self.refusal
+        self.jobs.append(job)
+        return FakeStream(self, job)
+
+    def max_new_tokens(self, prompt_tokens: int, rows: int) -> int:
+        return max(0, self.model_max_length - prompt_tokens)
+
+    def status(self) -> ServerStatus:
+        return ServerStatus(
+            service=self.kind,
+            state=self.state,
+            model_id=self.model_id,
+            version="0",
+            uptime_seconds=1.0,
+            load=ServerLoad(pending_tokens=self.pending_tokens),
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("vllm:num_requests_running", "Requests running.", len(self.live))
+
+    def cancel(self, request_id: str) -> bool:
+        stream = self.live.get(request_id)
+        if stream is not None:
+            stream.cancelled = True
+        return stream is not None
+
+
+class FakeStream:
+    """The deltas of one job, as scripted by the service."""
+
+    def __init__(self, service: FakeService, job: Job) -> None:
+        self._service = service
+        self._job = job
+        self._script = self._deltas()
+        self.cancelled = False
+        service.live[job.request_id] = self
+
+    def _deltas(self) -> Iterator[Delta]:
+        job, reply = self._job, self._service.reply
+        vocabulary = self._service.tokenizer.vocabulary
+        texts = [Detokenizer(vocabulary, job.config.stop) for _ in range(job.config.num_choices)]
+        tokens = [reply[i:][: job.config.max_new_tokens] for i in range(job.config.num_choices)]
+        full = [len(reply) - i for i in range(job.config.num_choices)]
+        done = [0] * len(tokens)
+        for i, choice in enumerate(job.resume or ()):
+            texts[i].feed(choice.token_ids)
+            done[i] = len(tokens[i]) if choice.finished else len(choice.token_ids)
+        for at in range(max(map(len, tokens))):
+            for i, ids in enumerate(tokens):
+                if not done[i] <= at < len(ids) or texts[i].stopped:
+                    continue
+                text = texts[i].feed([ids[at]])
+                reason = None
+                if texts[i].stopped:
+                    reason = "stop"
+                elif at == len(ids) - 1:
+                    text += texts[i].finish()
+                    reason = "stop" if len(ids) == full[i] else "length"
+                yield Delta(i, text, [ids[at]], reason, self._logprobs(ids[at]))
+
+    def _logprobs(self, token_id: int) -> list[TokenLogprob] | None:
+        k = self._job.config.logprobs
+        if k is None:
+            return None
+        top = [(token_id, -0.5), (5, -math.inf)][:k]
+        return [TokenLogprob(token_id, -0.5, top)]
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        service = self._service
+        await asyncio.sleep(service.seconds_per_token)
+        if self.cancelled:
+            raise cancelled(self._job.request_id)
+        service.fail_after -= 1
+        if service.fail_after < 0:
+            raise service.failure
+        delta = next(self._script, None)
+        if delta is None:
+            raise StopAsyncIteration
+        return delta
+
+    async def aclose(self) -> None:
+        self._service.live.pop(self._job.request_id, None)

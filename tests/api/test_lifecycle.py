@@ -1,0 +1,124 @@
+"""From loading over readiness and draining to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+
+import aiohttp
+import pytest
+
+from server.api.app import create_app
+from server.api.lifecycle import Lifecycle
+from server.text.tokenizer import Tokenizer
+from tests.api.fake import FakeService
+from tests.serving import eventually, serving
+
+BODY = {"model": "fake", "prompt": "Hi"}
+
+
+class Announcements:
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    async def started(self) -> None:
+        self.made.append("started")
+
+    async def stopping(self) -> None:
+        self.made.append("stopping")
+
+
+async def status(http: aiohttp.ClientSession, path: str) -> int:
+    async with http.get(path) as response:
+        return response.status
+
+
+async def test_answers_while_the_model_loads(service: FakeService) -> None:
+    service.may_start.clear()
+    announcements = Announcements()
+    with serving(create_app(service, lifecycle=Lifecycle(service, announcer=announcements))) as url:
+        async with aiohttp.ClientSession(url) as http:
+            assert await status(http, "/health") == 200
+            assert await status(http, "/ready") == 503
+            async with http.get("/status") as response:
+                assert (await response.json())["state"] == "loading"
+            async with http.get("/v1/models") as response:
+                assert (await response.json())["data"] == []
+            async with http.get("/model_id") as response:
+                assert await response.json() == "fake"
+            async with http.post("/completion/v2", json=BODY) as response:
+                assert response.status == 503
+                assert response.headers["retry-after"]
+                assert (await response.json())["error"]["code"] == "loading"
+            assert announcements.made == []
+            service.may_start._loop.call_soon_threadsafe(service.may_start.set)  # type: ignore[attr-defined]
+            await eventually(lambda: service.state == "ready")
+            assert await status(http, "/ready") == 200
+            await eventually(lambda: announcements.made == ["started"])
+    assert announcements.made == ["started", "stopping"]
+    assert service.closed == 1
+
+
+async def test_a_model_that_cannot_be_served(service: FakeService, caplog: pytest.LogCaptureFixture) -> None:
+    service.start_failure = ValueError("model.safetensors is\n  corrupt")
+    failed = threading.Event()
+    with serving(create_app(service, lifecycle=Lifecycle(service, on_failure=failed.set))) as url:
+        assert failed.wait(5)
+        async with aiohttp.ClientSession(url) as http:
+            assert await status(http, "/health") == 503
+            assert await status(http, "/ready") == 503
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage() == "fake cannot be served: model.safetensors is corrupt"
+
+
+SERVER = """
+import sys, uvicorn
+from server.api.app import create_app
+from server.api.lifecycle import Lifecycle
+from server.text.tokenizer import Tokenizer
+from tests.api.fake import FakeService
+
+service = FakeService(Tokenizer(sys.argv[1]))
+service.seconds_per_token = 0.03
+app = create_app(service, lifecycle=Lifecycle(service, drain_on_signals=True))
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_signal_drains(tokenizer: Tokenizer, unused_tcp_port: int, number: signal.Signals) -> None:
+    path = str(tokenizer.hf.name_or_path)
+    command = [sys.executable, "-c", SERVER, path, str(unused_tcp_port)]
+    process = subprocess.Popen(command)  # noqa: ASYNC220
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
+            await _until_ready(http)
+            running = asyncio.create_task(http.post("/completion/v2", json=BODY))
+            await asyncio.sleep(0.2)  # 32 tokens take a second
+            process.send_signal(number)
+            await asyncio.sleep(0.1)
+            async with http.post("/completion/v2", json=BODY) as response:
+                assert response.status == 503
+                assert (await response.json())["error"]["code"] == "draining"
+            assert await status(http, "/ready") == 503
+            async with await running as response:
+                assert response.status == 200
+                assert (await response.json())["usage"]["completion_tokens"] == 32
+        assert await asyncio.to_thread(process.wait, 10) in (0, -number)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _until_ready(http: aiohttp.ClientSession) -> None:
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                if await status(http, "/ready") == 200:
+                    return
+            except aiohttp.ClientConnectionError:
+                pass
+            await asyncio.sleep(0.05)
