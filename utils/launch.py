@@ -103,8 +103,10 @@ def report_status(directories: Directories, output: TextIO = sys.stdout) -> int:
     return 0 if all_ready else 1
 
 
-def stop_services(directories: Directories, output: TextIO = sys.stderr) -> int:
-    """Drain and stop all services that were started.
+def stop_services(
+    directories: Directories, output: TextIO = sys.stderr, *, grace_seconds: float = GRACE_SECONDS
+) -> int:
+    """Drain and stop all services that were started; kill what takes longer than `grace_seconds`.
 
     Returns:
         0 where they ended by themselves, 1 where one had to be killed.
@@ -119,7 +121,7 @@ def stop_services(directories: Directories, output: TextIO = sys.stderr) -> int:
             stop([service])
             continue
         print(f"stopping {service.name} (pid {service.pid})", file=output)
-        if stop([service]):
+        if stop([service], grace_seconds):
             killed += 1
-            print(f"killed {service.name}: it did not end within {GRACE_SECONDS:.0f} s", file=output)
+            print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
     return 1 if killed else 0

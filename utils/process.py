@@ -8,13 +8,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc/self/stat")
 _POLL_SECONDS = 0.1
+_KILL_SECONDS = 10.0  # the kernel needs a moment to take a large process apart
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,24 @@ def stop_group(group: int, marker: str, grace_seconds: float) -> bool:
     Returns:
         False if it had to be killed.
     """
-    deadline = time.monotonic() + grace_seconds
     leader_lives = any(process.pid == group and marker in process.command for process in processes())
     with suppress(ProcessLookupError):
         (os.kill if leader_lives else os.killpg)(group, signal.SIGTERM)
-    while group_alive(group, marker):
+    ended = _wait_until(lambda: not group_alive(group, marker), grace_seconds)
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)  # also helpers that outlived the service
+    # a dying process loses its command line before it closes its sockets
+    _wait_until(lambda: not any(process.group == group for process in processes()), _KILL_SECONDS)
+    return ended
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
         if time.monotonic() > deadline:
-            _kill(group)
             return False
         time.sleep(_POLL_SECONDS)
-    _kill(group)  # helpers that outlived the service
     return True
-
-
-def _kill(group: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def port_is_free(host: str, port: int) -> bool:

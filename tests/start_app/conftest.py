@@ -1,0 +1,42 @@
+"""Directories, ports and services of its own for every test."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from utils.launch import stop_services
+from utils.options import CONFIGS, ClientAppOptions
+from utils.services import Directories, Service
+
+GUNICORN_CONFIG = CONFIGS / "gunicorn_config.py"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def directories(tmp_path: Path) -> Iterator[Directories]:
+    """Where a test keeps its pid files and logs; what it left running is stopped."""
+    directories = Directories(tmp_path / "run", tmp_path / "logs")
+    yield directories
+    stop_services(directories)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
+    """Make a service that behaves as told (see `fake_service`)."""
+
+    def make(mode: str = "", kind: str = "client_app", port: int | None = None) -> Service:
+        monkeypatch.setenv("FAKE_SERVICE", mode)
+        options = ClientAppOptions(port=port or free_port(), debug=True)
+        return Service(kind, "tests.start_app.fake_service", options)
+
+    return make
