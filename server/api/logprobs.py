@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.service import TokenLogprob
+from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 
 LOWEST = -9999.0

@@ -8,7 +8,7 @@ know which batching strategy runs behind.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import Metric
@@ -16,6 +16,7 @@ from prometheus_client import Metric
 from protocol.completion import FinishReason, ResumedChoice
 from protocol.generation import GenerationConfig
 from protocol.status import ServerState, ServerStatus, ServiceKind
+from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 
 
@@ -34,16 +35,6 @@ class Job:
     """Answers that another server began: their tokens are taken as generated, their text as sent.
     Deltas hold only what comes after; a finished answer has none. At least one is unfinished.
     Beam search gives out whole answers only: it is run anew, and the finished ones are left out."""
-
-
-@dataclass(slots=True)
-class TokenLogprob:
-    """Log probability of one generated token and of the likeliest tokens at its place."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
-    """(token id, log probability), likeliest first."""
 
 
 @dataclass(slots=True)

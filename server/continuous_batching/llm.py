@@ -13,12 +13,12 @@ from tqdm import tqdm
 from protocol.completion import FinishReason
 from protocol.generation import GenerationConfig
 from server.continuous_batching.config import ServerConfig
-from server.continuous_batching.decoding.logprobs import TokenLogprob
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.engine.build import build_engine
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.scheduler.request import Request
 from server.text.detokenizer import Detokenizer
+from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 
 

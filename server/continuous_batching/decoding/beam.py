@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.continuous_batching.decoding.logprobs import TokenLogprob
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.scheduler.history import TokenHistory
+from server.text.logprob import TokenLogprob
 
 _NEVER = np.float32(-1.0e9)
 """Score that rules a beam out, as in transformers."""

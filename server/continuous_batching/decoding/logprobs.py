@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(slots=True)
-class TokenLogprob:
-    """One generated token: its log probability and the likeliest tokens at its place."""
-
-    token_id: int
-    logprob: float
-    top: list[tuple[int, float]] = field(default_factory=list)
+from server.text.logprob import TokenLogprob
 
 
 class StepLogprobs:

@@ -10,12 +10,12 @@ import numpy as np
 from protocol.completion import FinishReason
 from server.continuous_batching.decoding.beam import Candidates, Hypothesis
 from server.continuous_batching.decoding.decoder import Decoded, Decoder
-from server.continuous_batching.decoding.logprobs import TokenLogprob
 from server.continuous_batching.decoding.sampler import FAILED
 from server.continuous_batching.engine.outputs import AnswerDelta, RequestFailure, StepOutput
 from server.continuous_batching.scheduler.request import Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 from server.text.detokenizer import StopMatcher
+from server.text.logprob import TokenLogprob
 from server.text.vocabulary import Vocabulary
 
 

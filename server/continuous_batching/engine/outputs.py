@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protocol.completion import FinishReason
-from server.continuous_batching.decoding.logprobs import TokenLogprob
+from server.text.logprob import TokenLogprob
 
 
 @dataclass(slots=True)

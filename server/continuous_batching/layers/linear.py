@@ -35,10 +35,10 @@ class Linear(nn.Module):
     def weights(self, *names: str) -> WeightMap:
         """Where the checkpoint's projections `names` go, one name per projection."""
         found: WeightMap = {}
-        for name, weight in zip(names, torch.split(self.weight.data, self.outputs), strict=True):
+        for name, weight in zip(names, torch.split(self.weight.data, list(self.outputs)), strict=True):
             found[f"{name}.weight"] = weight
         if self.bias is not None:
-            for name, bias in zip(names, torch.split(self.bias.data, self.outputs), strict=True):
+            for name, bias in zip(names, torch.split(self.bias.data, list(self.outputs)), strict=True):
                 found[f"{name}.bias"] = bias
         return found
 

@@ -11,7 +11,7 @@ from server.continuous_batching.scheduler.history import TokenHistory
 
 if TYPE_CHECKING:
     from server.continuous_batching.decoding.beam import BeamSearch
-    from server.continuous_batching.decoding.logprobs import TokenLogprob
+    from server.text.logprob import TokenLogprob
 
 PRIORITY_HEAD_START_SECONDS = 10.0
 """A request of priority p is served as if it had come p times this earlier: nobody waits for ever."""

@@ -1,0 +1,276 @@
+"""The HTTP side of a continuous-batching server: jobs to the engine process, tokens back as text."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from prometheus_client import Metric
+
+from protocol import __version__
+from protocol.errors import (
+    ApiError,
+    cancelled,
+    internal,
+    queue_full,
+    queue_timeout,
+    unavailable,
+    unprocessable,
+)
+from protocol.generation import GenerationConfig
+from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus, ServiceKind
+from protocol.work import expected_tokens
+from server.api.service import Job
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.decoding.params import SamplingParams
+from server.continuous_batching.engine import messages
+from server.continuous_batching.engine.outputs import RequestFailure
+from server.continuous_batching.engine.supervisor import EngineSupervisor
+from server.continuous_batching.metrics import EngineMetrics
+from server.continuous_batching.scheduler.limits import Limits
+from server.continuous_batching.stream import JobStream
+from server.text.tokenizer import Tokenizer
+
+
+class ContinuousBatchingService:
+    """A model served by an engine process; a `server.api.service.Service`.
+
+    Args:
+        config: the server's configuration.
+        model_id: name under which the model is served.
+    """
+
+    kind: ServiceKind = "continuous_batching"
+    can_stream = True
+    tokenizer: Tokenizer
+    vocab_size: int
+    model_max_length: int
+
+    def __init__(self, config: ServerConfig, model_id: str) -> None:
+        self.model_id = model_id
+        self._config = config
+        self._born = time.monotonic()
+        self._state = ServerState.LOADING
+        self._metrics = EngineMetrics(model_id)
+        self._streams: dict[str, JobStream] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._supervisor: EngineSupervisor | None = None
+        self._limits: Limits | None = None
+        self._eos_token_ids: tuple[int, ...] = ()
+        self._capabilities: dict[str, Any] = {}
+
+    # -- life ----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> ServerState:
+        return self._state
+
+    async def start(self) -> None:
+        loading = self._config.model_loading_config
+        self._supervisor = EngineSupervisor(self._config, self._on_ready, self._on_report, self._on_lost)
+        engine = asyncio.create_task(self._supervisor.start())
+        try:
+            self.tokenizer = await asyncio.to_thread(
+                Tokenizer,
+                loading.tokenizer_path,
+                use_fast=loading.use_fast_tokenizer,
+                trust_remote_code=loading.trust_remote_code,
+            )
+            await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
+        except Exception:
+            engine.cancel()
+            raise
+        await engine
+        self._state = ServerState.READY
+
+    async def drain(self) -> None:
+        self._state = ServerState.DRAINING
+        await self._idle.wait()
+
+    async def close(self) -> None:
+        if self._state is not ServerState.DRAINING:
+            self._state = ServerState.FAILED
+        if self._supervisor is not None:
+            await self._supervisor.close()
+
+    # -- jobs ----------------------------------------------------------------------------------
+
+    def submit(self, job: Job) -> JobStream:
+        if self._state is not ServerState.READY or self._limits is None or self._supervisor is None:
+            raise unavailable(f"the server is {self._state}", code=str(self._state))
+        self._check(job, self._limits)
+        waiting = sum(not stream.started for stream in self._streams.values())
+        if waiting >= self._limits.max_waiting:
+            raise queue_full(f"{waiting} requests are waiting already")
+        stream = JobStream(job, self.tokenizer.vocabulary, lambda: self._close_stream(job.request_id))
+        self._streams[job.request_id] = stream
+        self._idle.clear()
+        config = job.config
+        self._metrics.stats.pending_tokens += expected_tokens(
+            len(job.prompt_token_ids), config.num_rows, config.max_new_tokens
+        )
+        self._supervisor.send(self._message(job))
+        return stream
+
+    def _message(self, job: Job) -> messages.Add:
+        resumed = job.resume if job.resume is not None and job.config.num_beams == 1 else None
+        return messages.Add(
+            request_id=job.request_id,
+            prompt=job.prompt_token_ids,
+            params=SamplingParams.of(job.config, self._eos_token_ids),
+            priority=job.priority,
+            stream=job.stream,
+            patience=self._config.batcher_config.queue_timeout_seconds,
+            emitted=None if resumed is None else [choice.token_ids for choice in resumed],
+            finished_answers=[i for i, choice in enumerate(resumed or ()) if choice.finished],
+        )
+
+    def _check(self, job: Job, limits: Limits) -> None:
+        """Refuse what can never be done."""
+        if job.request_id in self._streams:
+            raise unprocessable(f"a request with the id {job.request_id!r} is being answered")
+        config = job.config
+        objection = limits.objection(len(job.prompt_token_ids), config.num_rows, config.max_new_tokens)
+        if objection is not None:
+            raise unprocessable(objection[1], param=objection[0], code="cannot_fit")
+        self._check_token_ids(config)
+        for choice in job.resume or ():
+            if not choice.finished and len(choice.token_ids) >= config.max_new_tokens:
+                message = f"an unfinished answer has all of its {config.max_new_tokens} tokens already"
+                raise unprocessable(message, param="resume")
+
+    def _check_token_ids(self, config: GenerationConfig) -> None:
+        for name, ids in (
+            ("eos_token_id", config.eos_token_ids or ()),
+            ("stop_token_ids", config.stop_token_ids),
+            ("logit_bias", config.logit_bias),
+        ):
+            for token_id in ids:
+                if token_id >= self.vocab_size:
+                    message = f"token id {token_id} does not exist: the model has {self.vocab_size}"
+                    raise unprocessable(message, param=name)
+
+    def cancel(self, request_id: str) -> bool:
+        stream = self._streams.get(request_id)
+        if stream is None:
+            return False
+        self._close_stream(request_id)
+        stream.end(cancelled(request_id))
+        return True
+
+    def _close_stream(self, request_id: str) -> None:
+        """Nobody wants the rest of an answer."""
+        if self._forget(request_id) is not None and self._supervisor is not None:
+            self._supervisor.send(messages.Cancel(request_id))
+
+    def _forget(self, request_id: str) -> JobStream | None:
+        stream = self._streams.pop(request_id, None)
+        if not self._streams:
+            self._idle.set()
+        return stream
+
+    def max_new_tokens(self, prompt_tokens: int, rows: int) -> int:
+        return 0 if self._limits is None else self._limits.max_new_tokens(prompt_tokens, rows)
+
+    # -- what the engine says ------------------------------------------------------------------
+
+    def _on_ready(self, message: messages.Ready) -> None:
+        self._limits = message.limits
+        self._eos_token_ids = message.eos_token_ids
+        self._capabilities = message.capabilities
+        self.vocab_size = message.vocab_size
+        self.model_max_length = message.limits.model_max_length
+        if self._state is ServerState.FAILED:
+            self._state = ServerState.READY
+
+    def _on_report(self, report: messages.Report) -> None:
+        now = asyncio.get_running_loop().time()
+        output = report.output
+        for request_id in output.started:
+            stream = self._streams.get(request_id)
+            if stream is not None:
+                stream.started = True
+                self._metrics.observe_queue_time(now - stream.submitted_at)
+        for delta in output.deltas:
+            stream = self._streams.get(delta.request_id)
+            if stream is not None:
+                stream.feed(delta)
+        for request_id in output.done:
+            stream = self._forget(request_id)
+            if stream is not None:
+                stream.end()
+        for failure in output.failures:
+            stream = self._forget(failure.request_id)
+            if stream is not None:
+                stream.end(_error(failure))
+        if report.stats is not None:
+            self._metrics.update(report.stats, now)
+
+    def _on_lost(self) -> None:
+        """The engine died, and all it was doing with it; the supervisor starts another."""
+        if self._state is ServerState.READY:
+            self._state = ServerState.FAILED
+        for stream in self._streams.values():
+            stream.end(unavailable("the engine was lost while it worked on this request", code="engine_lost"))
+        self._streams.clear()
+        self._idle.set()
+
+    # -- what others ask -----------------------------------------------------------------------
+
+    @property
+    def pending_tokens(self) -> int:
+        return self._metrics.stats.pending_tokens
+
+    def status(self) -> ServerStatus:
+        stats, limits = self._metrics.stats, self._limits
+        supervisor = self._supervisor
+        load = ServerLoad(
+            running=stats.running,
+            waiting=stats.waiting,
+            swapped=stats.swapped,
+            pending_tokens=stats.pending_tokens,
+            kv_cache_usage=stats.cache_usage,
+            tokens_per_second=self._metrics.tokens_per_second(time.monotonic()),
+        )
+        capacity = None
+        if limits is not None:
+            capacity = ServerCapacity(
+                max_beams=limits.max_rows,
+                max_waiting=limits.max_waiting,
+                model_max_length=limits.model_max_length,
+            )
+        processes = {
+            "pid": os.getpid(),
+            "engine_pid": None if supervisor is None else supervisor.pid,
+            "engine_restarts": 0 if supervisor is None else supervisor.restarts,
+        }
+        return ServerStatus(
+            service=self.kind,
+            state=self._state,
+            model_id=self.model_id,
+            version=__version__,
+            uptime_seconds=time.monotonic() - self._born,
+            load=load,
+            capacity=capacity,
+            capabilities=self._capabilities,
+            details={**processes, "engine": msgspec.to_builtins(stats)},
+        )
+
+    def collect(self) -> Iterable[Metric]:
+        restarts = 0 if self._supervisor is None else self._supervisor.restarts
+        return self._metrics.collect(restarts)
+
+
+def _error(failure: RequestFailure) -> ApiError:
+    if failure.status == 408:
+        return queue_timeout(failure.message)
+    if failure.status == 429:
+        return queue_full(failure.message)
+    if failure.status == 422:
+        return unprocessable(failure.message, code=failure.code)
+    return internal(failure.message)

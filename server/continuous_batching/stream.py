@@ -1,0 +1,84 @@
+"""The answer to one job as it comes from the engine: tokens in, text out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from protocol.errors import ApiError
+from server.api.service import Delta, Job
+from server.continuous_batching.engine.outputs import AnswerDelta
+from server.text.detokenizer import Detokenizer
+from server.text.vocabulary import Vocabulary
+
+
+class JobStream:
+    """The deltas of a job; a `DeltaStream`.
+
+    The engine's side feeds it without waiting; a reader that is slow gets what piled up in one
+    piece per answer.
+
+    Args:
+        job: what was asked for.
+        vocabulary: bytes of each token.
+        on_close: called once, when nobody will read on; the engine may forget the job.
+    """
+
+    def __init__(self, job: Job, vocabulary: Vocabulary, on_close: Callable[[], None]) -> None:
+        self.job = job
+        self.started = False
+        self.submitted_at = asyncio.get_running_loop().time()
+        self._on_close = on_close
+        self._closed = False
+        self._pending: deque[Delta] = deque()
+        self._error: ApiError | None = None
+        self._done = False
+        self._news = asyncio.Event()
+        self._writers = [Detokenizer(vocabulary, job.config.stop) for _ in range(job.config.num_choices)]
+        self._finished_before: set[int] = set()
+        for index, choice in enumerate(job.resume or ()):
+            if choice.finished:
+                self._finished_before.add(index)
+            elif job.config.num_beams == 1:
+                self._writers[index].feed(choice.token_ids)  # its text was given out elsewhere
+
+    # -- the engine's side -------------------------------------------------------------------
+
+    def feed(self, answer: AnswerDelta) -> None:
+        """Take the next tokens of an answer."""
+        if answer.index in self._finished_before:
+            return
+        writer = self._writers[answer.index]
+        text = writer.feed(answer.token_ids)
+        if answer.finish_reason is not None:
+            text += writer.finish()
+        delta = Delta(answer.index, text, answer.token_ids, answer.finish_reason, answer.logprobs)
+        self._pending.append(delta)
+        self._news.set()
+
+    def end(self, error: ApiError | None = None) -> None:
+        """Nothing more will come."""
+        self._done, self._error = True, error
+        self._news.set()
+
+    # -- the reader's side -------------------------------------------------------------------
+
+    def __aiter__(self) -> JobStream:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if self._done:
+                raise StopAsyncIteration
+            self._news.clear()
+            await self._news.wait()
+        return self._pending.popleft()
+
+    async def aclose(self) -> None:
+        """Cancel the job where it still runs; safe at any time, repeatedly."""
+        if not self._closed:
+            self._closed = True
+            self._on_close()
