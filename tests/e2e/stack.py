@@ -1,0 +1,114 @@
+"""A real stack for tests: `start_app.py` in a subprocess, plain HTTP from outside."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from utils.options import CONFIGS
+from utils.services import Directories, Running, find
+
+ROOT = CONFIGS.parent
+MODEL_DIRECTORY = ROOT / "demo_model" / "checkpoint"
+MODEL = "demo"
+TIMEOUT_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    text: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def message(self) -> str:
+        """The message of an error answer."""
+        return str(self.json["error"]["message"])
+
+
+def call(url: str, path: str, body: Any = None, *, method: str | None = None) -> Answer:
+    """GET `path`, or POST where there is a `body` (bytes as they are, anything else as JSON)."""
+    host, port = url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_SECONDS)
+    try:
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        connection.request(method or ("GET" if data is None else "POST"), path, data, headers)
+        answer = connection.getresponse()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return Answer(answer.status, names, answer.read().decode())
+    finally:
+        connection.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run of `start_app.py`."""
+
+    code: int
+    output: str
+    errors: str
+
+
+@dataclass
+class Stack:
+    """Services under one run directory, on ports of their own."""
+
+    directory: Path
+    ports: list[int] = field(default_factory=lambda: free_ports(3))
+
+    @property
+    def gateway(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def cb_server(self) -> str:
+        return f"http://127.0.0.1:{self.ports[1]}"
+
+    @property
+    def sb_server(self) -> str:
+        return f"http://127.0.0.1:{self.ports[2]}"
+
+    def start_app(self, *arguments: str) -> Done:
+        """Run ``start_app.py`` with `arguments` for this stack, from a foreign directory."""
+        client, cb_server, sb_server = map(str, self.ports)
+        command = [
+            *(sys.executable, str(ROOT / "start_app.py"), *arguments),
+            *("--run_dir", str(self.directory / "run"), "--log_dir", str(self.directory / "logs")),
+            *("--client_port", client, "--cb_server_port", cb_server, "--sb_server_port", sb_server),
+            *("--cb_server_model_id", MODEL, "--sb_server_model_id", MODEL),
+        ]
+        done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def running(self, kind: str) -> Running:
+        """The started service whose name begins with `kind`."""
+        directories = Directories(self.directory / "run", self.directory / "logs")
+        return next(service for service in find(directories) if service.name.startswith(kind))
+
+    def logs(self) -> str:
+        """All that the services logged."""
+        return "\n".join(path.read_text() for path in sorted((self.directory / "logs").glob("*.log")))

@@ -1,0 +1,108 @@
+"""Services come, go, die and come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from tests.e2e.stack import MODEL, ROOT, Stack, call, free_ports
+
+KINDS = ("client_app", "cb_server_app", "sb_server_app")
+BODY = {"model": MODEL, "prompt": "17 + 25 =", "generation_config": {"max_new_tokens": 8}}
+
+
+def poll(url: str, path: str, body: Any, status: int, *, seconds: float) -> bool:
+    """Whether a request gets `status` within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if call(url, path, body).status == status:
+                return True
+        except OSError:
+            pass
+        time.sleep(0.1)
+    return False
+
+
+def test_status_tells_what_runs(stack: Stack) -> None:
+    done = stack.start_app("--status")
+    assert done.code == 0
+    lines = [line.split() for line in done.output.splitlines()]
+    names = [f"{kind}-{port}" for kind, port in zip(KINDS, stack.ports, strict=True)]
+    assert [(line[0], line[1]) for line in lines] == [(name, "ready") for name in names]
+
+
+def test_a_second_start_is_refused(stack: Stack) -> None:
+    done = stack.start_app("--all")
+    assert done.code == 1
+    assert "runs already" in done.errors
+    assert stack.start_app("--status").code == 0
+
+
+def test_a_killed_server_is_a_503_until_it_is_back(stack: Stack) -> None:
+    assert call(stack.gateway, "/completion/v2", BODY).status == 200
+    server = stack.running("cb_server_app")
+    os.killpg(server.pid, signal.SIGKILL)
+    answer = call(stack.gateway, "/completion/v2", BODY)
+    assert answer.status == 503
+    assert int(answer.headers["retry-after"]) > 0
+    assert call(stack.gateway, "/completion/v1", BODY).status == 200, "the other server is not concerned"
+
+    started = stack.start_app("--start_cb_server_app")
+    assert started.code == 0, started.errors
+    assert poll(stack.gateway, "/completion/v2", BODY, 200, seconds=30)
+
+
+def test_a_killed_worker_is_replaced(stack: Stack) -> None:
+    server = stack.running("sb_server_app")
+    workers = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True).stdout.split()
+    for worker in workers:
+        os.kill(int(worker), signal.SIGKILL)
+    assert poll(stack.gateway, "/completion/v1", BODY, 200, seconds=90)
+
+
+def test_one_service_can_live_alone(empty_stack: Stack) -> None:
+    started = empty_stack.start_app("--start_client_app")
+    assert started.code == 0, started.errors
+    assert call(empty_stack.gateway, "/v1/models").json["data"] == []
+    stopped = empty_stack.start_app("--stop")
+    assert (stopped.code, empty_stack.start_app("--status").code) == (0, 3)
+    assert empty_stack.start_app("--stop").errors == "nothing is running\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "ready"),
+    [
+        ("client_app.py", "/health"),
+        ("continuous_batching_server_app.py", "/ready"),
+        ("static_batching_server_app.py", "/ready"),
+    ],
+)
+def test_an_app_runs_in_the_foreground_until_ctrl_c(script: str, ready: str) -> None:
+    (port,) = free_ports(1)
+    command = [sys.executable, str(ROOT / script), "--port", str(port)]
+    with subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert poll(f"http://127.0.0.1:{port}", ready, None, 200, seconds=120)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode in (0, -signal.SIGINT)
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["start_app.py", "client_app.py", "continuous_batching_server_app.py", "static_batching_server_app.py"],
+)
+def test_help(script: str) -> None:
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--host" in done.stdout
