@@ -55,6 +55,7 @@ class ContinuousBatchingService:
         self._config = config
         self._born = time.monotonic()
         self._state = ServerState.LOADING
+        self._loaded = False
         self._metrics = EngineMetrics(model_id)
         self._streams: dict[str, JobStream] = {}
         self._idle = asyncio.Event()
@@ -86,6 +87,7 @@ class ContinuousBatchingService:
             engine.cancel()
             raise
         await engine
+        self._loaded = True
         self._state = ServerState.READY
 
     async def drain(self) -> None:
@@ -185,7 +187,7 @@ class ContinuousBatchingService:
         self._capabilities = message.capabilities
         self.vocab_size = message.vocab_size
         self.model_max_length = message.limits.model_max_length
-        if self._state is ServerState.FAILED:
+        if self._loaded and self._state is ServerState.LOADING:
             self._state = ServerState.READY
 
     def _on_report(self, report: messages.Report) -> None:
@@ -214,7 +216,7 @@ class ContinuousBatchingService:
     def _on_lost(self) -> None:
         """The engine died, and all it was doing with it; the supervisor starts another."""
         if self._state is ServerState.READY:
-            self._state = ServerState.FAILED
+            self._state = ServerState.LOADING
         for stream in self._streams.values():
             stream.end(unavailable("the engine was lost while it worked on this request", code="engine_lost"))
         self._streams.clear()

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.continuous_batching.layers.rotary import Rotary
+
 
 @dataclass(slots=True)
 class ChunkSpan:
@@ -33,12 +35,14 @@ class AttentionBatch:
     The tokens are those of the decodes, one each, then those of the chunks.
 
     Attributes:
+        positions: int64 [tokens], place of each token in its sequence.
         slot_blocks, slot_offsets: int64 [tokens], where each token's key and value are stored.
         decode_lengths: int64 [decodes] on the host, tokens to attend to (the new one included).
         decode_tables: int64 [decodes, blocks], cache blocks of each decode; unused entries valid.
         chunks: the chunks in order.
     """
 
+    positions: Tensor
     slot_blocks: Tensor
     slot_offsets: Tensor
     decode_lengths: np.ndarray
@@ -66,13 +70,15 @@ class AttentionBackend(ABC):
 
     Args:
         shape: sizes of the model and the cache.
+        rotary: cosines and sines of every position.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim], keys then values.
     """
 
     name: str
 
-    def __init__(self, shape: AttentionShape, cache: Tensor) -> None:
+    def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor) -> None:
         self.shape = shape
+        self.rotary = rotary
         self.cache = cache
 
     @abstractmethod
@@ -81,12 +87,12 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store keys and values of all tokens, then attend.
+        """Rotate queries and keys, store keys and values of all tokens, then attend.
 
         Args:
             layer: index of the layer.
-            query: [tokens, heads, head_dim], rotated.
-            key: [tokens, kv_heads, head_dim], rotated.
+            query: [tokens, heads, head_dim].
+            key: [tokens, kv_heads, head_dim].
             value: [tokens, kv_heads, head_dim].
 
         Returns:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from server.continuous_batching.attention.base import AttentionBackend, AttentionBatch, ChunkSpan
+from server.continuous_batching.layers.rotary import rotate
 
 
 class TorchAttention(AttentionBackend):
@@ -18,11 +19,14 @@ class TorchAttention(AttentionBackend):
 
     name = "torch"
     _batch: AttentionBatch
+    _cos: Tensor
+    _sin: Tensor
     _buckets: list[tuple[Tensor, Tensor, Tensor]]
     """(rows, block tables, mask) of decodes that run together."""
 
     def prepare(self, batch: AttentionBatch) -> None:
         self._batch = batch
+        self._cos, self._sin = self.rotary.at(batch.positions)
         self._buckets = []
         size, device = self.shape.block_size, self.cache.device
         blocks = -(-batch.decode_lengths // size)
@@ -39,6 +43,7 @@ class TorchAttention(AttentionBackend):
 
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, cache = self._batch, self.cache[:, layer]
+        query, key = rotate(query, self._cos, self._sin), rotate(key, self._cos, self._sin)
         cache[batch.slot_blocks, 0, batch.slot_offsets] = key
         cache[batch.slot_blocks, 1, batch.slot_offsets] = value
         output = torch.empty_like(query)

@@ -18,13 +18,12 @@ class ForwardBatch:
     """Inputs of a forward pass.
 
     Attributes:
-        token_ids, positions: int64 [tokens].
+        token_ids: int64 [tokens].
         logit_rows: int64 [sampled], rows of the tokens whose successors are chosen.
         attention: where the tokens' keys and values live.
     """
 
     token_ids: Tensor
-    positions: Tensor
     logit_rows: Tensor
     attention: AttentionBatch
 
@@ -69,9 +68,9 @@ class BatchBuilder:
         all_positions = np.concatenate(positions)
         return ForwardBatch(
             token_ids=self._tensor(np.concatenate(tokens)),
-            positions=self._tensor(all_positions),
             logit_rows=self._tensor(np.asarray(logit_rows, np.int64)),
             attention=AttentionBatch(
+                positions=self._tensor(all_positions),
                 slot_blocks=self._tensor(np.concatenate(blocks)),
                 slot_offsets=self._tensor(all_positions % self._block_size),
                 decode_lengths=lengths,

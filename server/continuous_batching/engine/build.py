@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from server.continuous_batching.attention.base import AttentionShape
-from server.continuous_batching.attention.torch_backend import TorchAttention
+from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
 from server.continuous_batching.cache.sizing import blocks_that_fit
 from server.continuous_batching.cache.storage import CacheStorage
@@ -20,6 +20,8 @@ from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.engine import Engine
 from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.kernels.select import choose_kernels
+from server.continuous_batching.layers.rotary import Rotary
 from server.continuous_batching.models.config import DecoderConfig, ModelError
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.models.loader import load_weights
@@ -71,7 +73,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
     shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
     max_length = loading.model_max_length or shape.max_position_embeddings
-    model = DecoderModel(shape, max_length, dtype, device)
+    model = DecoderModel(shape, dtype, device)
     load_weights(path, model.weights(), tied=shape.tie_word_embeddings)
     limits, num_host_blocks, block_shape = _size_cache(config, shape, max_length, dtype, device)
     cache = CacheManager(
@@ -86,17 +88,22 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     attention_shape = AttentionShape(
         shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.block_size, dtype
     )
-    attention = TorchAttention(attention_shape, storage.device)
+    rotary = Rotary(shape.hf, max_length, dtype=dtype, device=device)
+    backend, attention_reason = choose_attention(attention_shape, device)
+    attention = backend(attention_shape, rotary, storage.device)
+    kernels, kernels_reason = choose_kernels(device, dtype)
+    kernels.prepare(model)
     max_blocks = -(-limits.model_max_length // limits.block_size)
     builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
-    runner = ModelRunner(model, storage, attention, builder, cost)
+    runner = ModelRunner(model, storage, attention, kernels, builder, cost)
     decoder = Decoder(limits.max_rows, shape.vocab_size, device)
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic)
     capabilities = {
         "device": str(device),
         "dtype": loading.torch_dtype,
-        "attention": {"name": attention.name, "reason": "torch operations run on every device"},
+        "attention": {"name": attention.name, "reason": attention_reason},
+        "kernels": {"name": kernels.name, "reason": kernels_reason},
         "num_blocks": limits.num_blocks,
         "num_host_blocks": num_host_blocks,
         "block_size": limits.block_size,

@@ -10,6 +10,7 @@ from torch import Tensor
 from server.continuous_batching.attention.base import AttentionBackend
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.engine.batch import BatchBuilder
+from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.plan import Plan
@@ -22,6 +23,7 @@ class ModelRunner:
         model: weights loaded.
         storage: the cache's memory.
         attention: made for that memory.
+        kernels: the arithmetic of the layers.
         builder: makes the tensors.
         cost: is told how long copies and prompts took.
     """
@@ -31,11 +33,13 @@ class ModelRunner:
         model: DecoderModel,
         storage: CacheStorage,
         attention: AttentionBackend,
+        kernels: Kernels,
         builder: BatchBuilder,
         cost: PreemptionCost,
     ) -> None:
         self.model = model
         self.attention = attention
+        self.kernels = kernels
         self._storage = storage
         self._builder = builder
         self._cost = cost
@@ -60,8 +64,7 @@ class ModelRunner:
         begin = time.perf_counter()
         batch = self._builder.build(plan)
         self.attention.prepare(batch.attention)
-        hidden = self.model(batch.token_ids, batch.positions, self.attention)
-        logits = self.model.logits(hidden[batch.logit_rows])
+        logits: Tensor = self.model(batch.token_ids, batch.logit_rows, self.attention, self.kernels)
         prompt_tokens = plan.num_tokens - len(plan.decodes)
         if prompt_tokens > len(plan.decodes):
             self._cost.observe_prefill(prompt_tokens, time.perf_counter() - begin)

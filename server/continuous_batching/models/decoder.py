@@ -10,18 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.continuous_batching.attention.base import AttentionBackend
+from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.layers.linear import Linear, WeightMap, empty_parameter
 from server.continuous_batching.layers.norm import RMSNorm
-from server.continuous_batching.layers.rotary import Rotary, rotate
 from server.continuous_batching.models.config import DecoderConfig
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
+    """Weights of grouped-query self-attention."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
-        self.layer = layer
         self.head_dim = config.head_dim
         self.split = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         sizes = [heads * config.head_dim for heads in self.split]
@@ -42,18 +41,17 @@ class Attention(nn.Module):
             found[f"{prefix}.k_norm.weight"] = self.key_norm.weight
         return found
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend) -> Tensor:
-        heads = self.qkv(x).view(x.shape[0], sum(self.split), self.head_dim)
-        query, key, value = heads.split(self.split, dim=1)
+    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [tokens, heads, head_dim] from their joint projection."""
+        heads = qkv.view(qkv.shape[0], sum(self.split), self.head_dim)
+        query, key, value = torch.split(heads, self.split, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
-        attended: Tensor = self.output(attention.forward(self.layer, query, key, value))
-        return attended
+        return query, key, value
 
 
 class FeedForward(nn.Module):
-    """``down(silu(gate(x)) · up(x))`` (SwiGLU; Shazeer, 2020)."""
+    """Weights of ``down(silu(gate(x)) · up(x))`` (SwiGLU; Shazeer, 2020)."""
 
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -67,19 +65,15 @@ class FeedForward(nn.Module):
         found = self.gate_up.weights(f"{prefix}.gate_proj", f"{prefix}.up_proj")
         return found | self.down.weights(f"{prefix}.down_proj")
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        projected: Tensor = self.down(functional.silu(gate) * up)
-        return projected
-
 
 class Layer(nn.Module):
     """Attention, then feed-forward, each on a normalised residual stream."""
 
-    def __init__(self, config: DecoderConfig, layer: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, config: DecoderConfig, index: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
+        self.index = index
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
-        self.attention = Attention(config, layer, dtype, device)
+        self.attention = Attention(config, dtype, device)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_eps, dtype=dtype, device=device)
         self.feed_forward = FeedForward(config, dtype, device)
 
@@ -91,14 +85,13 @@ class Layer(nn.Module):
         found |= self.attention.weights(f"{prefix}.self_attn")
         return found | self.feed_forward.weights(f"{prefix}.mlp")
 
-    def forward(
-        self, x: Tensor, residual: Tensor, cos: Tensor, sin: Tensor, attention: AttentionBackend
-    ) -> tuple[Tensor, Tensor]:
-        """(what this layer adds, residual stream before it)."""
-        x, residual = self.attention_norm.add(x, residual)
-        x = self.attention(x, cos, sin, attention)
-        x, residual = self.feed_forward_norm.add(x, residual)
-        return self.feed_forward(x), residual
+    def forward(self, x: Tensor, attention: AttentionBackend, kernels: Kernels) -> Tensor:
+        """The residual stream [tokens, hidden] after this layer."""
+        qkv = kernels.norm_linear(x, self.attention_norm, self.attention.qkv)
+        attended = attention.forward(self.index, *self.attention.heads(qkv))
+        x = kernels.linear_add(attended, self.attention.output, x)
+        inner = kernels.norm_gated_linear(x, self.feed_forward_norm, self.feed_forward.gate_up)
+        return kernels.linear_add(inner, self.feed_forward.down, x)
 
 
 class Decoder(nn.Module):
@@ -106,14 +99,11 @@ class Decoder(nn.Module):
 
     Args:
         config: shape of the model.
-        max_length: longest sequence, in tokens.
         dtype: of weights, activations and cache.
         device: where all of it lives.
     """
 
-    def __init__(
-        self, config: DecoderConfig, max_length: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.config = config
         self.embedding = empty_parameter(config.vocab_size, config.hidden_size, dtype=dtype, device=device)
@@ -122,7 +112,6 @@ class Decoder(nn.Module):
         self.head = Linear(config.hidden_size, config.vocab_size, dtype=dtype, device=device)
         if config.tie_word_embeddings:
             self.head.weight = self.embedding
-        self.rotary = Rotary(config.hf, max_length, dtype=dtype, device=device)
 
     def weights(self) -> WeightMap:
         """Every tensor of the checkpoint and where it goes."""
@@ -137,17 +126,21 @@ class Decoder(nn.Module):
             found |= self.head.weights("lm_head")
         return found
 
-    def forward(self, token_ids: Tensor, positions: Tensor, attention: AttentionBackend) -> Tensor:
-        """Hidden states [tokens, hidden] of int64 [tokens]; `attention` was given the batch."""
-        cos, sin = self.rotary.at(positions)
-        residual = functional.embedding(token_ids, self.embedding)
-        x = torch.zeros_like(residual)
-        for layer in self.layers:
-            x, residual = layer(x, residual, cos, sin, attention)
-        x, _ = self.norm.add(x, residual)
-        return x
+    def forward(
+        self, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend, kernels: Kernels
+    ) -> Tensor:
+        """Compute a step's tokens.
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """float32 [rows, vocab] of the hidden states [rows, hidden]."""
-        scores: Tensor = self.head(hidden)
-        return scores.float()
+        Args:
+            token_ids: int64 [tokens].
+            logit_rows: int64 [rows], the tokens whose successors are wanted.
+            attention: was given the batch.
+            kernels: the arithmetic.
+
+        Returns:
+            float32 [rows, vocab]: logits.
+        """
+        x = functional.embedding(token_ids, self.embedding)
+        for layer in self.layers:
+            x = layer(x, attention, kernels)
+        return kernels.norm_linear(x[logit_rows], self.norm, self.head).float()

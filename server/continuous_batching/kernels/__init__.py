@@ -1,0 +1,1 @@
+"""The arithmetic of a layer, by device; nothing outside this package knows how it is done."""

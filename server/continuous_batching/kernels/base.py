@@ -1,0 +1,39 @@
+"""The seam between the models and the arithmetic of their layers.
+
+A decoder layer is four products around attention, each with something small before or after it.
+Stated together they can be fused: a norm into the product that reads it, an activation or the
+residual into the one that writes it. The class below says what each means, in torch operations
+that run everywhere; a device with something faster overrides it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.continuous_batching.layers.linear import Linear
+from server.continuous_batching.layers.norm import RMSNorm
+
+
+class Kernels:
+    """Layer arithmetic in torch operations: the reference, and the fallback of every device."""
+
+    name = "torch"
+
+    def prepare(self, model: nn.Module) -> None:
+        """Bring the weights of `model` into the form that is fastest; called once, when loaded."""
+
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear) -> Tensor:
+        """``linear(norm(x))``: [tokens, hidden] → [tokens, outputs]."""
+        y: Tensor = linear(norm(x))
+        return y
+
+    def norm_gated_linear(self, x: Tensor, norm: RMSNorm, gate_up: Linear) -> Tensor:
+        """``silu(gate(norm(x))) · up(norm(x))``: [tokens, hidden] → [tokens, intermediate]."""
+        gate, up = self.norm_linear(x, norm, gate_up).chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+    def linear_add(self, x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
+        """``residual + linear(x)``: [tokens, inputs] → [tokens, outputs]; may reuse `residual`."""
+        y: Tensor = residual + linear(x)
+        return y
