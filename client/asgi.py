@@ -1,0 +1,156 @@
+"""The completion routes as a bare ASGI application, in front of the one that serves everything else.
+
+Routing, validation and response classes of a framework cost several times what a relay itself
+does; here a request meets none of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from client.gateway import Gateway
+from client.keys import check_key
+from client.reply import Reply, Send
+from client.request import KINDS, read_request
+from client.watch import ClientGone, ClientStalled, Receive, Watch
+from protocol.errors import (
+    ApiError,
+    body_too_large,
+    internal,
+    queue_full,
+    queue_timeout,
+    unavailable,
+)
+from protocol.headers import REQUEST_ID, STREAM_CHECKPOINT
+
+logger = logging.getLogger(__name__)
+
+Scope = dict[str, Any]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+CLIENT_GONE = 499
+"""The status under which requests whose client left are counted, as nginx does; never sent."""
+
+_ID = re.compile(rb"[\w.:-]{1,128}")
+_REQUEST_ID = REQUEST_ID.encode()
+_CHECKPOINT = STREAM_CHECKPOINT.encode()
+
+
+class Headers:
+    """The request headers that the gateway looks at."""
+
+    __slots__ = ("_values", "request_id")
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values = dict(raw)
+        given = self._values.get(_REQUEST_ID)
+        self.request_id = given.decode() if given and _ID.fullmatch(given) else os.urandom(12).hex()
+
+    @property
+    def content_length(self) -> int:
+        """0 where the client does not say."""
+        value = self._values.get(b"content-length", b"0")
+        return int(value) if value.isdigit() else 0
+
+    @property
+    def checkpoints(self) -> bool:
+        return self._values.get(_CHECKPOINT) == b"1"
+
+    @property
+    def authorization(self) -> bytes:
+        return self._values.get(b"authorization", b"")
+
+
+class CompletionFront:
+    """Serves the completion routes of `gateway`; hands all other requests to `app`."""
+
+    def __init__(self, gateway: Gateway, app: AsgiApp) -> None:
+        self._gateway = gateway
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] in KINDS and scope["method"] == "POST":
+            await self._complete(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway, route = self._gateway, scope["path"]
+        gateway.metrics.received[route] += 1
+        headers = Headers(scope["headers"])
+        reply = Reply(send, headers.request_id)
+        status = CLIENT_GONE
+        with gateway.watchman.watch() as watch:
+            gateway.in_flight[headers.request_id] = watch
+            try:
+                try:
+                    await self._answer(route, headers, watch, receive, reply)
+                except (ClientGone, ClientStalled):
+                    raise
+                except Exception as error:
+                    await self._fail(error, watch, reply)
+                status = reply.status
+            except (ClientGone, ClientStalled):
+                reply.failed = True  # the server closes the connection if it still stands
+            finally:
+                if gateway.in_flight.get(headers.request_id) is watch:
+                    del gateway.in_flight[headers.request_id]
+                gateway.metrics.finish(route, status, gateway.clock() - watch.started, reply.failed)
+
+    async def _fail(self, error: Exception, watch: Watch, reply: Reply) -> None:
+        """Tell the client of `error`."""
+        if not isinstance(error, ApiError):
+            logger.error("a request failed", exc_info=error)
+            error = internal("the gateway failed; its log says why")
+        watch.phase(
+            self._gateway.clock(), self._gateway.settings.config.client_timeout_seconds, ClientStalled
+        )
+        with watch:
+            await reply.error(error)
+
+    async def _answer(
+        self, route: str, headers: Headers, watch: Watch, receive: Receive, reply: Reply
+    ) -> None:
+        gateway = self._gateway
+        config = gateway.settings.config
+        if gateway.draining:
+            raise unavailable("the gateway is shutting down", code="draining")
+        if len(gateway.watchman.watches) > config.max_concurrent_requests:
+            raise queue_full("the gateway is at its limit of concurrent requests")
+        check_key(headers.authorization, config.api_keys)
+        body = await self._read_body(headers, watch, receive)
+        watch.receive = receive
+        request = read_request(headers.request_id, route, body, checkpoints=headers.checkpoints)
+        await gateway.answer(request, watch, reply)
+
+    async def _read_body(self, headers: Headers, watch: Watch, receive: Receive) -> bytes:
+        config, clock = self._gateway.settings.config, self._gateway.clock
+        limit = config.max_body_bytes
+        if headers.content_length > limit:
+            raise body_too_large(limit)
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                watch.phase(clock(), config.client_timeout_seconds, ClientStalled)
+                with watch:
+                    message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                if not parts and not message.get("more_body"):
+                    if len(part) > limit:
+                        raise body_too_large(limit)
+                    return bytes(part)  # the common case: all of it at once
+                size += len(part)
+                if size > limit:
+                    raise body_too_large(limit)
+                parts.append(part)
+                if not message.get("more_body"):
+                    return b"".join(parts)
+        except ClientStalled:
+            raise queue_timeout("the body did not arrive in time") from None

@@ -1,0 +1,122 @@
+"""The one judgement of what came back from a server; retries, breaker, health and metrics share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import aiohttp
+import orjson
+
+
+class Outcome(StrEnum):
+    """What an attempt tells of the server's health."""
+
+    SUCCESS = "success"
+    NEUTRAL = "neutral"
+    FAILURE = "failure"
+
+
+class Suspicion(StrEnum):
+    """What to do about the replica before it is given more work."""
+
+    NONE = "none"
+    PROBE = "probe"
+    DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judgement.
+
+    `retry` says that another replica may be asked, as long as the client has had no byte that a
+    second answer would contradict.
+    """
+
+    outcome: Outcome
+    retry: bool
+    suspicion: Suspicion = Suspicion.NONE
+
+
+class AttemptFailed(Exception):
+    """An attempt that brought no answer, for a reason that only the gateway can see."""
+
+
+class ReplicaHung(AttemptFailed):
+    """The replica accepts connections but answers nobody; its work is given to others."""
+
+    def __str__(self) -> str:
+        return "the server hangs"
+
+
+class BadAnswer(AttemptFailed):
+    """The replica answered with something that is not of the protocol."""
+
+
+class AnswerTimeout(AttemptFailed):
+    """The replica took longer for this answer, or for its next piece, than is allowed."""
+
+    def __str__(self) -> str:
+        return "the server took too long"
+
+
+class StreamFailed(AttemptFailed):
+    """The replica ended the stream with an error event; `event` is that event."""
+
+    def __init__(self, event: bytes) -> None:
+        super().__init__(event.decode(errors="replace").strip())
+        self.event = event
+
+    @property
+    def retryable(self) -> bool:
+        """Whether it is the server that failed (a lost engine, a shutdown) and not the request."""
+        try:
+            error = orjson.loads(self.event.partition(b"data: ")[2])["error"]
+            return bool(error["type"] == SERVER_ERROR and error["code"] != INTERNAL_ERROR)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return False
+
+
+OK = Verdict(Outcome.SUCCESS, retry=False)
+BUSY = Verdict(Outcome.NEUTRAL, retry=True)
+AWAY = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE)
+REFUSED = Verdict(Outcome.NEUTRAL, retry=False)
+BROKEN = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.PROBE)
+UNREACHABLE = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.DOWN)
+FAULTY = Verdict(Outcome.FAILURE, retry=False)
+
+MODEL_NOT_FOUND = b'"model_not_found"'
+SERVER_ERROR = "server_error"
+INTERNAL_ERROR = "internal_error"
+
+
+def of_status(status: int, body: bytes = b"") -> Verdict:
+    """Judge a whole answer by its status (and, for 404, its body)."""
+    if status < 400:
+        return OK
+    if status == 429:
+        return BUSY
+    if status == 503:
+        return AWAY
+    if status == 502:
+        return BROKEN
+    if status == 404 and MODEL_NOT_FOUND in body:
+        return AWAY  # it serves another model than when it was last asked
+    return REFUSED if status < 500 else FAULTY
+
+
+def of_error(error: Exception) -> Verdict:
+    """Judge an attempt that ended without a whole answer.
+
+    Raises:
+        Exception: `error` itself, where it is no failure of a server but of this program.
+    """
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
+        return UNREACHABLE  # refused, no route, no such host, no answer to the handshake
+    if isinstance(error, AnswerTimeout):
+        return Verdict(Outcome.FAILURE, retry=False, suspicion=Suspicion.PROBE)
+    if isinstance(error, StreamFailed):
+        return AWAY if error.retryable else REFUSED
+    if isinstance(error, aiohttp.ClientError | AttemptFailed | OSError):
+        return BROKEN
+    raise error

@@ -1,0 +1,111 @@
+"""What an operator sets in ``client_config.json``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+from yarl import URL
+
+from protocol.status import ServiceKind
+from utils.config import ConfigModel, Secret
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+def check_url(value: str) -> str:
+    """`value` without a slash at its end; ValueError where it is not the URL of a server."""
+    try:
+        url = URL(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001")
+    return str(url).rstrip("/")
+
+
+ServerUrl = Annotated[str, AfterValidator(check_url)]
+
+
+class OpenAIJumperConfig(ConfigModel):
+    """One account at OpenAI or at any endpoint that speaks its API."""
+
+    api_key: Secret
+    org_id: str | None = None
+    base_url: ServerUrl | None = Field(None, description="default: the API of OpenAI")
+    models: tuple[str, ...] | None = Field(
+        None, description="model ids routed to it on /v1/*; without them it serves /chat_completion/v1 alone"
+    )
+
+
+class GatewayConfig(ConfigModel):
+    """Servers and accounts behind the gateway, and its limits; only the first four are commonly set."""
+
+    continuous_batching_server_urls: tuple[ServerUrl, ...] = ()
+    static_batching_server_urls: tuple[ServerUrl, ...] = ()
+    openai_jumper_configs: tuple[OpenAIJumperConfig, ...] = ()
+    heart_beat_interval_seconds: Seconds = 600
+
+    # who may come in
+    api_keys: tuple[Secret, ...] = Field((), description="keys that clients must send; empty: open to all")
+    event_token: Secret | None = Field(None, description="token with which servers may join and drain")
+    max_body_bytes: Annotated[int, Field(gt=0)] = 16 * 2**20
+    max_concurrent_requests: Annotated[int, Field(gt=0)] = 4096
+    max_waiting_requests: Annotated[int, Field(ge=0)] = Field(
+        1024, description="how many of these may wait for a replica to come back"
+    )
+
+    # how long to wait
+    connect_timeout_seconds: Seconds = 2
+    first_byte_timeout_seconds: Seconds = 600
+    idle_timeout_seconds: Seconds = Field(300, description="longest silence within an answer")
+    client_timeout_seconds: Seconds = Field(60, description="longest pause of a client, sending or reading")
+    drain_timeout_seconds: Seconds = 60
+
+    # health
+    heart_beat_timeout_seconds: Seconds = 3
+    busy_heart_beat_interval_seconds: Seconds = Field(
+        2, description="interval for a server while it works for this gateway"
+    )
+    recovery_probe_max_seconds: Seconds = Field(
+        5, description="longest pause between probes of a lost server"
+    )
+
+    # failover
+    max_attempts: Annotated[int, Field(ge=1)] = 8
+    retry_ratio: Annotated[float, Field(ge=0)] = Field(
+        0.2, description="retries allowed per request on average; bursts of 100 are free"
+    )
+    replica_wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        15, description="how long a request waits for a lost or loading server of its model to come back"
+    )
+    stream_wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        60, description="the same for a stream that was cut"
+    )
+    prefix_affinity_slack_tokens: Annotated[int, Field(ge=0)] = Field(
+        256, description="extra load a replica may have and still get a prompt whose beginning it knows"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> GatewayConfig:
+        urls = [*self.continuous_batching_server_urls, *self.static_batching_server_urls]
+        if twice := {url for url in urls if urls.count(url) > 1}:
+            raise ValueError(f"server listed twice: {', '.join(sorted(twice))}")
+        return self
+
+    def servers(self) -> list[tuple[ServiceKind, str]]:
+        """(kind, url) of every configured server."""
+        batching: list[tuple[ServiceKind, tuple[ServerUrl, ...]]] = [
+            ("continuous_batching", self.continuous_batching_server_urls),
+            ("static_batching", self.static_batching_server_urls),
+        ]
+        return [(kind, url) for kind, urls in batching for url in urls]
+
+
+class Settings:
+    """The configuration in use; a reload puts another one in its place, whole."""
+
+    __slots__ = ("config",)
+
+    def __init__(self, config: GatewayConfig) -> None:
+        self.config = config

@@ -1,0 +1,159 @@
+"""One attempt of a request on one replica."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+import orjson
+
+from client.classify import AnswerTimeout, BadAnswer, StreamFailed, Verdict, of_status
+from client.config import GatewayConfig
+from client.load import Lease
+from client.metrics import Metrics
+from client.replicas import Replica
+from client.reply import Reply
+from client.request import InferenceRequest
+from client.resume import Journal
+from client.upstream import MAX_ANSWER_BYTES, MAX_EVENT_BYTES, connect_timeout
+from client.watch import ClientStalled, Watch
+from protocol.headers import REQUEST_ID, RETRY_AFTER, SERVER_LOAD, STREAM_CHECKPOINT
+from protocol.sse import MEDIA_TYPE
+
+STREAM_END_SECONDS = 2.0
+"""How long a server may keep the connection open after its last event before it is cut."""
+JSON = "application/json"
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer, not yet sent to the client."""
+
+    status: int
+    body: bytes
+    is_json: bool
+    retry_after: str | None
+
+    def verdict(self) -> Verdict:
+        return of_status(self.status, self.body)
+
+    def __str__(self) -> str:
+        return f"answered {self.status}"
+
+
+@dataclass(slots=True)
+class Exchange:
+    """Sends `request` to `replica` and brings back the answer, or relays it if it is a stream.
+
+    Its methods raise what `classify.of_error` judges, and what `watch` gives up with.
+    """
+
+    session: aiohttp.ClientSession
+    config: GatewayConfig
+    clock: Callable[[], float]
+    request: InferenceRequest
+    replica: Replica
+    lease: Lease
+    watch: Watch
+    metrics: Metrics
+
+    async def run(self, body: bytes, reply: Reply, journal: Journal | None) -> Answer | None:
+        """Send `body`. A stream goes to `reply` through `journal`; then the result is None."""
+        headers = {"Content-Type": JSON, REQUEST_ID: self.request.id}
+        if journal is not None:
+            headers[STREAM_CHECKPOINT] = "1"
+        self.watch.phase(self.clock(), self.config.first_byte_timeout_seconds, AnswerTimeout)
+        url = self.replica.url_of(self.request.route)
+        with self.watch:
+            response = await self.session.post(
+                url,
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                timeout=connect_timeout(self.config.connect_timeout_seconds),
+            )
+        try:
+            self._note_load(response)
+            if journal is None or response.status != 200:
+                return await self._whole(response)
+            if response.content_type != MEDIA_TYPE:
+                raise BadAnswer(f"a stream was asked for, {response.content_type} came")
+            await self._stream(response, reply, journal)
+        except BaseException:
+            response.close()  # an unread answer must not go back to the pool
+            raise
+        return None
+
+    def _note_load(self, response: aiohttp.ClientResponse) -> None:
+        self.replica.heard_at = now = self.clock()
+        pending = response.headers.get(SERVER_LOAD)
+        if pending is not None and pending.isdecimal():
+            self.replica.load.report(int(pending), now)
+
+    async def _whole(self, response: aiohttp.ClientResponse) -> Answer:
+        if (response.content_length or 0) > MAX_ANSWER_BYTES:
+            raise BadAnswer(f"an answer of {response.content_length} bytes")
+        self.watch.phase(self.clock(), self.config.idle_timeout_seconds, AnswerTimeout)
+        with self.watch:
+            body = await response.read()
+        is_json = response.content_type == JSON
+        answer = Answer(response.status, body, is_json, response.headers.get(RETRY_AFTER))
+        if response.status < 400:
+            if not is_json:
+                raise BadAnswer(f"JSON was asked for, {response.content_type} came")
+            self.metrics.generated(_completion_tokens(body))
+        return answer
+
+    async def _stream(self, response: aiohttp.ClientResponse, reply: Reply, journal: Journal) -> None:
+        """Relay events until the stream's end; the connection may break between any two bytes."""
+        clock, watch, content = self.clock, self.watch, response.content
+        patience = self.config.client_timeout_seconds
+        while not journal.done:
+            silence = (
+                self.config.idle_timeout_seconds if journal.pieces else self.config.first_byte_timeout_seconds
+            )
+            watch.phase(clock(), silence, AnswerTimeout)
+            with watch:
+                data = await content.readany()
+            if not data:
+                raise BadAnswer("the stream ended before its last event")
+            self.replica.heard_at = now = clock()
+            events, tokens = journal.feed(data)
+            if tokens:
+                self.lease.advance(tokens)
+                self.metrics.generated(tokens)
+            if events:
+                watch.phase(now, patience, ClientStalled)
+                if not reply.status:
+                    self.metrics.stream_begun(now - watch.started)
+                with watch:
+                    await reply.piece(events)
+            if journal.error is not None:
+                raise StreamFailed(journal.error)
+            if journal.pending > MAX_EVENT_BYTES:
+                raise BadAnswer("an event without an end")
+        await reply.end()
+        await self._finish(response)
+
+    async def _finish(self, response: aiohttp.ClientResponse) -> None:
+        """Read to the end of the HTTP message, so that the connection can be used again."""
+        self.watch.phase(self.clock(), STREAM_END_SECONDS, AnswerTimeout)
+        try:
+            with self.watch:
+                while await response.content.readany():
+                    pass
+        except (aiohttp.ClientError, AnswerTimeout, OSError):
+            response.close()  # the client has all it asked for
+
+
+def _completion_tokens(body: bytes) -> int:
+    """Tokens that a completion says it generated; raises `BadAnswer` if it is no JSON object."""
+    try:
+        usage = orjson.loads(body)["usage"]
+        tokens = usage["completion_tokens"]
+    except orjson.JSONDecodeError as error:
+        raise BadAnswer(f"the answer is not valid JSON: {error}") from None
+    except (KeyError, TypeError):
+        raise BadAnswer("the answer is no completion") from None
+    return tokens if isinstance(tokens, int) else 0

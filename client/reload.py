@@ -1,0 +1,82 @@
+"""Follows the configuration file: a changed one is checked and taken over whole, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import watchfiles
+
+from client.config import GatewayConfig
+from utils.config import ConfigError, load_config
+
+logger = logging.getLogger(__name__)
+
+Apply = Callable[[GatewayConfig], None]
+
+
+class ConfigFile:
+    """The file at `path`.
+
+    Args:
+        interval: seconds after which it is read again even without a sign of change (a network
+            file system gives none); 0 for never.
+    """
+
+    def __init__(self, path: Path, *, interval: float = 0.0) -> None:
+        self.path = path.absolute()
+        self.loads = 0
+        """How often it was taken over."""
+        self.error: str | None = None
+        """Why the file as it stands is not in use."""
+        self._interval = interval
+        self._content: bytes | None = None
+
+    def load(self) -> GatewayConfig:
+        """The configuration.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        self._content = self._read()
+        config = load_config(self.path, GatewayConfig)
+        self.loads += 1
+        self.error = None
+        return config
+
+    async def follow(self, apply: Apply) -> None:
+        """Call `apply` with each new configuration, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._on_change(apply))
+            if self._interval:
+                tasks.create_task(self._on_time(apply, self._interval))
+
+    async def _on_change(self, apply: Apply) -> None:
+        # the directory, since editors and config maps replace the file rather than write to it
+        async for _ in watchfiles.awatch(self.path.parent, recursive=False, debounce=200):
+            self._reload(apply)
+
+    async def _on_time(self, apply: Apply, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            self._reload(apply)
+
+    def _reload(self, apply: Apply) -> None:
+        if self._read() == self._content:
+            return
+        try:
+            config = self.load()
+        except ConfigError as error:
+            self.error = str(error)
+            logger.error("the configuration was not taken over: %s", error)
+            return
+        apply(config)
+        logger.info("configuration taken over from %s", self.path)
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.path.read_bytes()
+        except OSError:
+            return None

@@ -1,0 +1,30 @@
+"""The HTTP client with which the gateway talks to servers."""
+
+from __future__ import annotations
+
+import functools
+
+import aiohttp
+
+POOL_SECONDS = 30.0
+"""How long an idle connection is kept; below the servers' own limit, so that they never close one
+just as a request is sent on it."""
+MAX_ANSWER_BYTES = 256 * 2**20
+MAX_EVENT_BYTES = 2**20
+
+
+def open_session() -> aiohttp.ClientSession:
+    """A session without limits of its own: the gateway bounds its requests and watches their time."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=POOL_SECONDS, ttl_dns_cache=30),
+        # bytes are passed on as they are
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+    )
+
+
+@functools.cache
+def connect_timeout(seconds: float) -> aiohttp.ClientTimeout:
+    """Bounds the making of a connection, and nothing else."""
+    return aiohttp.ClientTimeout(total=None, sock_connect=seconds)

@@ -1,0 +1,138 @@
+"""The clocks of the requests in flight.
+
+Arming a timer for every wait of every request is what a relay spends much of its time on. Here
+each request only notes what it waits for and since when; one task looks over all of them four
+times a second, and gives up those that have waited too long or whose client has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+TICK = 0.25
+"""Seconds between two looks; limits are kept to this precision."""
+
+Receive = Callable[[], Awaitable[Any]]
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+class ClientStalled(Exception):
+    """The client neither sends nor reads for longer than is allowed."""
+
+
+class Watch:
+    """One request in flight.
+
+    Within ``with watch:`` the request waits for something and may be given up: `give_up` raises
+    its error out of the block. Outside, nothing interrupts it.
+    """
+
+    __slots__ = (
+        "_armed",
+        "_error",
+        "_gone",
+        "_listener",
+        "_task",
+        "limit",
+        "on_limit",
+        "receive",
+        "since",
+        "started",
+    )
+
+    def __init__(self, now: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a watch belongs to a task")
+        self._task = task
+        self._armed = False
+        self._error: Exception | None = None
+        self._gone = False
+        self._listener: asyncio.Task[None] | None = None
+        self.started = self.since = now
+        self.limit = float("inf")
+        """Seconds that the present wait may last."""
+        self.on_limit: Callable[[], Exception] = ClientStalled
+        """Makes the error of a wait that lasted longer."""
+        self.receive: Receive | None = None
+        """The ASGI channel on which the client's leaving shows, once the body has been read."""
+
+    def phase(self, now: float, limit: float, on_limit: Callable[[], Exception]) -> None:
+        """From `now` on wait for something else, at most `limit` seconds."""
+        self.since, self.limit, self.on_limit = now, limit, on_limit
+
+    def __enter__(self) -> None:
+        if self._gone:
+            raise ClientGone
+        self._armed = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._armed = False
+        if self._error is not None:
+            given, self._error = self._error, None
+            # a cancellation from outside wins over ours
+            if self._task.uncancel() == 0 and kind is asyncio.CancelledError:
+                raise given from None
+
+    def give_up(self, error: Exception) -> None:
+        """Raise `error` in the request where it waits; without effect where it does not."""
+        if self._armed and self._error is None:
+            self._error = error
+            self._task.cancel()
+
+    def check(self, now: float) -> None:
+        """Give up what has waited too long, and listen for the client of what has run for a while."""
+        if now - self.since > self.limit:
+            self.give_up(self.on_limit())
+        if self._listener is None and self.receive is not None and now - self.started >= TICK:
+            self._listener = asyncio.create_task(self._listen(self.receive))
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._gone = True
+        self.give_up(ClientGone())
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+
+
+class Watchman:
+    """Looks over all watches.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.watches: set[Watch] = set()
+
+    @contextmanager
+    def watch(self) -> Iterator[Watch]:
+        """A watch for the running task."""
+        watch = Watch(self._clock())
+        self.watches.add(watch)
+        try:
+            yield watch
+        finally:
+            self.watches.discard(watch)
+            watch.close()
+
+    async def run(self) -> None:
+        """Look over the watches until cancelled."""
+        while True:
+            await asyncio.sleep(TICK)
+            now = self._clock()
+            for watch in list(self.watches):
+                watch.check(now)
