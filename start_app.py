@@ -65,7 +65,6 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("common").add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--client_url", metavar="URL", help="gateway that the servers report to")
-    add("--event_token", metavar="TOKEN", help="token that the gateway asks of servers, or env:NAME")
     gunicorn_config = CONFIGS / "gunicorn_config.py"
     add("--gunicorn_config_file_path", metavar="PATH", default=gunicorn_config, type=Path)
     patience = "give up where a service is not ready by then (default: %(default)s)"
@@ -94,7 +93,7 @@ def chosen_services(args: argparse.Namespace, directories: Directories) -> list[
         load_config(options.client_config_file_path, GatewayConfig)
         gateway = Service(GATEWAY, "client_app", options)
         client_url = client_url or gateway.url
-    shared = {"host": args.host, "client_url": client_url, "event_token": args.event_token}
+    shared = {"host": args.host, "client_url": client_url}
     if args.all or args.start_cb_server_app:
         cb = CbServerAppOptions(
             port=args.cb_server_port,

@@ -115,7 +115,8 @@ def load_config(path: str | Path, model: type[Model]) -> Model:
     except ValidationError as error:
         # urls and contexts are noise here, and the input could hold a secret
         problems = error.errors(include_url=False, include_context=False)
-        first = min(problems, key=lambda problem: document.line(problem["loc"]))
+        # a misspelt key is also a missing one; its name says more
+        first = min(problems, key=lambda p: (p["type"] != "extra_forbidden", document.line(p["loc"])))
         raise ConfigError(_explain(document, model, dict(first))) from None
 
 

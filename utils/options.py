@@ -30,7 +30,7 @@ from typing import Annotated, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.config import ConfigError, Secret
+from utils.config import ConfigError
 
 PREFIX = "INFERENCE_STACK_"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -72,9 +72,6 @@ class ServerAppOptions(AppOptions):
     )
     server_url: str | None = Field(
         None, description="URL at which the gateway reaches this server; default: http://HOST:PORT"
-    )
-    event_token: Secret | None = Field(
-        None, description="token that the gateway asks of announcements; env:NAME reads it from NAME"
     )
 
     @property
@@ -136,8 +133,6 @@ def _add_argument(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -
 def to_environment(options: AppOptions) -> dict[str, str]:
     """`options` as environment variables for `from_environment`; defaults are left out."""
     values = options.model_dump(exclude_none=True, exclude_defaults=True)
-    if isinstance(options, ServerAppOptions) and options.event_token is not None:
-        values["event_token"] = options.event_token.get_secret_value()
     return {PREFIX + name.upper(): str(value) for name, value in values.items()}
 
 

@@ -56,7 +56,7 @@ def message(tmp_path: Path, text: str) -> str:
 
 def test_the_client_template_loads_as_it_was_handed_out() -> None:
     config = load_config(TEMPLATES / "client_config.json", GatewayConfig)
-    assert config.continuous_batching_server_urls == ["http://127.0.0.1:8001"]
+    assert list(config.continuous_batching_server_urls) == ["http://127.0.0.1:8001"]
     assert config.openai_jumper_configs[0].api_key.get_secret_value() == "YOUR_OPENAI_KEY"
     assert config.openai_jumper_configs[0].org_id is None
     assert config.heart_beat_interval_seconds == 600
@@ -92,7 +92,8 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
     [
         (
             '{\n  "batcher_config": {\n    "max_tokns": 16 # few\n  }\n}',
-            "example.json:2: key 'batcher_config.max_tokens' is missing",
+            "example.json:3: unknown key 'batcher_config.max_tokns'; did you mean 'max_tokens'? "
+            "accepted: max_tokens, interval_seconds, fast",
         ),
         (
             '{\n  "batcher_config": {\n    "max_tokens": 16,\n    "intervall_seconds": 1\n  }\n}',
@@ -111,6 +112,10 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
         (
             '{"batcher_config": {"max_tokens": 0}}',
             "example.json:1: batcher_config.max_tokens: found 0, accepted: greater than 0",
+        ),
+        (
+            '{\n"batcher_config": {}}',
+            "example.json:2: key 'batcher_config.max_tokens' is missing",
         ),
         (
             '{"batcher_config": null}',

@@ -31,7 +31,7 @@ KINDS: list[type[AppOptions]] = [ClientAppOptions, CbServerAppOptions, SbServerA
             client_config_file_path=Path("/a b/c.json"),
             client_config_hot_update_interval_minutes=0.5,
         ),
-        CbServerAppOptions(model_id="a model", client_url="http://127.0.0.1:1", event_token="token"),
+        CbServerAppOptions(model_id="a model", client_url="http://127.0.0.1:1"),
         SbServerAppOptions(server_url="https://example.org", server_config_file_path=Path("/x")),
     ],
 )
@@ -74,14 +74,6 @@ def test_a_wrong_flag_is_one_line(argv: list[str], said: str, capsys: pytest.Cap
 def test_a_wrong_variable_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"^INFERENCE_STACK_PORT: Input should be a valid integer"):
         from_environment(ClientAppOptions, {"INFERENCE_STACK_PORT": "many"})
-
-
-def test_a_token_can_be_named_and_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MY_TOKEN", "very-secret")
-    options = parse_arguments(CbServerAppOptions, description=None, argv=["--event_token", "env:MY_TOKEN"])
-    assert options.event_token is not None
-    assert options.event_token.get_secret_value() == "very-secret"
-    assert "very-secret" not in repr(options)
 
 
 def test_a_server_announces_where_it_listens_unless_told_otherwise() -> None:

@@ -1,0 +1,168 @@
+"""What the command line of `start_app.py` means, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+import start_app
+from utils.config import ConfigError
+from utils.launch import wire
+from utils.options import CbServerAppOptions, ClientAppOptions, SbServerAppOptions
+from utils.services import Directories, Service
+
+FIRST_VERSION = """
+--start_client_app --client_config_file_path --client_config_hot_update_interval_minutes
+--client_debug --client_port --start_cb_server_app --cb_server_model_id
+--cb_server_config_file_path --cb_server_debug --cb_server_port --start_sb_server_app
+--sb_server_model_id --sb_server_config_file_path --sb_server_debug --sb_server_port
+--client_url --gunicorn_config_file_path
+"""
+CLIENT_CONFIG = """{
+  # both servers of this machine
+  "continuous_batching_server_urls": ["http://127.0.0.1:8001"],
+  "static_batching_server_urls": ["http://127.0.0.1:8002"],
+  "openai_jumper_configs": [{"api_key": "sk-1"}],
+}"""
+SERVER_CONFIGS = {
+    "cb_server_config.json": {"model_loading_config": {"model_name_or_path": "."}},
+    "sb_server_config.json": {"worker_config": {"model_name_or_path": "."}},
+}
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with configuration files."""
+    (tmp_path / "client_config.json").write_text(CLIENT_CONFIG)
+    for name, config in SERVER_CONFIGS.items():
+        (tmp_path / name).write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def chosen(directory: Path, *arguments: str) -> dict[str, Service]:
+    """The services that a command line asks for, by kind."""
+    argv = list(arguments)
+    for kind in ("client", "cb_server", "sb_server"):
+        argv += [f"--{kind}_config_file_path", f"{kind}_config.json"]
+    args = start_app.build_parser().parse_args(argv)
+    services = start_app.chosen_services(args, Directories(directory / "run", directory / "logs"))
+    return {service.kind: service for service in services}
+
+
+def test_every_option_of_the_first_version_is_there() -> None:
+    known = start_app.build_parser().format_help()
+    assert all(option in known for option in FIRST_VERSION.split())
+
+
+def test_all_starts_the_gateway_first_on_the_known_ports(configs: Path) -> None:
+    services = chosen(configs, "--all")
+    assert list(services) == ["client_app", "cb_server_app", "sb_server_app"]
+    assert [service.url for service in services.values()] == [
+        f"http://127.0.0.1:{8000 + i}" for i in range(3)
+    ]
+
+
+def test_options_reach_their_service(configs: Path) -> None:
+    services = chosen(
+        configs,
+        *("--start_client_app", "--client_debug", "--client_config_hot_update_interval_minutes", "2.5"),
+        *("--start_cb_server_app", "--cb_server_model_id", "a", "--cb_server_port", "9001"),
+        *("--start_sb_server_app", "--sb_server_model_id", "b", "--sb_server_debug", "--host", "0.0.0.0"),
+    )
+    assert services["client_app"].options == ClientAppOptions(
+        host="0.0.0.0",
+        debug=True,
+        client_config_file_path=configs / "client_config.json",
+        client_config_hot_update_interval_minutes=2.5,
+    )
+    assert services["cb_server_app"].options == CbServerAppOptions(
+        host="0.0.0.0",
+        port=9001,
+        model_id="a",
+        server_config_file_path=configs / "cb_server_config.json",
+        client_url="http://127.0.0.1:8000",
+    )
+    assert services["sb_server_app"].options == SbServerAppOptions(
+        host="0.0.0.0",
+        debug=True,
+        model_id="b",
+        server_config_file_path=configs / "sb_server_config.json",
+        client_url="http://127.0.0.1:8000",
+    )
+
+
+def test_a_server_alone_reports_where_it_is_told_to(configs: Path) -> None:
+    def client_url(*arguments: str) -> str | None:
+        options = chosen(configs, "--start_cb_server_app", *arguments)["cb_server_app"].options
+        assert isinstance(options, CbServerAppOptions)
+        return options.client_url
+
+    assert client_url() is None
+    assert client_url("--client_url", "http://gateway:80") == "http://gateway:80"
+    assert client_url("--start_client_app", "--client_url", "http://gateway:80") == "http://gateway:80"
+
+
+def test_all_on_the_configured_ports_uses_the_file_itself(configs: Path) -> None:
+    options = chosen(configs, "--all")["client_app"].options
+    assert isinstance(options, ClientAppOptions)
+    assert options.client_config_file_path == configs / "client_config.json"
+    assert not (configs / "run").exists()
+
+
+def test_all_on_other_ports_gives_the_gateway_a_copy_with_these_servers(configs: Path) -> None:
+    services = chosen(configs, "--all", "--cb_server_port", "9001", "--client_port", "9000")
+    options = services["client_app"].options
+    assert isinstance(options, ClientAppOptions)
+    path = options.client_config_file_path
+    assert path == configs / "run" / "client_app-9000.json"
+    assert json.loads(path.read_text()) == {
+        "continuous_batching_server_urls": ["http://127.0.0.1:9001"],
+        "static_batching_server_urls": ["http://127.0.0.1:8002"],
+        "openai_jumper_configs": [{"api_key": "sk-1"}],
+    }
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (configs / "client_config.json").read_text() == CLIENT_CONFIG
+
+
+def test_without_all_the_gateway_keeps_its_servers(configs: Path) -> None:
+    services = chosen(configs, "--start_client_app", "--start_cb_server_app", "--cb_server_port", "9001")
+    options = services["client_app"].options
+    assert isinstance(options, ClientAppOptions)
+    assert options.client_config_file_path == configs / "client_config.json"
+
+
+def test_a_wired_gateway_lists_several_servers_of_a_kind(configs: Path) -> None:
+    gateway = chosen(configs, "--start_client_app")["client_app"]
+    servers = [
+        Service("cb_server_app", "module", CbServerAppOptions(port=port)) for port in (9001, 9002, 9003)
+    ]
+    options = wire(gateway, servers, Directories(configs / "run", configs / "logs")).options
+    assert isinstance(options, ClientAppOptions)
+    written = json.loads(options.client_config_file_path.read_text())
+    assert written["continuous_batching_server_urls"] == [server.url for server in servers]
+    assert written["static_batching_server_urls"] == []
+
+
+def test_a_configuration_that_a_service_would_refuse_is_refused_before_any_starts(configs: Path) -> None:
+    (configs / "sb_server_config.json").write_text('{"worker_confg": {}}')
+    with pytest.raises(ConfigError, match="did you mean 'worker_config'"):
+        chosen(configs, "--all")
+
+
+@pytest.mark.parametrize("text", ["0", "65536", "-1", "http"])
+def test_a_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        start_app.main(["--start_client_app", f"--client_port={text}"])
+    assert left.value.code == 2
+    assert f"{text!r} is not a port (1 to 65535)" in capsys.readouterr().err
+
+
+def test_nothing_to_do_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        start_app.main([])
+    assert left.value.code == 2
+    assert "nothing to do" in capsys.readouterr().err
