@@ -38,11 +38,11 @@ lint: $(VENV)/.test-installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-$(BIN)/python:
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; give it as PYTHON=…")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.serve-installed: client_requirements.txt server_requirements.txt | $(BIN)/python
+$(VENV)/.serve-installed: client_requirements.txt server_requirements.txt | $(BIN)/pip
 	$(if $(HAS_GPU),,$(PIP) --no-deps --timeout 30 --retries 1 --extra-index-url $(TORCH_CPU_INDEX) \
 		"$$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' server_requirements.txt)")
 	$(PIP) -r server_requirements.txt
