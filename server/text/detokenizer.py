@@ -75,10 +75,11 @@ class StopMatcher:
     def __init__(self, vocabulary: Vocabulary, stop: Sequence[str]) -> None:
         self._vocabulary = vocabulary
         self._stop = tuple(text.encode() for text in stop)
-        self._keep = max(map(len, self._stop)) - 1
+        self.keep = max(map(len, self._stop)) - 1
+        """Bytes before a token that decide whether it completes a stop string."""
 
     def step(self, tail: bytes, token_id: int) -> tuple[bytes, bool]:
         """(new tail, whether `token_id` completes a stop string) after `tail`."""
-        text = tail + self._vocabulary[token_id]
+        text = tail + self._vocabulary.spelled(token_id)
         hit = any(stop in text for stop in self._stop)
-        return (text[-self._keep :] if self._keep else b""), hit
+        return (text[-self.keep :] if self.keep else b""), hit

@@ -1,0 +1,222 @@
+"""Loads any causal language model of transformers and finds out how it can be run."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from server.static_batching.config import WorkerConfig
+from server.static_batching.memory import keep_memory_pages
+from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class ModelError(Exception):
+    """A model that cannot be served as configured; the message is one line."""
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model with what the rest of the server needs to know of it."""
+
+    hf: Any
+    """The ``PreTrainedModel``, in evaluation mode."""
+    tokenizer: Tokenizer
+    device: torch.device
+    eos_token_ids: list[int]
+    pad_token_id: int
+    vocab_size: int
+    max_length: int
+    can_pad: bool = True
+    """Whether a prompt has the same answer beside longer ones."""
+    capabilities: dict[str, Any] = field(default_factory=dict)
+
+
+def load_model(config: WorkerConfig) -> LoadedModel:
+    """Load the model and try it out.
+
+    Raises:
+        ModelError: it cannot be loaded, or not be run as configured.
+    """
+    from transformers import GenerationConfig
+
+    device = _device(config)
+    if device.type == "cpu":
+        keep_memory_pages()
+    weights, reason = _weights(config)
+    tokenizer = _tokenizer(config)
+    hf = _hf_model(config, device, weights)
+    eos = hf.generation_config.eos_token_id
+    # what a request leaves open has this project's defaults, not those of the checkpoint
+    hf.generation_config = GenerationConfig()
+    pad = tokenizer.hf.pad_token_id
+    model = LoadedModel(
+        hf=hf,
+        tokenizer=tokenizer,
+        device=device,
+        eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
+        pad_token_id=0 if pad is None else int(pad),
+        vocab_size=_vocab_size(hf),
+        max_length=_max_length(config, hf, tokenizer),
+        capabilities={
+            "device": _told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
+            "dtype": _told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),
+            "weights": _told(weights or "any", reason),
+            "attention": _told(str(hf.config._attn_implementation), "transformers' choice"),
+        },
+    )
+    _try_out(model, config)
+    return model
+
+
+def _told(name: str, reason: str) -> dict[str, str]:
+    return {"name": name, "reason": reason}
+
+
+def _device(config: WorkerConfig) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ModelError("device is 'cuda', but torch finds no CUDA device")
+    device = torch.device("cuda:0" if cuda and config.device != "cpu" else "cpu")
+    if device.type == "cuda" and config.torch_dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+        name = torch.cuda.get_device_name(device)
+        raise ModelError(f"torch_dtype bfloat16 cannot be computed on {name}: use float16 or float32")
+    return device
+
+
+def _weights(config: WorkerConfig) -> tuple[str | None, str]:
+    """The format of weights to load ("safetensors", "pickle", or None for either) and why."""
+    if config.use_safetensors:
+        return "safetensors", "use_safetensors is true"
+    directory = Path(config.model_name_or_path)
+    if not directory.is_dir():
+        return None, "use_safetensors is false"
+    if any(directory.glob("*.bin")):
+        return "pickle", "use_safetensors is false"
+    logger.info("use_safetensors is false, but %s has no pickled weights: loading safetensors", directory)
+    return "safetensors", "use_safetensors is false, but there are no pickled weights"
+
+
+def _tokenizer(config: WorkerConfig) -> Tokenizer:
+    path = config.tokenizer_name_or_path or config.model_name_or_path
+    try:
+        return Tokenizer(
+            path,
+            use_fast=config.use_fast_tokenizer,
+            trust_remote_code=config.trust_remote_code,
+            revision=None if Path(path).is_dir() else config.revision,
+        )
+    except Exception as error:  # transformers raises whatever its parts raise
+        raise ModelError(f"the tokenizer in {path} cannot be loaded: {one_line(error)}") from error
+
+
+def _hf_model(config: WorkerConfig, device: torch.device, weights: str | None) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    path = config.model_name_or_path
+    if config.is_gptq_quantized or _is_gptq(path):
+        raise ModelError(f"{path}: GPTQ checkpoints are not supported by the static-batching server")
+    straight = config.low_cpu_mem_usage and device.type != "cpu"
+    options: dict[str, Any] = {"device_map": device} if straight else {}
+    if not Path(path).is_dir():
+        options["revision"] = config.revision
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=_DTYPES.get(config.torch_dtype, "auto"),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors={"safetensors": True, "pickle": False, None: None}[weights],
+            **options,
+        )
+        return model.to(device).eval()
+    except Exception as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {one_line(error)}") from error
+
+
+def _is_gptq(path: str) -> bool:
+    directory = Path(path)
+    if (directory / "quantize_config.json").exists():
+        return True
+    try:
+        config = json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # a name on the hub, or unreadable: loading will tell
+    return bool(config.get("quantization_config", {}).get("quant_method") == "gptq")
+
+
+def _vocab_size(hf: Any) -> int:
+    head = hf.get_output_embeddings()
+    return int(hf.config.get_text_config().vocab_size if head is None else head.weight.shape[0])
+
+
+def _max_length(config: WorkerConfig, hf: Any, tokenizer: Tokenizer) -> int:
+    text = hf.config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+    known = [getattr(text, name) for name in names if isinstance(getattr(text, name, None), int)]
+    limit = known[0] if known else tokenizer.hf.model_max_length
+    if config.model_max_length is not None:
+        if known and config.model_max_length > limit:
+            raise ModelError(f"model_max_length {config.model_max_length} is above the model's {limit}")
+        return config.model_max_length
+    if limit > 2**31:
+        raise ModelError("the checkpoint does not say how long its context is: set model_max_length")
+    return int(limit)
+
+
+@torch.inference_mode()
+def _try_out(model: LoadedModel, config: WorkerConfig) -> None:
+    """Generate two tokens, alone and beside a longer prompt: does it run, does padding matter?"""
+    short = [i % model.vocab_size for i in range(3, 8)]
+    long = [i % model.vocab_size for i in range(5, 14)]
+    padded = [[model.pad_token_id] * (len(long) - len(short)) + short, long]
+    mask = [[0] * (len(long) - len(short)) + [1] * len(short), [1] * len(long)]
+    try:
+        alone = _two_steps(model, [short], [[1] * len(short)])
+        beside = _two_steps(model, padded, mask)
+    except Exception as error:
+        what = f"a model in {model.capabilities['dtype']['name']} on {model.device}"
+        raise ModelError(
+            f"{config.model_name_or_path}: {what} does not run ({one_line(error)}): try another torch_dtype"
+        ) from error
+    if not torch.isfinite(alone).all():
+        raise ModelError(f"{config.model_name_or_path}: the model computes NaN: try another torch_dtype")
+    tolerance = 1e-3 if model.hf.dtype == torch.float32 else 5e-2
+    change = float((alone[0] - beside[0]).abs().max() / alone.abs().max())
+    model.can_pad = change <= tolerance
+    told = f"beside a longer prompt the logits change by {change:.1g} of the largest"
+    model.capabilities["padding"] = _told("left" if model.can_pad else "prompts of one length only", told)
+
+
+def _two_steps(model: LoadedModel, input_ids: list[list[int]], mask: list[list[int]]) -> torch.Tensor:
+    """Logits of the token after the prompts and of the one after token 0, [prompts, 2, vocab]."""
+    from transformers import LogitsProcessorList
+
+    def always_0(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, 0] = 0.0
+        return forced
+
+    output = model.hf.generate(
+        torch.tensor(input_ids, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=2,
+        do_sample=False,
+        pad_token_id=model.pad_token_id,
+        output_logits=True,
+        return_dict_in_generate=True,
+        logits_processor=LogitsProcessorList([always_0]),
+    )
+    return torch.stack(output.logits, dim=1).float()
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` without line breaks, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,44 @@
+"""Which requests may share a call of `generate`, and which cannot be served at all."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from protocol.errors import unprocessable
+from protocol.generation import GenerationConfig
+from server.api.service import Job
+
+_NEVER_SHARED_STATE = {"pad_token_id", "stop"}
+"""Matters to no other row, whatever the method: an answer holds no padding, and stop strings are
+looked for row by row."""
+
+_PER_ROW = {"max_new_tokens", "seed", "n", "num_return_sequences", "logprobs"}
+"""Row by row as well, unless beams are searched."""
+
+_OF_BEAMS = {"early_stopping", "length_penalty"}
+_OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+
+
+def package_key(job: Job) -> Hashable:
+    """Jobs with equal keys can run in one package: the options that `generate` applies to all rows
+    of a call alike, without those that have no effect."""
+    config = job.config
+    irrelevant = set(_NEVER_SHARED_STATE)
+    if config.num_beams == 1:
+        irrelevant |= _PER_ROW | _OF_BEAMS
+    elif config.do_sample:
+        # transformers draws for all beams of a call from one generator: only alone is it seeded
+        return job.request_id
+    else:
+        irrelevant |= {"seed", "n", "num_return_sequences"}
+    if not config.do_sample:
+        irrelevant |= _OF_SAMPLING
+    return config.model_dump_json(exclude=irrelevant)
+
+
+def check_options(config: GenerationConfig) -> None:
+    """Raise 422 for what this server cannot do."""
+    if config.logprobs is not None and config.num_beams > 1:
+        raise unprocessable(
+            "logprobs: a static-batching server has none for beam search", param="generation_config.logprobs"
+        )

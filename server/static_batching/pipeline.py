@@ -1,0 +1,105 @@
+"""Static batching from Python, without HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from protocol.errors import ApiError
+from protocol.generation import GenerationConfig
+from server.api.service import Job
+from server.static_batching.batcher import Batcher, Ticket
+from server.static_batching.config import BatcherConfig, ServerConfig, WorkerConfig
+from server.static_batching.generate import Answer, Batch
+from server.static_batching.model import load_model
+from server.static_batching.options import check_options, package_key
+from server.static_batching.prompts import Prompt
+from server.static_batching.worker import Worker
+
+
+@dataclass(slots=True)
+class Generation:
+    """A prompt with its answers, in order."""
+
+    prompt_token_ids: list[int]
+    answers: list[Answer]
+
+    @property
+    def text(self) -> str:
+        """Text of the first answer."""
+        return self.answers[0].text
+
+
+class StaticPipeline:
+    """A model in this process, whose prompts run package by package.
+
+    Args:
+        model: checkpoint directory, or a whole `ServerConfig`.
+        options: sections of the configuration with the keys to change, e.g.
+            ``batcher_config={"package_max_workload": 32}``; not with a `ServerConfig`.
+
+    Raises:
+        ModelError: the checkpoint cannot be served.
+    """
+
+    def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
+        if not isinstance(model, ServerConfig):
+            worker = WorkerConfig.model_validate(
+                {"model_name_or_path": str(model), **options.pop("worker_config", {})}
+            )
+            batcher = BatcherConfig.model_validate(options.pop("batcher_config", {}))
+            model = ServerConfig(worker_config=worker, batcher_config=batcher)
+        if options:
+            raise TypeError(f"unknown sections: {', '.join(options)}")
+        self._model = load_model(model.worker_config)
+        self._worker = Worker(self._model, model.worker_config.batch_size)
+        self._max_workload = model.batcher_config.package_max_workload
+        self.tokenizer = self._model.tokenizer
+        self.capabilities = self._model.capabilities
+
+    def generate(
+        self,
+        prompts: Sequence[str | list[int]],
+        config: GenerationConfig | Sequence[GenerationConfig] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[Generation]:
+        """Answer all prompts.
+
+        Args:
+            prompts: texts or token ids.
+            config: options for all prompts, or one for each.
+            progress: show a bar of finished prompts.
+
+        Raises:
+            ApiError: an option is not supported, or a package failed.
+        """
+        configs = (
+            [config or GenerationConfig()] * len(prompts) if not isinstance(config, Sequence) else config
+        )
+        if len(configs) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts but {len(configs)} configurations")
+        batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
+        ids = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
+        for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):
+            check_options(options)
+            key = package_key(Job(str(i), prompt, options))
+            if not self._model.can_pad:
+                key = (key, len(prompt))
+            batcher.add(Ticket(key, options.num_rows, len(prompt), 0.0, i))
+        answers: dict[int, list[Answer]] = {}
+        with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
+            while package := [ticket.load for ticket in batcher.take(0.0)]:
+
+                def deliver(part: slice, outcome: Batch | ApiError, package: list[int] = package) -> None:
+                    if isinstance(outcome, ApiError):
+                        raise outcome
+                    answers.update(zip(package[part], outcome.answers, strict=True))
+                    bar.update(len(outcome.answers))
+
+                self._worker.run([Prompt(ids[i], configs[i]) for i in package], deliver)
+        return [Generation(prompt, answers[i]) for i, prompt in enumerate(ids)]

@@ -1,0 +1,52 @@
+"""Runs packages, one after the other, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from protocol.errors import ApiError, internal
+from server.static_batching.generate import Batch, generate
+from server.static_batching.model import LoadedModel, one_line
+from server.static_batching.prompts import Prompt
+
+logger = logging.getLogger(__name__)
+
+Deliver = Callable[[slice, Batch | ApiError], None]
+"""Called with a part of a package and what became of it."""
+
+
+class Worker:
+    """Calls `generate` for a package in parts of `batch_size` prompts (-1: in one).
+
+    A part that fails fails its own requests; the next part runs all the same.
+    """
+
+    def __init__(self, model: LoadedModel, batch_size: int) -> None:
+        self._model = model
+        self._batch_size = batch_size
+
+    def run(self, prompts: Sequence[Prompt], deliver: Deliver) -> None:
+        """Answer `prompts`, a package, delivering each part as soon as it is done."""
+        size = len(prompts) if self._batch_size == -1 else self._batch_size
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            deliver(part, self._answer(prompts[part]))
+
+    def _answer(self, prompts: Sequence[Prompt]) -> Batch | ApiError:
+        began = time.perf_counter()
+        try:
+            batch = generate(self._model, prompts)
+        except torch.OutOfMemoryError as error:
+            logger.error("out of memory with %d prompts: %s", len(prompts), one_line(error))
+            torch.cuda.empty_cache()
+            return internal("the package that held this request ran out of memory")
+        except Exception:
+            logger.exception("a package of %d prompts failed", len(prompts))
+            return internal("the package that held this request failed; the server's log says why")
+        seconds = time.perf_counter() - began
+        logger.debug("%d rows, %d steps, %d padding, %.2f s", batch.rows, batch.steps, batch.padding, seconds)
+        return batch
