@@ -50,13 +50,14 @@ class GatewayAnnouncer:
             logger.warning("the gateway %s was not told of the shutdown: %s", self._gateway, problem)
 
     async def _keep_announcing(self) -> None:
-        known, pause = "", _FIRST_PAUSE
+        told, pause = None, _FIRST_PAUSE
         while True:
-            problem = await self._post(routes.EVENT_SERVER_STARTUP) or ""
-            if problem != known or pause == _FIRST_PAUSE:  # each change is told once
-                level = logging.WARNING if problem else logging.INFO
-                logger.log(level, "announced to the gateway %s: %s", self._gateway, problem or "accepted")
-            known = problem
+            problem = await self._post(routes.EVENT_SERVER_STARTUP)
+            outcome = problem or "accepted"
+            if outcome != told:  # each change once, not every time
+                level = logging.INFO if problem is None else logging.WARNING
+                logger.log(level, "announced to the gateway %s: %s", self._gateway, outcome)
+            told = outcome
             pause = min(2 * pause, self._interval) if problem else self._interval
             await asyncio.sleep(pause)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import logging
+import os
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -29,15 +30,19 @@ def serve(service: Service, options: ServerAppOptions, event_token: Secret | Non
     Args:
         service: made, not started.
         options: those of the app.
-        event_token: the configuration's; one in the options goes before it.
+        event_token: secret that the gateway asks of servers.
     """
     announcer = None
     if options.client_url is not None:
         event = ServerEvent(url=options.url, service=service.kind, model_id=service.model_id)
-        token = options.event_token or event_token
-        secret = None if token is None else token.get_secret_value()
+        secret = None if event_token is None else event_token.get_secret_value()
         announcer = GatewayAnnouncer(options.client_url, event, secret)
-    lifecycle = Lifecycle(
-        service, announcer=announcer, drain_on_signals=True, on_failure=lambda: sys.exit(BOOT_ERROR)
-    )
+    lifecycle = Lifecycle(service, announcer=announcer, drain_on_signals=True, on_failure=_leave)
     return create_app(service, lifecycle=lifecycle)
+
+
+def _leave() -> None:
+    """End the process after a failed start. The one line that matters is logged and the service is
+    closed; an exception through the running event loop would bury that line under tracebacks."""
+    logging.shutdown()
+    os._exit(BOOT_ERROR)
