@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serve-installed
-	$(BIN)/python start_app.py --all \
+	$(BIN)/python start_app.py --all --cb_server_model_id demo --sb_server_model_id demo \
 		--client_port $(PORT_BASE) \
 		--cb_server_port $$(($(PORT_BASE) + 1)) \
 		--sb_server_port $$(($(PORT_BASE) + 2))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.stack import MODEL, ROOT, Stack, call, free_ports
+from utils.process import processes
 
 KINDS = ("client_app", "cb_server_app", "sb_server_app")
 BODY = {"model": MODEL, "prompt": "17 + 25 =", "generation_config": {"max_new_tokens": 8}}
@@ -61,9 +62,8 @@ def test_a_killed_server_is_a_503_until_it_is_back(stack: Stack) -> None:
 
 def test_a_killed_worker_is_replaced(stack: Stack) -> None:
     server = stack.running("sb_server_app")
-    workers = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True).stdout.split()
-    for worker in workers:
-        os.kill(int(worker), signal.SIGKILL)
+    (worker,) = [p for p in processes() if p.group == server.pid and p.pid != server.pid]
+    os.kill(worker.pid, signal.SIGKILL)
     assert poll(stack.gateway, "/completion/v1", BODY, 200, seconds=90)
 
 

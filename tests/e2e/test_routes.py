@@ -103,7 +103,8 @@ def test_the_gateway_lists_live_models(stack: Stack, route: str) -> None:
 def test_without_an_account_there_is_no_jumper(stack: Stack) -> None:
     assert call(stack.gateway, "/openai_jumper/is_available").json == "0"
     body = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hello"}]}
-    assert call(stack.gateway, "/chat_completion/v1", body).status in (404, 503)
+    answer = call(stack.gateway, "/chat_completion/v1", body)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "no_account")
 
 
 def test_the_gateway_has_a_page(stack: Stack) -> None:
