@@ -17,7 +17,7 @@ def build(options: ClientAppOptions) -> CompletionFront:
         options.client_config_file_path, interval=60 * options.client_config_hot_update_interval_minutes
     )
     with exit_on_config_error():
-        return create_gateway(config_file.load(), config_file)
+        return create_gateway(config_file.load(), config_file, drain_on_signals=True)
 
 
 def create_app() -> CompletionFront:

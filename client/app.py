@@ -17,14 +17,17 @@ from client.routes import event_router, keyed_router, open_router
 from protocol import __version__
 
 
-def create_app(config: GatewayConfig, config_file: ConfigFile | None = None) -> CompletionFront:
+def create_app(
+    config: GatewayConfig, config_file: ConfigFile | None = None, *, drain_on_signals: bool = False
+) -> CompletionFront:
     """A gateway that lives as long as the application's lifespan.
 
     Args:
         config: what to begin with.
         config_file: where it came from; changes of the file are taken over.
+        drain_on_signals: on SIGTERM and SIGINT let what is in flight finish.
     """
-    gateway = Gateway(config, config_file)
+    gateway = Gateway(config, config_file, drain_on_signals=drain_on_signals)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

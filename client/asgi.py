@@ -69,7 +69,7 @@ class CompletionFront:
     """Serves the completion routes of `gateway`; hands all other requests to `app`."""
 
     def __init__(self, gateway: Gateway, app: AsgiApp) -> None:
-        self._gateway = gateway
+        self.gateway = gateway
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,7 +79,7 @@ class CompletionFront:
             await self._app(scope, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway, route = self._gateway, scope["path"]
+        gateway, route = self.gateway, scope["path"]
         gateway.metrics.received[route] += 1
         headers = Headers(scope["headers"])
         reply = Reply(send, headers.request_id)
@@ -106,16 +106,14 @@ class CompletionFront:
         if not isinstance(error, ApiError):
             logger.error("a request failed", exc_info=error)
             error = internal("the gateway failed; its log says why")
-        watch.phase(
-            self._gateway.clock(), self._gateway.settings.config.client_timeout_seconds, ClientStalled
-        )
+        watch.phase(self.gateway.clock(), self.gateway.settings.config.client_timeout_seconds, ClientStalled)
         with watch:
             await reply.error(error)
 
     async def _answer(
         self, route: str, headers: Headers, watch: Watch, receive: Receive, reply: Reply
     ) -> None:
-        gateway = self._gateway
+        gateway = self.gateway
         config = gateway.settings.config
         if gateway.draining:
             raise unavailable("the gateway is shutting down", code="draining")
@@ -128,7 +126,7 @@ class CompletionFront:
         await gateway.answer(request, watch, reply)
 
     async def _read_body(self, headers: Headers, watch: Watch, receive: Receive) -> bytes:
-        config, clock = self._gateway.settings.config, self._gateway.clock
+        config, clock = self.gateway.settings.config, self.gateway.clock
         limit = config.max_body_bytes
         if headers.content_length > limit:
             raise body_too_large(limit)

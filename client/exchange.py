@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from protocol.sse import MEDIA_TYPE
 STREAM_END_SECONDS = 2.0
 """How long a server may keep the connection open after its last event before it is cut."""
 JSON = "application/json"
+LARGE_BODY = 2**18
 
 
 @dataclass(slots=True)
@@ -65,10 +67,12 @@ class Exchange:
             headers[STREAM_CHECKPOINT] = "1"
         self.watch.phase(self.clock(), self.config.first_byte_timeout_seconds, AnswerTimeout)
         url = self.replica.url_of(self.request.route)
+        # a large body is written piece by piece, so that others have their turn in between
+        data = body if len(body) < LARGE_BODY else io.BytesIO(body)
         with self.watch:
             response = await self.session.post(
                 url,
-                data=body,
+                data=data,
                 headers=headers,
                 allow_redirects=False,
                 timeout=connect_timeout(self.config.connect_timeout_seconds),

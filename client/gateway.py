@@ -32,6 +32,7 @@ class Gateway:
 
     Args:
         config_file: where `config` came from and may change; None for a fixed configuration.
+        drain_on_signals: on SIGTERM and SIGINT let what is in flight finish.
         clock: monotonic seconds.
     """
 
@@ -42,8 +43,11 @@ class Gateway:
         self,
         config: GatewayConfig,
         config_file: ConfigFile | None = None,
+        *,
+        drain_on_signals: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._drain_on_signals = drain_on_signals
         self.settings = Settings(config)
         self.config_file = config_file
         self.clock = clock
@@ -81,8 +85,8 @@ class Gateway:
             await stack.enter_async_context(_in_background(self.watchman.run()))
             if self.config_file is not None:
                 await stack.enter_async_context(_in_background(self.config_file.follow(self.configure)))
-            drain = Drain(self.drain, self._idle, lambda: self.settings.config.drain_timeout_seconds)
-            drain.take_signals()
+            if self._drain_on_signals:
+                Drain(self.drain, self._idle, self._drain_timeout).take_signals()
             _tame_collector()
             yield
 
@@ -105,6 +109,9 @@ class Gateway:
 
     def _idle(self) -> bool:
         return not self.watchman.watches
+
+    def _drain_timeout(self) -> float:
+        return self.settings.config.drain_timeout_seconds
 
 
 @contextlib.asynccontextmanager

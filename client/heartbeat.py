@@ -112,9 +112,18 @@ class Heartbeats:
                 logger.info("%s: %s (%s)", replica.url, replica.state, replica.reason)
             failures = 0 if replica.state is ReplicaState.READY else failures + 1
             wake.clear()
+            await self._pause(replica, failures, wake)
+
+    async def _pause(self, replica: Replica, failures: int, wake: asyncio.Event) -> None:
+        """Wait until it is time to ask again, which is sooner once the replica is given work."""
+        asked_at, chance = self._clock(), random.random()
+        while not wake.is_set():
+            config = self._settings.config
+            left = asked_at + next_delay(replica, failures, config, chance) - self._clock()
+            if left <= 0.0:
+                return
             with contextlib.suppress(TimeoutError):
-                delay = next_delay(replica, failures, self._settings.config, random.random())
-                await asyncio.wait_for(wake.wait(), delay)
+                await asyncio.wait_for(wake.wait(), min(left, config.busy_heart_beat_interval_seconds))
 
     async def _probe(self, replica: Replica) -> None:
         """Ask once and tell the registry."""

@@ -116,10 +116,11 @@ class Relay:
     ) -> Answer | Exception | None:
         """Ask `replica`: a whole answer, or what went wrong, or None after a stream that went well."""
         body = request.body
-        if journal is not None and journal.pieces:
-            body = resumed_body(request.fields, journal.resume(request.choices, int(time.time())))
+        if journal is not None:
             journal.new_connection()
-            self._metrics.resumes += 1
+            if journal.pieces:
+                body = resumed_body(request.fields, journal.resume(request.choices, int(time.time())))
+                self._metrics.resumes += 1
         replica.breaker.sent()
         try:
             with replica.load.lease(request.work, lambda: watch.give_up(ReplicaHung())) as lease:

@@ -1,0 +1,269 @@
+"""A server of the stack without a model, on real sockets, whose every misbehaviour can be scripted.
+
+What it generates is a function of the prompt alone, so answers can be compared across servers,
+deaths and retries. It speaks HTTP by hand: what it sends when it misbehaves is no HTTP library's
+idea of an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.completion import Resume
+from protocol.errors import ApiError, model_not_found
+from protocol.sse import DONE, checkpoint, event
+from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
+
+CREATED = 1_700_000_000
+
+
+def tokens_of(prompt: str, count: int) -> list[int]:
+    """The token ids that follow `prompt`."""
+    return [zlib.crc32(f"{prompt}/{i}".encode()) % 1000 for i in range(count)]
+
+
+def text_of(token_ids: list[int]) -> str:
+    return "".join(f" {token}" for token in token_ids)
+
+
+@dataclass
+class Call:
+    """A completion request that the stub got."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    finished: bool = False
+    """Whether the whole answer went out."""
+
+    @property
+    def prompt(self) -> str:
+        if "messages" in self.body:
+            return str(self.body["messages"][-1]["content"])
+        return str(self.body["prompt"])
+
+    @property
+    def count(self) -> int:
+        limit = self.body.get("generation_config", {}).get("max_new_tokens", 32)
+        return int(self.body.get("max_tokens", limit))
+
+    @property
+    def chat(self) -> bool:
+        return "chat" in self.path
+
+
+@dataclass
+class Stub:
+    """The server; attributes below the line script it, at any time."""
+
+    model: str = "m"
+    kind: ServiceKind = "continuous_batching"
+    # ---
+    state: ServerState = ServerState.READY
+    seconds_per_token: float = 0.0
+    pending_tokens: int = 0
+    refusal: ApiError | None = None
+    """Answer to every completion."""
+    die_after: int | None = None
+    """Abort the connection after so many events, or before a whole answer, once."""
+    stream_error: ApiError | None = None
+    """Ends the next stream after two tokens."""
+    raw: bytes | None = None
+    """Sent in place of every completion answer; then the connection is closed."""
+    raw_status: bytes | None = None
+    """The same in place of the status."""
+    padding: str = ""
+    """Follows every token's text in a stream."""
+    hung: bool = False
+    """Read everything, answer nothing."""
+    # ---
+    calls: list[Call] = field(default_factory=list)
+    probes: int = 0
+    port: int = 0
+    connections: set[asyncio.StreamWriter] = field(default_factory=set)
+    _server: asyncio.Server | None = None
+    _hang_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def live(self) -> int:
+        """Completions being answered."""
+        return sum(not call.finished for call in self.calls)
+
+    async def start(self) -> None:
+        """Listen, on the port it had before if there was one."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**25)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def kill(self) -> None:
+        """Do as kill -9: refuse new connections, reset the open ones."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self.connections):
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections.add(writer)
+        try:
+            while await self._one(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.connections.discard(writer)
+            writer.close()
+
+    async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; False to close the connection."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        request, *lines = head.split("\r\n")
+        method, path, _ = request.split(" ")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if self.hung:
+            await reader.read()
+            return False
+        if method == "GET":
+            self.probes += 1
+            return await self._status(writer)
+        call = Call(path, headers, json.loads(body))
+        self.calls.append(call)
+        work = asyncio.create_task(self._complete(call, writer))
+        gone = asyncio.create_task(reader.read(1))  # nothing is pipelined: a byte is the end
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        left = gone.done()
+        work.cancel()
+        gone.cancel()
+        done, _ = await asyncio.gather(work, gone, return_exceptions=True)
+        call.finished = True
+        if isinstance(done, AssertionError):
+            raise done
+        return done is True and not left
+
+    async def _status(self, writer: asyncio.StreamWriter) -> bool:
+        if self.raw_status is not None:
+            writer.write(self.raw_status)
+            return False
+        status = ServerStatus(
+            service=self.kind,
+            state=self.state,
+            model_id=self.model,
+            version="stub",
+            uptime_seconds=1.0,
+            load=ServerLoad(pending_tokens=self.pending_tokens, running=self.live),
+        )
+        await self._whole(writer, 200, status.model_dump_json().encode())
+        return True
+
+    async def _complete(self, call: Call, writer: asyncio.StreamWriter) -> bool:
+        if self.raw is not None:
+            writer.write(self.raw)
+            await writer.drain()
+            return False
+        refusal = self.refusal
+        if call.body["model"] != self.model:
+            refusal = model_not_found(call.body["model"], [self.model])
+        if refusal is not None:
+            await self._whole(writer, refusal.status, refusal.json(), refusal.headers)
+            return True
+        if call.body.get("stream"):
+            return await self._stream(call, writer)
+        await asyncio.sleep(self.seconds_per_token * call.count)
+        if self._dies(0):
+            writer.transport.abort()
+            return False
+        text = text_of(tokens_of(call.prompt, call.count))
+        usage = {"prompt_tokens": 1, "completion_tokens": call.count, "total_tokens": call.count + 1}
+        answer = self._chunk(call, text, "length", CREATED) | {"usage": usage}
+        await self._whole(writer, 200, json.dumps(answer).encode())
+        return True
+
+    async def _stream(self, call: Call, writer: asyncio.StreamWriter) -> bool:
+        resume = Resume.model_validate(call.body["resume"]) if "resume" in call.body else None
+        ids = tokens_of(call.prompt, call.count)
+        done = len(resume.choices[0].token_ids) if resume else 0
+        if resume and resume.choices[0].token_ids != ids[:done]:
+            raise AssertionError("resumed from other tokens than were sent")
+        created = resume.created if resume else CREATED
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+            b"Transfer-Encoding: chunked\r\nx-server-load: %d\r\n\r\n" % self.pending_tokens
+        )
+        for sent, i in enumerate(range(done, len(ids))):
+            if self._dies(sent):
+                # in the middle of an event
+                writer.write(b"40\r\n: tokens 0 77\ndata: {")
+                await writer.drain()
+                writer.transport.abort()
+                return False
+            if self.stream_error is not None and sent == 2:
+                error, self.stream_error = self.stream_error, None
+                self._piece(writer, event(error.json(), name="error"))
+                break
+            await asyncio.sleep(self.seconds_per_token)
+            last = i == len(ids) - 1
+            comments = b""
+            if call.headers.get("x-stream-checkpoint") == "1":
+                comments = checkpoint(0, [ids[i]], last)
+            data = self._chunk(call, text_of([ids[i]]) + self.padding, "length" if last else None, created)
+            self._piece(writer, event(json.dumps(data).encode(), comments=comments))
+            await writer.drain()
+        else:
+            self._piece(writer, event(json.dumps({"choices": [], "usage": len(ids)}).encode()) + DONE)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+
+    def _dies(self, sent: int) -> bool:
+        if self.die_after is None or sent < self.die_after:
+            return False
+        self.die_after = None
+        return True
+
+    def _chunk(self, call: Call, text: str, reason: str | None, created: int) -> dict[str, Any]:
+        if call.path.startswith("/completion"):
+            return {"choices": [{"text": text, "index": 0, "finish_reason": reason}]}
+        content = {"delta": {"content": text}} if call.chat else {"text": text}
+        if call.chat and not call.body.get("stream"):
+            content = {"message": {"role": "assistant", "content": text}}
+        return {
+            "id": f"cmpl-{call.headers['x-request-id']}",
+            "created": created,
+            "model": self.model,
+            "choices": [{"index": 0, **content, "finish_reason": reason}],
+        }
+
+    def _piece(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+    async def _whole(
+        self, writer: asyncio.StreamWriter, status: int, body: bytes, headers: dict[str, str] | None = None
+    ) -> None:
+        head = [f"HTTP/1.1 {status} X", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head += [f"x-server-load: {self.pending_tokens}"]
+        head += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        writer.write("\r\n".join(head).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+
+@asynccontextmanager
+async def stubs(*servers: Stub) -> AsyncIterator[None]:
+    """`servers` listening while the block lasts."""
+    for server in servers:
+        await server.start()
+    try:
+        yield
+    finally:
+        for server in servers:
+            await server.kill()
