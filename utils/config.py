@@ -36,6 +36,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _DIRECTORY = "directory"  # key of the validation context
 _PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")]
+_CONTAINERS = {"model_type": "an object", "list_type": "a list", "tuple_type": "a list"}
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -221,8 +222,8 @@ def _explain(document: _Document, model: type[BaseModel], problem: Mapping[str, 
     if kind == "value_error":  # says what is wrong in its own words
         return f"{where}{key}: {reason}"
     found = problem.get("input")
-    if kind == "model_type":  # may be a secret out of place: only its kind is shown
-        return f"{where}{key}: found {_kind(found)}, accepted: an object"
+    if kind in _CONTAINERS:  # may be a secret out of place: only its kind is shown
+        return f"{where}{key}: found {_kind(found)}, accepted: {_CONTAINERS[kind]}"
     return f"{where}{key}: found {_show(found)}, accepted: {accepted}"
 
 

@@ -123,7 +123,7 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
         ),
         (
             '{"batcher_config": {"max_tokens": 1},\n "accounts": {}}',
-            "example.json:2: accounts: found an object, accepted: a valid list",
+            "example.json:2: accounts: found an object, accepted: a list",
         ),
         (
             '{"batcher_config": {\n"max_tokens": 1,\n"max_tokens": 2}}',
@@ -225,6 +225,7 @@ def test_a_secret_is_never_shown(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         [SECRET],
         [{"api_kee": SECRET}],
         {"api_key": SECRET},
+        SECRET,
         [{"api_key": "k", "org_id": {"x": SECRET}}],
     ],
 )
