@@ -12,15 +12,13 @@ import torch
 
 from server.static_batching.config import WorkerConfig
 from server.static_batching.memory import keep_memory_pages
+from server.static_batching.problems import ModelError, one_line, told
+from server.static_batching.tryout import try_out
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class ModelError(Exception):
-    """A model that cannot be served as configured; the message is one line."""
 
 
 @dataclass(slots=True)
@@ -35,8 +33,8 @@ class LoadedModel:
     pad_token_id: int
     vocab_size: int
     max_length: int
-    can_pad: bool = True
-    """Whether a prompt has the same answer beside longer ones."""
+    can_batch: bool = True
+    """Whether a prompt has the same answer beside others as alone."""
     capabilities: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,6 +46,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
     """
     from transformers import GenerationConfig
 
+    path = config.model_name_or_path
     device = _device(config)
     if device.type == "cpu":
         keep_memory_pages()
@@ -67,18 +66,14 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         vocab_size=_vocab_size(hf),
         max_length=_max_length(config, hf, tokenizer),
         capabilities={
-            "device": _told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
-            "dtype": _told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),
-            "weights": _told(weights or "any", reason),
-            "attention": _told(str(hf.config._attn_implementation), "transformers' choice"),
+            "device": told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
+            "dtype": told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),
+            "weights": told(weights or "any", reason),
+            "attention": told(str(hf.config._attn_implementation), "transformers' choice"),
         },
     )
-    _try_out(model, config)
+    model.can_batch, model.capabilities["padding"] = try_out(hf, model.pad_token_id, path)
     return model
-
-
-def _told(name: str, reason: str) -> dict[str, str]:
-    return {"name": name, "reason": reason}
 
 
 def _device(config: WorkerConfig) -> torch.device:
@@ -169,54 +164,3 @@ def _max_length(config: WorkerConfig, hf: Any, tokenizer: Tokenizer) -> int:
     if limit > 2**31:
         raise ModelError("the checkpoint does not say how long its context is: set model_max_length")
     return int(limit)
-
-
-@torch.inference_mode()
-def _try_out(model: LoadedModel, config: WorkerConfig) -> None:
-    """Generate two tokens, alone and beside a longer prompt: does it run, does padding matter?"""
-    short = [i % model.vocab_size for i in range(3, 8)]
-    long = [i % model.vocab_size for i in range(5, 14)]
-    padded = [[model.pad_token_id] * (len(long) - len(short)) + short, long]
-    mask = [[0] * (len(long) - len(short)) + [1] * len(short), [1] * len(long)]
-    try:
-        alone = _two_steps(model, [short], [[1] * len(short)])
-        beside = _two_steps(model, padded, mask)
-    except Exception as error:
-        what = f"a model in {model.capabilities['dtype']['name']} on {model.device}"
-        raise ModelError(
-            f"{config.model_name_or_path}: {what} does not run ({one_line(error)}): try another torch_dtype"
-        ) from error
-    if not torch.isfinite(alone).all():
-        raise ModelError(f"{config.model_name_or_path}: the model computes NaN: try another torch_dtype")
-    tolerance = 1e-3 if model.hf.dtype == torch.float32 else 5e-2
-    change = float((alone[0] - beside[0]).abs().max() / alone.abs().max())
-    model.can_pad = change <= tolerance
-    told = f"beside a longer prompt the logits change by {change:.1g} of the largest"
-    model.capabilities["padding"] = _told("left" if model.can_pad else "prompts of one length only", told)
-
-
-def _two_steps(model: LoadedModel, input_ids: list[list[int]], mask: list[list[int]]) -> torch.Tensor:
-    """Logits of the token after the prompts and of the one after token 0, [prompts, 2, vocab]."""
-    from transformers import LogitsProcessorList
-
-    def always_0(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, 0] = 0.0
-        return forced
-
-    output = model.hf.generate(
-        torch.tensor(input_ids, device=model.device),
-        attention_mask=torch.tensor(mask, device=model.device),
-        max_new_tokens=2,
-        do_sample=False,
-        pad_token_id=model.pad_token_id,
-        output_logits=True,
-        return_dict_in_generate=True,
-        logits_processor=LogitsProcessorList([always_0]),
-    )
-    return torch.stack(output.logits, dim=1).float()
-
-
-def one_line(error: BaseException) -> str:
-    """The message of `error` without line breaks, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

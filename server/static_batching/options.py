@@ -8,9 +8,8 @@ from protocol.errors import unprocessable
 from protocol.generation import GenerationConfig
 from server.api.service import Job
 
-_NEVER_SHARED_STATE = {"pad_token_id", "stop"}
-"""Matters to no other row, whatever the method: an answer holds no padding, and stop strings are
-looked for row by row."""
+_NO_CONCERN_OF_OTHERS = {"pad_token_id", "stop"}
+"""An answer holds no padding, and stop strings are looked for row by row."""
 
 _PER_ROW = {"max_new_tokens", "seed", "n", "num_return_sequences", "logprobs"}
 """Row by row as well, unless beams are searched."""
@@ -19,11 +18,18 @@ _OF_BEAMS = {"early_stopping", "length_penalty"}
 _OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 
 
-def package_key(job: Job) -> Hashable:
+def package_key(job: Job, can_batch: bool = True) -> Hashable:
     """Jobs with equal keys can run in one package: the options that `generate` applies to all rows
-    of a call alike, without those that have no effect."""
+    of a call alike, without those that have no effect.
+
+    Args:
+        job: the request.
+        can_batch: false for a model that answers one sequence at a time: every key is its own.
+    """
     config = job.config
-    irrelevant = set(_NEVER_SHARED_STATE)
+    if not can_batch:
+        return job.request_id
+    irrelevant = set(_NO_CONCERN_OF_OTHERS)
     if config.num_beams == 1:
         irrelevant |= _PER_ROW | _OF_BEAMS
     elif config.do_sample:
@@ -36,8 +42,12 @@ def package_key(job: Job) -> Hashable:
     return config.model_dump_json(exclude=irrelevant)
 
 
-def check_options(config: GenerationConfig) -> None:
-    """Raise 422 for what this server cannot do."""
+def check_options(config: GenerationConfig, can_batch: bool = True) -> None:
+    """Raise 422 for what this server cannot do (`can_batch` as for `package_key`)."""
+    if config.num_rows > 1 and not can_batch:
+        param = "num_beams" if config.num_beams > 1 else "n"
+        message = f"{param}: this model answers one sequence at a time (its batches change answers)"
+        raise unprocessable(message, param=f"generation_config.{param}")
     if config.logprobs is not None and config.num_beams > 1:
         raise unprocessable(
             "logprobs: a static-batching server has none for beam search", param="generation_config.logprobs"

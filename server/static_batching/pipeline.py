@@ -86,10 +86,8 @@ class StaticPipeline:
         batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
         ids = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):
-            check_options(options)
-            key = package_key(Job(str(i), prompt, options))
-            if not self._model.can_pad:
-                key = (key, len(prompt))
+            check_options(options, self._model.can_batch)
+            key = package_key(Job(str(i), prompt, options), self._model.can_batch)
             batcher.add(Ticket(key, options.num_rows, len(prompt), 0.0, i))
         answers: dict[int, list[Answer]] = {}
         with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:

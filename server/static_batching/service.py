@@ -105,13 +105,17 @@ class StaticBatchingService:
     def submit(self, job: Job) -> AnswerStream:
         if self.state is not ServerState.READY or self._model is None:
             raise unavailable(f"the server is {self.state}", code=str(self.state))
-        self._check(job)
+        self._check(job, self._model)
         stream = AnswerStream(job, lambda: self._close(job.request_id))
         work = expected_tokens(len(job.prompt_token_ids), job.config.num_rows, job.config.max_new_tokens)
         entry = Entry(stream, work)
-        key = package_key(job) if self._model.can_pad else (package_key(job), len(job.prompt_token_ids))
         entry.ticket = Ticket(
-            key, job.config.num_rows, len(job.prompt_token_ids), self._clock(), entry, job.priority
+            package_key(job, self._model.can_batch),
+            job.config.num_rows,
+            len(job.prompt_token_ids),
+            self._clock(),
+            entry,
+            job.priority,
         )
         patience = self._config.batcher_config.queue_timeout_seconds
         if patience is not None:
@@ -124,11 +128,11 @@ class StaticBatchingService:
         self._changed.set()
         return stream
 
-    def _check(self, job: Job) -> None:
+    def _check(self, job: Job, model: LoadedModel) -> None:
         """Refuse what cannot be done at all, or not now."""
         if job.resume is not None:
             raise unprocessable("resume: a static-batching server has no streams", param="resume")
-        check_options(job.config)
+        check_options(job.config, model.can_batch)
         tokens = len(job.prompt_token_ids) + job.config.max_new_tokens
         if tokens > self.model_max_length:
             raise unprocessable(

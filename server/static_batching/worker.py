@@ -10,7 +10,8 @@ import torch
 
 from protocol.errors import ApiError, internal
 from server.static_batching.generate import Batch, generate
-from server.static_batching.model import LoadedModel, one_line
+from server.static_batching.model import LoadedModel
+from server.static_batching.problems import one_line
 from server.static_batching.prompts import Prompt
 
 logger = logging.getLogger(__name__)

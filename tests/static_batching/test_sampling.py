@@ -1,0 +1,75 @@
+"""Sampling: the distribution of transformers, and randomness that depends on the request alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import GenerationConfig as HFGenerationConfig
+
+from protocol.generation import GenerationConfig
+from server.static_batching.generate import generate
+from server.static_batching.model import LoadedModel
+from server.static_batching.processors import build_processors
+from server.static_batching.prompts import PaddedPrompts, Prompt
+
+DRAWS = 20_000
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.15},
+        {"typical_p": 0.6},
+        {"temperature": 1.4, "top_k": 9, "top_p": 0.8, "min_p": 0.05, "typical_p": 0.9},
+    ],
+)
+def test_distribution_is_that_of_transformers(model: LoadedModel, options: dict[str, Any]) -> None:
+    logits = torch.randn(1, 16, generator=torch.Generator().manual_seed(1)) * 0.7
+    prompts = [
+        Prompt([3, 4, 5], GenerationConfig(do_sample=True, seed=seed, **options)) for seed in range(DRAWS)
+    ]
+    padded = PaddedPrompts(prompts, 0, torch.device("cpu"))
+    scores = build_processors(prompts[0].config, padded, [])(padded.input_ids, logits.repeat(DRAWS, 1))
+    drawn = np.bincount(scores.argmax(-1).numpy(), minlength=16)
+    expected = _expected(model, logits, options)
+    possible = expected > 0
+    assert possible.sum() > 2 and drawn[~possible].sum() == 0
+    result = chisquare(drawn[possible], expected[possible] / expected[possible].sum() * DRAWS)
+    assert result.pvalue > 1e-4
+
+
+def _expected(model: LoadedModel, logits: torch.Tensor, options: dict[str, Any]) -> np.ndarray:
+    """Probabilities under the processors that transformers itself builds."""
+    config = HFGenerationConfig(do_sample=True, **({"top_k": 0} | options))
+    processors = model.hf._get_logits_processor(config, input_ids_seq_length=3, device="cpu")
+    probabilities = processors(torch.tensor([[3, 4, 5]]), logits).softmax(-1)[0]
+    return np.asarray(probabilities.double().numpy())
+
+
+def answers(model: LoadedModel, prompts: list[Prompt]) -> list[list[list[int]]]:
+    return [[answer.token_ids for answer in group] for group in generate(model, prompts).answers]
+
+
+def test_a_seeded_request_is_answered_alike_in_any_package(model: LoadedModel) -> None:
+    def config(seed: int, n: int = 1, new: int = 16) -> GenerationConfig:
+        return GenerationConfig(do_sample=True, temperature=1.5, seed=seed, n=n, max_new_tokens=new)
+
+    mine = Prompt([5, 6, 7, 8], config(7, n=3))
+    others = [
+        Prompt([9] * 20, config(1, new=30)),
+        Prompt([5, 6, 7, 8], config(8, n=2)),
+        Prompt([3], config(7)),
+    ]
+    (alone,) = answers(model, [mine])
+    assert alone == answers(model, [*others, mine])[3]
+    assert alone == answers(model, [others[1], mine, others[0]])[1]
+    assert len({tuple(ids) for ids in alone}) == 3, "the answers of one request differ"
+    assert answers(model, [others[1]])[0][0] != alone[0], "another seed draws differently"
