@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import MODEL, ROOT, Stack, call, free_ports
+from tests.e2e.stack import MODEL, MODEL_DIRECTORY, ROOT, Stack, call, free_ports
+from utils.config import read_file
+from utils.options import CONFIGS
 from utils.process import processes
 
 KINDS = ("client_app", "cb_server_app", "sb_server_app")
@@ -74,6 +77,24 @@ def test_one_service_can_live_alone(empty_stack: Stack) -> None:
     stopped = empty_stack.start_app("--stop")
     assert (stopped.code, empty_stack.start_app("--status").code) == (0, 3)
     assert empty_stack.start_app("--stop").errors == "nothing is running\n"
+
+
+def test_a_server_joins_a_gateway_that_does_not_list_it(empty_stack: Stack) -> None:
+    directory = empty_stack.directory
+    client_config, server_config = directory / "client.json", directory / "server.json"
+    client_config.write_text('{"event_token": "hello"}')
+    config = read_file(CONFIGS / "cb_server_config.json") | {"event_token": "hello"}
+    config["model_loading_config"]["model_name_or_path"] = str(MODEL_DIRECTORY)
+    server_config.write_text(json.dumps(config))
+    started = empty_stack.start_app("--start_client_app", "--client_config_file_path", str(client_config))
+    assert started.code == 0, started.errors
+    assert call(empty_stack.gateway, "/completion/v2", BODY).status == 404
+    started = empty_stack.start_app(
+        *("--start_cb_server_app", "--cb_server_config_file_path", str(server_config)),
+        *("--client_url", empty_stack.gateway),
+    )
+    assert started.code == 0, started.errors
+    assert poll(empty_stack.gateway, "/completion/v2", BODY, 200, seconds=30)
 
 
 @pytest.mark.parametrize(
