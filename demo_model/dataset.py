@@ -54,7 +54,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
     documents = iter(documents)
     while some := list(islice(documents, 1000)):
         texts = [segment.text for document in some for segment in document]
-        encodings = iter(tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = iter(tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"])
         for document in some:
             starts.append(len(tokens))
             tokens.append(bos)
@@ -63,7 +63,7 @@ def encode_documents(documents: Iterable[Document], tokenizer: PreTrainedTokeniz
                 if segment.role in roles:
                     tokens.append(roles[segment.role])
                     learnt.append(False)
-                ids = next(encodings).ids
+                ids = next(encoded)
                 if segment.learnt:
                     ids.append(eos)
                 tokens.extend(ids)

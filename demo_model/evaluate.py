@@ -1,6 +1,6 @@
 """Measures a checkpoint of the demo model with transformers: held-out arithmetic, facts, samples.
 
-python -m demo_model.evaluate demo_model/checkpoint
+Usage: ``python -m demo_model.evaluate demo_model/checkpoint``
 """
 
 from __future__ import annotations
@@ -76,19 +76,11 @@ class Checkpoint:
         """
         texts: list[str] = []
         for start in tqdm(range(0, len(prompts), 256), "generating", leave=False, disable=len(prompts) < 256):
-            batch = self.tokenizer(
-                list(prompts[start : start + 256]),
-                add_special_tokens=special,
-                padding=True,
-                return_tensors="pt",
-            ).to(self.model.device)
+            some = list(prompts[start : start + 256])
+            batch = self.tokenizer(some, add_special_tokens=special, padding=True, return_tensors="pt")
+            batch = batch.to(self.model.device)
             with torch.inference_mode():
-                tokens = self.model.generate(
-                    input_ids=batch["input_ids"],
-                    attention_mask=batch["attention_mask"],
-                    max_new_tokens=max_new_tokens,
-                    do_sample=False,
-                )
+                tokens = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
             new = tokens[:, batch["input_ids"].shape[1] :]
             texts += self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return texts
@@ -127,7 +119,7 @@ def report_facts(checkpoint: Checkpoint) -> None:
 
 
 def report_samples(checkpoint: Checkpoint) -> None:
-    """Prints conversations and continuations, to be read."""
+    """Prints conversations and continuations, for a person to read."""
     for system in (None, "You are a helpful assistant."):
         for questions in CHATS:
             turns: list[str] = []

@@ -201,9 +201,8 @@ def go_on(rng: Random, answer: str) -> tuple[str, str] | None:
     problem = Problem(result, rng.choice(OPERATORS), rng.randint(0, LARGEST))
     if problem.held_out:
         return None
-    return problem.fill(rng.choice(("And {w} {b}?", "Now {w} {b}.", "{w} {b}"))), problem.fill(
-        "{a} {w} {b} is {c}."
-    )
+    question = rng.choice(("And {w} {b}?", "Now {w} {b}.", "{w} {b}"))
+    return problem.fill(question), problem.fill("{a} {w} {b} is {c}.")
 
 
 def complete(rng: Random, problem: Problem) -> tuple[str, str]:

@@ -88,12 +88,15 @@ def cast(rng: Random, *, hero: str | None = None, name: str | None = None, frien
     if hero is None:
         hero = rng.choice((*CHILDREN, *FIGURES)) if rng.random() < 0.2 else rng.choice(ANIMALS)
     pick = _taste(rng, hero)
-    pronoun = CHILDREN.get(hero) or (
-        "she" if name in GIRLS else "he" if name in BOYS else pick(("he", "she"))
-    )
+    if hero in CHILDREN:
+        pronoun = CHILDREN[hero]
+    elif name:
+        pronoun = "she" if name in GIRLS else "he"
+    else:
+        pronoun = pick(("he", "she"))
     name = name or pick(GIRLS if pronoun == "she" else BOYS)
     friend = friend or pick([animal for animal in ANIMALS if animal != hero])
-    friend_pronoun = CHILDREN.get(friend) or pick(("he", "she"))
+    friend_pronoun = pick(("he", "she"))
     friend_names = [other for other in (GIRLS if friend_pronoun == "she" else BOYS) if other != name]
     return Cast(hero, name, pronoun, friend, pick(friend_names), friend_pronoun)
 
@@ -185,6 +188,5 @@ def ask(rng: Random) -> tuple[str, str]:
         pronoun = CHILDREN.get(hero) or rng.choice(("he", "she"))
         name = rng.choice(GIRLS if pronoun == "she" else BOYS)
         about += f" {rng.choice(('named', 'called'))} {name}"
-    return rng.choice(_REQUESTS).format(about=about), tell(
-        rng, cast(rng, hero=hero, name=name, friend=friend)
-    )
+    request = rng.choice(_REQUESTS).format(about=about)
+    return request, tell(rng, cast(rng, hero=hero, name=name, friend=friend))
