@@ -64,7 +64,7 @@ class ModelRunner:
         begin = time.perf_counter()
         batch = self._builder.build(plan)
         self.attention.prepare(batch.attention)
-        logits: Tensor = self.model(batch.token_ids, batch.logit_rows, self.attention, self.kernels)
+        logits = self.kernels.run(self.model, batch.token_ids, batch.logit_rows, self.attention)
         prompt_tokens = plan.num_tokens - len(plan.decodes)
         if prompt_tokens > len(plan.decodes):
             self._cost.observe_prefill(prompt_tokens, time.perf_counter() - begin)

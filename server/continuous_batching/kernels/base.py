@@ -8,11 +8,17 @@ that run everywhere; a device with something faster overrides it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from server.continuous_batching.layers.linear import Linear
 from server.continuous_batching.layers.norm import RMSNorm
+
+if TYPE_CHECKING:
+    from server.continuous_batching.attention.base import AttentionBackend
+    from server.continuous_batching.models.decoder import Decoder
 
 
 class Kernels:
@@ -22,6 +28,16 @@ class Kernels:
 
     def prepare(self, model: nn.Module) -> None:
         """Bring the weights of `model` into the form that is fastest; called once, when loaded."""
+
+    def run(
+        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend[Any]
+    ) -> Tensor:
+        """A whole forward pass; arguments and result are those of ``Decoder.forward``.
+
+        Here it is made of the pieces below; a device that has all layers in one call overrides it.
+        """
+        logits: Tensor = model(token_ids, logit_rows, attention, self)
+        return logits
 
     def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear) -> Tensor:
         """``linear(norm(x))``: [tokens, hidden] → [tokens, outputs]."""

@@ -1,0 +1,96 @@
+"""Checkpoints to measure with: the architecture and size of real models, random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaShape:
+    """Sizes of a Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    inner: int
+    vocab: int = 32_000
+    max_length: int = 2_048
+
+
+SHAPES = {
+    "125m": LlamaShape(768, 12, 12, 4, 2_048),
+    "500m": LlamaShape(1_024, 24, 16, 8, 4_096),
+}
+
+
+def make_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16", seed: int = 0) -> Path:
+    """Save a Llama with random weights and a byte-level tokenizer in `path`, unless it is there.
+
+    Token ids below 300 are those of the tokenizer (0, 1, 2: ``<s>``, ``</s>``, ``<pad>``); the rest of
+    the vocabulary has no text, which a benchmark that sends token ids does not need.
+
+    Args:
+        path: a directory; made where it does not exist.
+        shape: sizes.
+        dtype: of the saved weights.
+    """
+    if (path / "model.safetensors").is_file():
+        return path
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _byte_tokenizer(path, shape.max_length)
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        intermediate_size=shape.inner,
+        vocab_size=shape.vocab,
+        max_position_embeddings=shape.max_length,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    model.save_pretrained(path)
+    return path
+
+
+def _byte_tokenizer(path: Path, max_length: int) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<s>", "</s>", "<pad>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_max_length=max_length,
+    )
+    fast.save_pretrained(path)
+
+
+def main() -> None:
+    """``python -m benchmarks.checkpoints SHAPE DIRECTORY``."""
+    if len(sys.argv) != 3 or sys.argv[1] not in SHAPES:
+        sizes = "; ".join(f"{name}: {dataclasses.asdict(shape)}" for name, shape in SHAPES.items())
+        sys.exit(f"usage: python -m benchmarks.checkpoints SHAPE DIRECTORY\nshapes: {sizes}")
+    print(make_llama(Path(sys.argv[2]), SHAPES[sys.argv[1]]))
+
+
+if __name__ == "__main__":
+    main()
