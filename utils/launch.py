@@ -60,7 +60,9 @@ def start_services(
     return started
 
 
-def wire(gateway: Service, servers: Sequence[Service], directories: Directories) -> Service:
+def wire(
+    gateway: Service, servers: Sequence[Service], directories: Directories, output: TextIO = sys.stderr
+) -> Service:
     """`gateway` with `servers` in its server lists, and no others.
 
     Its own configuration file is used where it says so already; otherwise a copy with other lists
@@ -79,6 +81,7 @@ def wire(gateway: Service, servers: Sequence[Service], directories: Directories)
     # it may hold keys of accounts: for this user's eyes only
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(config | lists, file, indent=2)
+    print(f"{gateway.name} uses {path}, which lists the servers started here", file=output)
     return replace(gateway, options=options.model_copy(update={"client_config_file_path": path}))
 
 
