@@ -30,7 +30,7 @@ class Vocabulary:
 
     Byte-level BPE (GPT-2, Llama 3, Qwen) and SentencePiece with byte fallback (Llama 1/2,
     Mistral) are read from the tokens themselves; any other tokenizer is asked what each token
-    adds after an ordinary one. Special tokens stand for nothing.
+    adds after an ordinary one. Special tokens show nothing.
 
     Args:
         tokenizer: a ``PreTrainedTokenizerBase``.
@@ -46,16 +46,21 @@ class Vocabulary:
         spell = _speller(tokenizer, tokens)
         table = [b""] * max(count, size or 0)
         for token_id, token in enumerate(tokens):
-            if token is None or token_id in special:
-                continue
-            table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)
-        self._table = table
+            if token is not None:
+                table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)
+        self._spelled = table
+        self._shown = [b"" if token_id in special else text for token_id, text in enumerate(table)]
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._shown)
 
     def __getitem__(self, token_id: int) -> bytes:
-        return self._table[token_id] if token_id < len(self._table) else b""
+        """What the token adds to the text that is shown."""
+        return self._shown[token_id] if token_id < len(self._shown) else b""
+
+    def spelled(self, token_id: int) -> bytes:
+        """The same, but a special token stands for its name, so that a stop string can name it."""
+        return self._spelled[token_id] if token_id < len(self._spelled) else b""
 
 
 def _speller(tokenizer: Any, tokens: list[str | None]) -> Any:

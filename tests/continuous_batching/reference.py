@@ -1,0 +1,92 @@
+"""What transformers answers: the oracle for tokens."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from protocol.generation import GenerationConfig
+
+
+class Reference:
+    """transformers' `generate` in float32, one prompt at a time, without padding."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.vocab_size = self.model.config.vocab_size
+
+    def answers(self, prompt: list[int], config: GenerationConfig) -> list[list[int]]:
+        """Generated tokens of each answer; padding behind the end is cut off."""
+        options: dict[str, Any] = {
+            "max_new_tokens": config.max_new_tokens,
+            "min_new_tokens": config.min_new_tokens or None,
+            "num_beams": config.num_beams,
+            "num_return_sequences": config.num_choices,
+            "repetition_penalty": config.repetition_penalty,
+            "do_sample": False,
+            "pad_token_id": 2,
+            "eos_token_id": config.eos_token_ids or 1,
+        }
+        if config.num_beams > 1:
+            options |= {"early_stopping": config.early_stopping, "length_penalty": config.length_penalty}
+        if config.stop:
+            options |= {"stop_strings": config.stop, "tokenizer": self.tokenizer}
+        ids = torch.tensor([prompt])
+        output = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        return [self._unpad(row, config) for row in output[:, len(prompt) :].tolist()]
+
+    @staticmethod
+    def _unpad(row: list[int], config: GenerationConfig) -> list[int]:
+        if 2 not in (config.eos_token_ids or []):
+            while row and row[-1] == 2:
+                row.pop()
+        return row
+
+
+def mixed_requests(
+    reference: Reference, count: int, seed: int, *, longest: int = 100, longest_prompt: int = 100
+) -> list[tuple[list[int], GenerationConfig]]:
+    """Random requests of every kind that transformers can answer deterministically."""
+    rng = random.Random(seed)
+    ordinary = range(3, reference.vocab_size)
+    shared = rng.choices(ordinary, k=40)
+    requests = []
+    for index in range(count):
+        prompt = rng.choices(ordinary, k=rng.randint(1, longest_prompt))
+        if index % 4 == 0:
+            prompt = shared + prompt[: longest_prompt // 4]
+        options: dict[str, Any] = {"max_new_tokens": rng.randint(1, longest)}
+        if rng.random() < 0.4:
+            options["eos_token_id"] = rng.sample(ordinary, k=rng.choice([1, 3]))
+        if rng.random() < 0.4:
+            beams = rng.choice([2, 3, 4, 8])
+            options |= {
+                # short enough that one wide request does not call for a large cache
+                "max_new_tokens": rng.randint(1, 2 * longest // beams),
+                "num_beams": beams,
+                "num_return_sequences": rng.randint(1, beams),
+                "early_stopping": rng.choice([True, False, "never"]),
+                "length_penalty": rng.choice([1.0, 0.5, -0.5, 2.0]),
+                "eos_token_id": rng.sample(ordinary, k=20),
+            }
+        if rng.random() < 0.2:
+            options |= {"repetition_penalty": 1.3, "min_new_tokens": min(5, options["max_new_tokens"])}
+        if rng.random() < 0.25:
+            options["stop"] = _likely_stops(reference, rng, prompt)
+        requests.append((prompt, GenerationConfig(**options)))
+    return requests
+
+
+def _likely_stops(reference: Reference, rng: random.Random, prompt: list[int]) -> list[str]:
+    """Pieces of the greedy answer, cut without regard to tokens, beside one that never comes."""
+    answer = reference.answers(prompt, GenerationConfig(max_new_tokens=40))[0]
+    text = reference.tokenizer.decode(answer).encode("ascii", "ignore").decode()
+    start = rng.randrange(max(len(text) - 4, 1))
+    found = text[start : start + rng.randint(2, 5)].strip()
+    return [found, "never to be seen"] if len(found) > 1 else ["never to be seen"]
