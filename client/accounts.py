@@ -62,4 +62,4 @@ class Account:
 def pick_account(accounts: Iterable[Account], tried: Collection[Account], now: float) -> Account | None:
     """The account with the fewest tokens used and under way; None if all rest or were tried."""
     awake = [a for a in accounts if a not in tried and a.rests_until <= now]
-    return min(awake, key=lambda a: (a.tokens_used + a.load.leased, a.load.picks), default=None)
+    return min(awake, key=lambda a: (a.tokens_used + a.load.tokens, a.load.picks), default=None)

@@ -53,11 +53,10 @@ class Breaker:
             self._trial = True
 
     def success(self) -> None:
-        self._trial = False
-        if self._retry_at is not None:
-            self._history, self._retry_at, self._cool_down = 0, None, COOL_DOWN
-        elif self._history:
+        if self._retry_at is None:
             self._history = (self._history << 1) & _MASK
+        elif self._trial:  # a late answer to an older request does not end the cool-down
+            self.reset()
 
     def neutral(self) -> None:
         """The request told nothing about the server's health."""
@@ -65,7 +64,7 @@ class Breaker:
 
     def failure(self, now: float) -> None:
         if self._retry_at is not None:
-            if self._trial:  # late answers of older requests do not prolong the cool-down
+            if self._trial:  # nor does one prolong it
                 self._cool_down = min(2 * self._cool_down, MAX_COOL_DOWN)
                 self._retry_at = now + self._cool_down
             self._trial = False
@@ -75,5 +74,5 @@ class Breaker:
             self._retry_at = now + self._cool_down
 
     def reset(self) -> None:
-        """The server was restarted: what is known of the old one is void."""
+        """Begin anew: all is well, or the server is another process."""
         self._history, self._retry_at, self._cool_down, self._trial = 0, None, COOL_DOWN, False

@@ -82,8 +82,10 @@ class GatewayConfig(ConfigModel):
     stream_wait_seconds: Annotated[float, Field(ge=0)] = Field(
         60, description="the same for a stream that was cut"
     )
-    prefix_affinity_slack_tokens: Annotated[int, Field(ge=0)] = Field(
-        256, description="extra load a replica may have and still get a prompt whose beginning it knows"
+    prefix_affinity_slack: Annotated[float, Field(ge=0)] = Field(
+        0.25,
+        description="share of its slots by which a server may be fuller than the emptiest one and still "
+        "get a prompt whose beginning it knows",
     )
 
     @model_validator(mode="after")

@@ -93,7 +93,7 @@ class Exchange:
         self.replica.heard_at = now = self.clock()
         pending = response.headers.get(SERVER_LOAD)
         if pending is not None and pending.isdecimal():
-            self.replica.load.report(int(pending), now)
+            self.replica.load.report_tokens(int(pending), now)
 
     async def _whole(self, response: aiohttp.ClientResponse) -> Answer:
         if (response.content_length or 0) > MAX_ANSWER_BYTES:

@@ -94,8 +94,8 @@ class _GatewayCollector(Collector):
             for name in ReplicaState:
                 state.add_metric([*values, name], float(replica.state is name))
             breaker.add_metric(values, float(replica.breaker.state(now) is not BreakerState.CLOSED))
-            leased.add_metric(values, replica.load.leased)
-            expected.add_metric(values, replica.load.expected(now))
+            leased.add_metric(values, replica.load.tokens)
+            expected.add_metric(values, replica.load.expected_tokens(now))
             flying.add_metric(values, len(replica.load.leases))
         yield from (state, breaker, leased, expected, flying)
 

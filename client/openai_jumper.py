@@ -103,7 +103,7 @@ class Jumpers:
         while account := pick_account(suited, tried, self._clock()):
             tried.add(account)
             try:
-                with account.load.lease(request.work, lambda: None), watch:
+                with account.load.lease(request.work, request.rows, lambda: None), watch:
                     tokens = await self._attempt(account, request, watch, reply)
                 self._metrics.generated(tokens)
                 return account.succeeded(tokens)

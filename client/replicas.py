@@ -18,7 +18,7 @@ from typing import Literal
 from yarl import URL
 
 from client.breaker import Breaker
-from client.load import Load
+from client.load import DEFAULT_SLOTS, Load
 from protocol.status import ServerState, ServerStatus, ServiceKind
 
 PROOFS = 2
@@ -159,7 +159,9 @@ class Registry:
         if status.service != replica.kind:
             self._enter(replica, ReplicaState.DOWN, f"is a {status.service} server")
             return
-        replica.load.report(status.load.pending_tokens, now)
+        replica.load.report_tokens(status.load.pending_tokens, now)
+        replica.load.report_requests(status.load.running + status.load.waiting + status.load.swapped, now)
+        replica.load.slots = status.capacity.max_beams if status.capacity else DEFAULT_SLOTS
         if status.model_id != replica.model_id:
             replica.model_id = status.model_id
             self._index()

@@ -52,6 +52,8 @@ class InferenceRequest:
     stream: bool
     choices: int
     """Answers that the response will hold."""
+    rows: int
+    """Sequences decoded side by side for them."""
     work: int
     """Expected work in tokens."""
     prefix: list[int]
@@ -88,6 +90,7 @@ def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False)
         model=model,
         stream=fields.get("stream") is True,
         choices=choices,
+        rows=rows,
         work=max(1, expected_tokens(length, rows, new_tokens)),
         prefix=prefix_keys(prompt),
         checkpoints=checkpoints,

@@ -45,7 +45,7 @@ class Router:
                 tried,
                 now,
                 affine=affine,
-                slack=self._settings.config.prefix_affinity_slack_tokens,
+                slack=self._settings.config.prefix_affinity_slack,
             )
             if replica is not None:
                 if request.prefix:

@@ -73,8 +73,8 @@ class GatewayClient:
         found += [f"request {name}" for name in gateway.in_flight]
         for replica in gateway.registry:
             found += [f"lease at {replica.url}" for _ in replica.load.leases]
-            if replica.load.leased:
-                found.append(f"{replica.load.leased} tokens at {replica.url}")
+            if replica.load.tokens or replica.load.rows:
+                found.append(f"{replica.load.tokens} tokens at {replica.url}")
         return found + (["a waiting request"] if gateway.router.waiting else [])
 
 
@@ -115,7 +115,8 @@ async def serving_here(app: Any) -> AsyncIterator[str]:
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started or task.done())
     try:
-        yield "http://127.0.0.1:%d" % server.servers[0].sockets[0].getsockname()[1]
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         await task

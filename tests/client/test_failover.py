@@ -195,12 +195,12 @@ async def test_an_error_of_the_request_ends_its_stream(make_gateway: MakeGateway
 async def test_a_stream_that_nobody_can_continue_ends_with_an_error_event(
     make_gateway: MakeGateway,
 ) -> None:
-    async with stubs(server := Stub(seconds_per_token=0.01)):
-        async with make_gateway([server], stream_wait_seconds=0.3) as client:
-            stream = asyncio.create_task(client.stream("story", 100))
-            await asyncio.sleep(0.2)
-            await server.kill()
-            assert b"\n\nevent: error\ndata: {" in await stream
+    server = Stub(seconds_per_token=0.01)
+    async with stubs(server), make_gateway([server], stream_wait_seconds=0.3) as client:
+        stream = asyncio.create_task(client.stream("story", 100))
+        await asyncio.sleep(0.2)
+        await server.kill()
+        assert b"\n\nevent: error\ndata: {" in await stream
 
 
 async def test_checkpoints_are_for_gateways_only(make_gateway: MakeGateway) -> None:
