@@ -10,6 +10,9 @@ import torch
 
 from protocol.generation import GenerationConfig
 
+PADDING = -1
+"""No token, so that padding cannot be taken for an answer's end."""
+
 
 class Reference:
     """transformers' `generate` in float32, one prompt at a time, without padding."""
@@ -30,7 +33,7 @@ class Reference:
             "num_return_sequences": config.num_choices,
             "repetition_penalty": config.repetition_penalty,
             "do_sample": False,
-            "pad_token_id": 2,
+            "pad_token_id": PADDING,
             "eos_token_id": config.eos_token_ids or 1,
         }
         if config.num_beams > 1:
@@ -39,14 +42,8 @@ class Reference:
             options |= {"stop_strings": config.stop, "tokenizer": self.tokenizer}
         ids = torch.tensor([prompt])
         output = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        return [self._unpad(row, config) for row in output[:, len(prompt) :].tolist()]
-
-    @staticmethod
-    def _unpad(row: list[int], config: GenerationConfig) -> list[int]:
-        if 2 not in (config.eos_token_ids or []):
-            while row and row[-1] == 2:
-                row.pop()
-        return row
+        rows = output[:, len(prompt) :].tolist()
+        return [[token for token in row if token != PADDING] for row in rows]
 
 
 def mixed_requests(

@@ -84,7 +84,9 @@ def test_rows_with_different_options_do_not_mix() -> None:
     rows, positions = np.arange(len(params)), np.arange(10, 10 + len(params))
     together = choose_tokens(scores.clone(), table_of(*params), rows, positions)
     for i, options in enumerate(params):
-        alone = choose_tokens(scores[i : i + 1], table_of(options), np.zeros(1, np.int64), positions[i : i + 1])
+        alone = choose_tokens(
+            scores[i : i + 1], table_of(options), np.zeros(1, np.int64), positions[i : i + 1]
+        )
         assert alone[0] == together[i]
 
 
