@@ -1,0 +1,161 @@
+"""The whole forward pass on CPUs in one call of the C++ kernels of `native/`."""
+
+from __future__ import annotations
+
+import mmap
+from ctypes import addressof, c_char
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from server.continuous_batching.attention.base import AttentionBackend
+from server.continuous_batching.attention.native_attention import NativeAttention
+from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.layers.linear import Linear, empty_parameter
+from server.continuous_batching.native.library import DTYPES, NativeLibrary, NativeModel
+from server.continuous_batching.native.structs import LayerWeights, OuterWeights, Shape
+
+if TYPE_CHECKING:
+    from server.continuous_batching.models.decoder import Decoder, Layer
+
+WIDTH_MULTIPLE = 32
+"""What enters a product must be a multiple of so many numbers wide."""
+
+
+def objection(model: Decoder, dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot run a model, or None."""
+    if dtype not in DTYPES:
+        return f"they compute in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if any(type(linear) is not Linear for linear in _linears(model)):
+        return "they multiply plain weights, not quantised ones"
+    config = model.config
+    widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+    odd = [width for width in widths if width % WIDTH_MULTIPLE]
+    if odd:
+        return f"a layer of {odd[0]} numbers is no multiple of {WIDTH_MULTIPLE}"
+    return None
+
+
+def _linears(model: Decoder) -> list[nn.Module]:
+    found: list[nn.Module] = [model.head]
+    for layer in model.layers:
+        found += [layer.attention.qkv, layer.attention.output]
+        found += [layer.feed_forward.gate_up, layer.feed_forward.down]
+    return found
+
+
+class WeightStore:
+    """Memory for packed weights, in the order in which a step reads them.
+
+    One piece of huge pages: with pages of 4 KiB, the processor would look up a page every few
+    hundred nanoseconds of streaming.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = mmap.mmap(-1, size)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._next = addressof(c_char.from_buffer(self._memory))
+
+    def take(self, size: int) -> int:
+        """Address of the next `size` bytes."""
+        address = self._next
+        self._next += size
+        return address
+
+
+class NativeKernels(Kernels):
+    """Packs the weights when loaded, and runs all layers in C++.
+
+    Args:
+        library: the kernels.
+    """
+
+    def __init__(self, library: NativeLibrary) -> None:
+        self.name = f"native ({library.variant.name})"
+        self._library = library
+        self._wide_copies: list[Tensor] = []
+        self._logits = torch.empty(0)
+        self._native: NativeModel | None = None
+
+    def prepare(self, model: nn.Module) -> None:
+        """Pack every linear layer and free its own weight.
+
+        The embedding stays as it is, for a step looks up rows of it.
+        """
+        self._store = WeightStore(sum(self._packed_bytes(linear.weight) for linear in _linears(model)))
+        self._layers = [self._pack_layer(layer) for layer in model.layers]
+        self._outer = OuterWeights(
+            embedding=model.embedding.data_ptr(), norm=self._wide(model.norm.weight), head=self._pack(model.head)
+        )
+
+    def run(
+        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend
+    ) -> Tensor:
+        assert isinstance(attention, NativeAttention)
+        if self._native is None:
+            self._native = self._connect(model, attention)
+        step, rows, vocab = attention.step, len(logit_rows), model.config.vocab_size
+        if len(self._logits) < rows * vocab:
+            self._logits = torch.empty(rows * vocab)
+        logits = self._logits[: rows * vocab].view(rows, vocab)
+        step.token_ids, step.logit_rows, step.num_logits = token_ids.data_ptr(), logit_rows.data_ptr(), rows
+        self._native.forward(step, attention.cache, logits)
+        return logits
+
+    def _connect(self, model: Decoder, attention: NativeAttention) -> NativeModel:
+        """The model in C++, which takes its positions and its cache layout from `attention`."""
+        config = model.config
+        shape = Shape(
+            layers=config.num_layers,
+            hidden=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_heads,
+            kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            vocab=config.vocab_size,
+            block_size=attention.shape.block_size,
+            threads=torch.get_num_threads(),
+            norm_eps=config.norm_eps,
+        )
+        self._outer.cosine, self._outer.sine = attention.cosine.data_ptr(), attention.sine.data_ptr()
+        return self._library.model(attention.shape.dtype, shape, self._layers, self._outer)
+
+    def _pack_layer(self, layer: Layer) -> LayerWeights:
+        attention, feed_forward = layer.attention, layer.feed_forward
+        query_norm, key_norm = attention.query_norm, attention.key_norm
+        return LayerWeights(  # in the order of use: a step streams through the weights from end to end
+            attention_norm=self._wide(layer.attention_norm.weight),
+            qkv=self._pack(attention.qkv),
+            qkv_bias=self._wide(attention.qkv.bias),
+            query_norm=None if query_norm is None else self._wide(query_norm.weight),
+            key_norm=None if key_norm is None else self._wide(key_norm.weight),
+            out=self._pack(attention.output),
+            out_bias=self._wide(attention.output.bias),
+            feed_forward_norm=self._wide(layer.feed_forward_norm.weight),
+            gate_up=self._pack(feed_forward.gate_up, halves=True),
+            gate_up_bias=self._wide(feed_forward.gate_up.bias),
+            down=self._pack(feed_forward.down),
+            down_bias=self._wide(feed_forward.down.bias),
+        )
+
+    def _pack(self, linear: Linear, *, halves: bool = False) -> int:
+        weight = linear.weight
+        address = self._store.take(self._packed_bytes(weight))
+        self._library.pack(weight, address, halves=halves)
+        linear.weight = empty_parameter(0, dtype=weight.dtype, device=weight.device)
+        return address
+
+    def _packed_bytes(self, weight: Tensor) -> int:
+        return self._library.packed_bytes(weight.dtype, *weight.shape)
+
+    def _wide(self, tensor: Tensor | None) -> int | None:
+        """Address of a float32 copy that lives as long as this object."""
+        if tensor is None:
+            return None
+        self._wide_copies.append(tensor.detach().float().contiguous())
+        return self._wide_copies[-1].data_ptr()

@@ -1,0 +1,100 @@
+"""Compiles the kernels once a machine, and keeps the library in the user's cache directory.
+
+The library is plain C to the outside and includes nothing of torch, so that this takes seconds and
+needs a C++ compiler only. What it is kept under is a hash of all that went into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from server.continuous_batching.native.variants import Variant
+
+SOURCES = Path(__file__).parent / "src"
+_FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno")
+_TIMEOUT_SECONDS = 300
+_OPENMP_RUNTIMES = ("libgomp", "libiomp5", "libomp")
+
+
+class NativeError(Exception):
+    """The kernels cannot be had; the message is one line for the operator."""
+
+
+def find_compiler() -> list[str]:
+    """The command of a C++ compiler: ``$CXX``, or the first that is installed.
+
+    Raises:
+        NativeError: there is none.
+    """
+    wanted = shlex.split(os.environ.get("CXX", ""))
+    for command in [wanted] if wanted else [["g++"], ["c++"], ["clang++"]]:
+        if shutil.which(command[0]):
+            return command
+    raise NativeError("no C++ compiler is installed" + (f" (CXX is {wanted[0]!r})" if wanted else ""))
+
+
+def cache_directory() -> Path:
+    """Where built libraries are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "inference-stack" / "native"
+
+
+def build(variant: Variant) -> Path:
+    """The library of `variant`, compiled if it is not in the cache.
+
+    Raises:
+        NativeError: it cannot be compiled; says why.
+    """
+    compiler = find_compiler()
+    runtime = _loaded_openmp()
+    sources = sorted(SOURCES.iterdir())
+    version = _run([*compiler, "--version"])
+    content = hashlib.sha256(repr((compiler, version, _FLAGS, variant.flags, runtime)).encode())
+    for source in sources:
+        content.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    directory = cache_directory()
+    library = directory / f"kernels-{variant.name}-{content.hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
+            _run([*compiler, *_FLAGS, *variant.flags, "-c", str(SOURCES / "api.cpp"), "-o", str(compiled)])
+            openmp = runtime or "-fopenmp"
+            _run([*compiler, "-shared", str(compiled), openmp, "-o", str(linked)])
+            linked.replace(library)  # atomic: another process may do the same at the same time
+    except OSError as error:
+        raise NativeError(f"{directory} cannot be written: {error.strerror}") from error
+    return library
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeError(f"{command[0]} does not run: {error}") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise NativeError(f"{command[0]} fails: {lines[0].strip() if lines else done.returncode}")
+    return done.stdout
+
+
+def _loaded_openmp() -> str | None:
+    """The OpenMP library that torch has loaded, if this system tells: with the same one there is one
+    pool of threads, not two that wait for each other's processors."""
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return None
+    paths = {line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines() if "/" in line}
+    for runtime in _OPENMP_RUNTIMES:
+        for path in sorted(paths):
+            if Path(path).name.startswith(runtime):
+                return path
+    return None

@@ -1,0 +1,125 @@
+"""The compiled kernels as Python functions."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_bool, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from server.continuous_batching.native.build import NativeError, build
+from server.continuous_batching.native.structs import Batch, LayerWeights, OuterWeights, Shape
+from server.continuous_batching.native.variants import Variant, usable_variants
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""What the kernels compute with, by the number that stands for it in C."""
+
+
+class NativeLibrary:
+    """One build of the kernels, loaded.
+
+    Args:
+        path: the shared library.
+        variant: what it was built for.
+
+    Raises:
+        NativeError: it does not load, or the system withholds the tile registers.
+    """
+
+    def __init__(self, path: Path, variant: Variant) -> None:
+        self.variant = variant
+        try:
+            functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"{path} does not load: {error}") from error
+        functions.native_start.restype = c_bool
+        functions.native_packed_bytes.restype = c_int64
+        functions.native_packed_bytes.argtypes = [c_int, c_int64, c_int64]
+        functions.native_pack.argtypes = [c_int, c_void_p, c_int, c_int, c_bool, c_void_p, c_int]
+        functions.native_model.restype = c_void_p
+        functions.native_model.argtypes = [c_int, c_void_p, c_void_p, c_void_p]
+        functions.native_free.argtypes = [c_void_p]
+        functions.native_forward.argtypes = [c_void_p] * 4
+        functions.native_attend.argtypes = [c_int, *[c_void_p] * 6]
+        if not functions.native_start():
+            raise NativeError(f"the system gives no leave for {variant.name}")
+        self._functions = functions
+
+    def packed_bytes(self, dtype: torch.dtype, outputs: int, inputs: int) -> int:
+        """Size of a weight [outputs, inputs] once packed."""
+        return int(self._functions.native_packed_bytes(DTYPES[dtype], outputs, inputs))
+
+    def pack(self, weight: Tensor, target: int, *, halves: bool = False) -> None:
+        """Pack `weight` [outputs, inputs] at address `target`.
+
+        Args:
+            weight: contiguous, on the CPU.
+            halves: it is two matrices on top of each other (gate and up), to be interleaved.
+        """
+        outputs, inputs = weight.shape
+        self._functions.native_pack(
+            DTYPES[weight.dtype], weight.data_ptr(), outputs, inputs, halves, target, torch.get_num_threads()
+        )
+
+    def model(
+        self, dtype: torch.dtype, shape: Shape, layers: list[LayerWeights], outer: OuterWeights
+    ) -> NativeModel:
+        """A model over weights that the caller keeps alive."""
+        array = (LayerWeights * len(layers))(*layers)
+        byref = ctypes.byref
+        handle = self._functions.native_model(DTYPES[dtype], byref(shape), array, byref(outer))
+        return NativeModel(self._functions, handle)
+
+    def attend(
+        self, shape: Shape, batch: Batch, outer: OuterWeights, cache: Tensor, layer: int, qkv: Tensor
+    ) -> Tensor:
+        """Rotate, store and attend, for one layer.
+
+        Args:
+            cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+            qkv: float32 [tokens, (heads + 2 × kv_heads) × head_dim]; overwritten.
+
+        Returns:
+            float32 [tokens, heads × head_dim].
+        """
+        out = torch.empty(qkv.shape[0], shape.heads * shape.head_dim)
+        address = cache.data_ptr() + layer * cache.stride(1) * cache.element_size()
+        byref = ctypes.byref
+        self._functions.native_attend(
+            DTYPES[cache.dtype], byref(shape), byref(batch), byref(outer), address, qkv.data_ptr(), out.data_ptr()
+        )  # fmt: skip
+        return out
+
+
+class NativeModel:
+    """A model inside the library."""
+
+    def __init__(self, functions: ctypes.CDLL, handle: int) -> None:
+        self._functions = functions
+        self._handle = handle
+
+    def forward(self, batch: Batch, cache: Tensor, logits: Tensor) -> None:
+        """Compute the tokens of `batch`: `cache` and `logits` (float32 [rows, vocab]) are written."""
+        self._functions.native_forward(
+            self._handle, ctypes.byref(batch), cache.data_ptr(), logits.data_ptr()
+        )
+
+    def __del__(self) -> None:
+        self._functions.native_free(self._handle)
+
+
+def load() -> NativeLibrary:
+    """The best build of the kernels for this processor, compiled now if it never was.
+
+    Raises:
+        NativeError: there is none, for the reason given.
+    """
+    reasons = []
+    for variant in usable_variants():
+        try:
+            return NativeLibrary(build(variant), variant)
+        except NativeError as error:
+            reasons.append(f"{variant.name}: {error}")
+    raise NativeError("; ".join(dict.fromkeys(reason.split(": ", 1)[1] for reason in reasons)))

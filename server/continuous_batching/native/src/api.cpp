@@ -1,0 +1,115 @@
+// What Python calls: plain C, pointers and sizes. `dtype` is 0 for float32, 1 for bfloat16.
+
+#include <algorithm>
+
+#include "model.h"
+
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+struct AnyModel {
+    virtual ~AnyModel() = default;
+    virtual void forward(const Batch& batch, void* cache, float* logits) = 0;
+};
+
+template <class T>
+struct ModelOf final : AnyModel {
+    using Layers = const LayerWeights*;
+    ModelOf(const Shape& shape, Layers layers, const OuterWeights& outer) : model(shape, layers, outer) {}
+    void forward(const Batch& batch, void* cache, float* logits) override {
+        model.forward(batch, static_cast<T*>(cache), logits);
+    }
+    Model<T> model;
+};
+
+template <class T>
+void pack_all(const void* weight, int outputs, int inputs, bool halves, void* target, int threads) {
+    const int stripes = int(ceil_div(outputs, 32));
+#pragma omp parallel for num_threads(threads)
+    for (int stripe = 0; stripe < stripes; ++stripe)
+        pack_stripe(static_cast<const T*>(weight), outputs, inputs, halves, stripe, static_cast<T*>(target));
+}
+
+template <class T>
+void attend_all(const Shape& shape, const Batch& batch, const OuterWeights& outer, T* cache, float* qkv,
+                float* out) {
+    const int width = shape.heads * shape.head_dim;
+    const int64_t layer_size = 2 * int64_t(shape.block_size) * shape.kv_heads * shape.head_dim;
+    const LayerCache<T> layer{cache, layer_size * shape.layers, shape.block_size, shape.kv_heads, shape.head_dim};
+    const AttentionStep<T> step(shape, batch, outer);
+    std::vector<T> packed(size_t(ceil_div(batch.num_tokens, 16) * ceil_div(width, kDepth<T>)) * kTile<T>);
+    const PackedRows<T> rows{packed.data(), int(ceil_div(width, kDepth<T>))};
+    Team team(shape.threads);
+#pragma omp parallel num_threads(shape.threads)
+    {
+        [[maybe_unused]] const TileRegisters tiles;
+        Scratch scratch;
+        Member me(team, omp_get_thread_num());
+        step.run(me, layer, LayerWeights{}, qkv, rows, scratch);
+        me.share(int(batch.num_tokens), [&](int row) {
+            for (int i = 0; i < width; ++i) out[int64_t(row) * width + i] = widen(*rows.at(row, i));
+        });
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Ask the kernel for the tile registers; false: this processor or kernel has none to give.
+bool native_start() {
+#ifdef __AMX_BF16__
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+    return true;
+#endif
+}
+
+int64_t native_packed_bytes(int dtype, int64_t outputs, int64_t inputs) {
+    return dtype ? packed_size<bf16>(outputs, inputs) * 2 : packed_size<float>(outputs, inputs) * 4;
+}
+
+void native_pack(int dtype, const void* weight, int outputs, int inputs, bool halves, void* target, int threads) {
+    (dtype ? pack_all<bf16> : pack_all<float>)(weight, outputs, inputs, halves, target, threads);
+}
+
+AnyModel* native_model(int dtype, const Shape* shape, const LayerWeights* layers, const OuterWeights* outer) {
+    if (dtype) return new ModelOf<bf16>(*shape, layers, *outer);
+    return new ModelOf<float>(*shape, layers, *outer);
+}
+
+void native_free(AnyModel* model) { delete model; }
+
+void native_forward(AnyModel* model, const Batch* batch, void* cache, float* logits) {
+    model->forward(*batch, cache, logits);
+}
+
+// Rotate, store and attend for one layer; `cache` points at the layer in block 0. qkv [tokens,
+// (heads + 2 × kv_heads) × head_dim] is changed; out is [tokens, heads × head_dim].
+void native_attend(int dtype, const Shape* shape, const Batch* batch, const OuterWeights* outer, void* cache,
+                   float* qkv, float* out) {
+    if (dtype)
+        attend_all(*shape, *batch, *outer, static_cast<bf16*>(cache), qkv, out);
+    else
+        attend_all(*shape, *batch, *outer, static_cast<float*>(cache), qkv, out);
+}
+
+// Index of the largest of each row of scores [rows, columns], the first of equals, and its value.
+void native_argmax(const float* scores, int64_t rows, int64_t columns, int64_t* index, float* value) {
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* line = scores + row * columns;
+        F16 best = splat(-INFINITY);
+        int64_t i = 0;
+        for (; i + 16 <= columns; i += 16) best = max(best, load(line + i));
+        float top = maximum(best);
+        for (; i < columns; ++i) top = std::max(top, line[i]);
+        index[row] = std::find(line, line + columns, top) - line;
+        value[row] = top;
+    }
+}
+}

@@ -1,0 +1,205 @@
+// The two products of attention over a run of keys, for sixteen queries at a time:
+//   scores [keys][16]      = K · Qᵀ
+//   result [head_dim][16] += Vᵀ · weights [keys][16]
+//
+// Both forms gather a run of keys and values of one head from their cache blocks first, once for all
+// queries of a task.
+#pragma once
+
+#include <cstring>
+
+#include "cache.h"
+#include "layout.h"
+
+constexpr int kKeys = 128;  // keys of a run, a multiple of 32
+
+// Walks the tokens of a sequence through its blocks.
+template <class T>
+class TokenWalk {
+   public:
+    TokenWalk(LayerCache<T> cache, const int64_t* blocks, int64_t position, int head)
+        : cache_(cache), blocks_(blocks + position / cache.block_size),
+          offset_(int(position % cache.block_size)), head_(head) {}
+
+    INLINE const T* next() {
+        const T* key = cache_.key(*blocks_, offset_, head_);
+        if (++offset_ == cache_.block_size) offset_ = 0, ++blocks_;
+        return key;
+    }
+
+   private:
+    LayerCache<T> cache_;
+    const int64_t* blocks_;
+    int offset_, head_;
+};
+
+
+// With vectors: keys, values and queries widened to float; queries and weights as [k][16].
+template <class T>
+class SpanProducts {
+   public:
+    using Number = float;
+    static size_t floats(int head_dim) { return size_t(2 * kKeys) * head_dim; }
+
+    SpanProducts(float* memory, int head_dim)
+        : keys_(memory), values_(memory + kKeys * head_dim), head_dim_(head_dim) {}
+
+    Number* at(float* packed, int column) const { return packed + int64_t(column) * head_dim_ * 16; }
+
+    void gather(LayerCache<T> cache, const int64_t* blocks, int64_t begin, int count, int head) {
+        TokenWalk<T> walk(cache, blocks, begin, head);
+        for (int t = 0; t < count; ++t) {
+            const T* key = walk.next();
+            for (int i = 0; i < head_dim_; i += 16) {
+                store(keys_ + t * head_dim_ + i, load(key + i));
+                store(values_ + t * head_dim_ + i, load(key + cache.value_offset() + i));
+            }
+        }
+        const int padded = int(ceil_div(count, 4)) * 4;
+        std::memset(keys_ + count * head_dim_, 0, size_t(padded - count) * head_dim_ * sizeof(float));
+    }
+
+    void pack_queries(const float* const (&sources)[16], float* packed) const {
+        for (int i = 0; i < head_dim_; i += 16) {
+            F16 tile[16];
+            for (int j = 0; j < 16; ++j) tile[j] = load(sources[j] + i);
+            transpose(tile);
+            for (int j = 0; j < 16; ++j) store(packed + (i + j) * 16, tile[j]);
+        }
+    }
+
+    void scores(const float* packed, int count, float* out) const {
+        for (int t = 0; t < count; t += 4) {
+            F16 acc[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+            for (int i = 0; i < head_dim_; ++i) {
+                const F16 q = load(packed + i * 16);
+                for (int j = 0; j < 4; ++j) acc[j] = fma(splat(keys_[(t + j) * head_dim_ + i]), q, acc[j]);
+            }
+            for (int j = 0; j < 4; ++j) store(out + (t + j) * 16, acc[j]);
+        }
+    }
+
+    void pack_weights(const float* weights, int count, float* packed) const {
+        std::memcpy(packed, weights, size_t(count) * 16 * sizeof(float));
+    }
+
+    void add_values(const float* packed, int count, float* result) const {
+        for (int i = 0; i < head_dim_; i += 4) {
+            F16 acc[4];
+            for (int j = 0; j < 4; ++j) acc[j] = load(result + (i + j) * 16);
+            for (int t = 0; t < count; ++t) {
+                const F16 w = load(packed + t * 16);
+                for (int j = 0; j < 4; ++j) acc[j] = fma(splat(values_[t * head_dim_ + i + j]), w, acc[j]);
+            }
+            for (int j = 0; j < 4; ++j) store(result + (i + j) * 16, acc[j]);
+        }
+    }
+
+   private:
+    float *keys_, *values_;
+    int head_dim_;
+};
+
+#ifdef __AMX_BF16__
+
+// With AMX: the keys of a run and the transposed values are the left operands, row by row; queries
+// and weights are the right operands, pairs along the inner dimension beside each other.
+template <>
+class SpanProducts<bf16> {
+   public:
+    using Number = bf16;
+    static size_t floats(int head_dim) { return size_t(kKeys) * depth(head_dim); }
+
+    SpanProducts(float* memory, int head_dim)
+        : keys_(reinterpret_cast<bf16*>(memory)), values_(keys_ + kKeys * depth(head_dim)),
+          head_dim_(head_dim), depth_(depth(head_dim)) {}
+
+    bf16* at(float* packed, int column) const {
+        return reinterpret_cast<bf16*>(packed) + int64_t(column) * head_dim_ * 32;
+    }
+
+    // keys_ [kKeys][depth]; values_ [head_dim / 16][kKeys / 32] tiles of 16 dimensions × 32 keys
+    void gather(LayerCache<bf16> cache, const int64_t* blocks, int64_t begin, int count, int head) {
+        TokenWalk<bf16> walk(cache, blocks, begin, head);
+        const int padded = int(ceil_div(count, 32)) * 32;
+        const bf16* tokens[kKeys];
+        for (int t = 0; t < count; ++t) {
+            tokens[t] = walk.next();
+            std::memcpy(keys_ + t * depth_, tokens[t], size_t(head_dim_) * sizeof(bf16));
+            std::memset(keys_ + t * depth_ + head_dim_, 0, size_t(depth_ - head_dim_) * sizeof(bf16));
+        }
+        std::memset(keys_ + count * depth_, 0, size_t(padded - count) * depth_ * sizeof(bf16));
+        for (int t = 0; t < padded; t += 32)
+            for (int i = 0; i < head_dim_; i += 16) {
+                F16 pairs[16];
+                for (int j = 0; j < 16; ++j) {
+                    const int even = t + 2 * j, odd = even + 1;
+                    const F16 low = even < count ? load(tokens[even] + cache.value_offset() + i) : splat(0.0f);
+                    const F16 high = odd < count ? load(tokens[odd] + cache.value_offset() + i) : splat(0.0f);
+                    store_pairs(reinterpret_cast<bf16*>(pairs + j), low, high);
+                }
+                transpose(pairs);
+                std::memcpy(values_ + (i / 16 * (kKeys / 32) + t / 32) * 512, pairs, 1024);
+            }
+    }
+
+    // packed [depth / 2][16][2], pairs of dimensions
+    void pack_queries(const float* const (&sources)[16], bf16* packed) const {
+        for (int i = 0; i < depth_; i += 16) {
+            F16 tile[16];
+            for (int j = 0; j < 16; ++j) tile[j] = i < head_dim_ ? load(sources[j] + i) : splat(0.0f);
+            transpose(tile);
+            for (int j = 0; j < 16; j += 2) store_pairs(packed + (i + j) * 16, tile[j], tile[j + 1]);
+        }
+    }
+
+    void scores(const bf16* packed, int count, float* out) const {
+        for (int t = 0; t < count; t += 32) {
+            _tile_zero(0);
+            _tile_zero(1);
+            for (int i = 0; i < depth_; i += 32) {
+                _tile_loadd(2, packed + i * 16, 64);
+                _tile_loadd(3, keys_ + t * depth_ + i, depth_ * 2);
+                _tile_dpbf16ps(0, 3, 2);
+                _tile_loadd(4, keys_ + (t + 16) * depth_ + i, depth_ * 2);
+                _tile_dpbf16ps(1, 4, 2);
+            }
+            _tile_stored(0, out + t * 16, 64);
+            _tile_stored(1, out + (t + 16) * 16, 64);
+        }
+    }
+
+    // packed [kKeys / 2][16][2], pairs of keys
+    void pack_weights(const float* weights, int count, bf16* packed) const {
+        const int padded = int(ceil_div(count, 32)) * 32;
+        for (int t = 0; t < padded; t += 2)
+            store_pairs(packed + t * 16, load(weights + t * 16), load(weights + t * 16 + 16));
+    }
+
+    void add_values(const bf16* packed, int count, float* result) const {
+        for (int i = 0; i < head_dim_; i += 32) {
+            const bool both = i + 16 < head_dim_;
+            const bf16* values = values_ + i / 16 * (kKeys / 32) * 512;
+            _tile_loadd(0, result + i * 16, 64);
+            if (both) _tile_loadd(1, result + (i + 16) * 16, 64);
+            for (int t = 0; t < count; t += 32, values += 512) {
+                _tile_loadd(2, packed + t * 16, 64);
+                _tile_loadd(3, values, 64);
+                _tile_dpbf16ps(0, 3, 2);
+                if (!both) continue;
+                _tile_loadd(4, values + kKeys / 32 * 512, 64);
+                _tile_dpbf16ps(1, 4, 2);
+            }
+            _tile_stored(0, result + i * 16, 64);
+            if (both) _tile_stored(1, result + (i + 16) * 16, 64);
+        }
+    }
+
+   private:
+    static int depth(int head_dim) { return int(ceil_div(head_dim, 32)) * 32; }
+
+    bf16 *keys_, *values_;
+    int head_dim_, depth_;
+};
+
+#endif
