@@ -85,7 +85,9 @@ class Running:
         """The last lines that this start logged."""
         with self.log.open("rb") as log:
             log.seek(self.log_start)
-            return log.read().decode(errors="replace").splitlines()[-lines:]
+            text = log.read().decode(errors="replace").rstrip()
+        # of a progress bar only what it showed last
+        return [line.rpartition("\r")[2] for line in text.split("\n")[-lines:]]
 
 
 def _marker(pid_file: PidFile) -> str:

@@ -146,6 +146,15 @@ def test_only_this_starts_lines_are_shown(fake: Fake, directories: Directories) 
     assert "of an earlier start" not in str(caught.value)
 
 
+def test_a_progress_bar_is_one_line_of_the_log(directories: Directories) -> None:
+    directories.logs.mkdir()
+    log = directories.logs / "a.log"
+    log.write_bytes(b"first\nloading: 1%\rloading: 50%\rloading: 100%\nlast\n")
+    running = Running("a", PidFile(directories.run / "a.pid"), 1, "http://127.0.0.1:1", log)
+    assert running.log_tail() == ["first", "loading: 100%", "last"]
+    assert running.log_tail(1) == ["last"]
+
+
 def test_a_service_that_is_never_ready_is_given_up(fake: Fake, directories: Directories) -> None:
     service = fake("never ready")
     with pytest.raises(ServiceError, match=f"{service.name} was not ready after 1 s"):
