@@ -32,7 +32,7 @@ def assert_exact(llm: LLM, reference: Reference, requests: Requests) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(reference: Reference) -> Requests:
-    return mixed_requests(reference, 200, seed=1, longest=300, longest_prompt=40)
+    return mixed_requests(reference, 280, seed=1, longest=300, longest_prompt=40)
 
 
 def test_long_prompts_in_an_ample_cache(tiny_model: Path, reference: Reference) -> None:
@@ -43,7 +43,7 @@ def test_long_prompts_in_an_ample_cache(tiny_model: Path, reference: Reference) 
 @pytest.mark.timeout(1200)
 def test_mixed_requests_under_pressure(tiny_model: Path, reference: Reference, mixed: Requests) -> None:
     """The cache is so small that requests are swapped out and recomputed hundreds of times."""
-    llm = small_llm(tiny_model, num_blocks=90, num_blocks_cpu=14, beams=96, tokens=256, watermark=0.0)
+    llm = small_llm(tiny_model, num_blocks=90, num_blocks_cpu=16, beams=96, tokens=256, watermark=0.0)
     assert_exact(llm, reference, mixed)
     stats = llm.engine.stats()
     assert stats.preempted_by_swap >= 200

@@ -224,8 +224,8 @@ def test_removal_in_any_state_frees_everything(steps: int) -> None:
 
 
 def limits(**changes: Any) -> Limits:
-    sizes = dict(max_tokens=64, max_rows=8, max_waiting=9, chunk_tokens=64, model_max_length=100)
-    return Limits(**(sizes | dict(num_blocks=30, block_size=4, watermark=0.01) | changes))
+    sizes = {"max_tokens": 64, "max_rows": 8, "max_waiting": 9, "chunk_tokens": 64, "model_max_length": 100}
+    return Limits(**(sizes | {"num_blocks": 30, "block_size": 4, "watermark": 0.01} | changes))
 
 
 @pytest.mark.parametrize(

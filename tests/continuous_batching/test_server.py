@@ -1,0 +1,256 @@
+"""The server as its clients see it: streams, limits, and an engine that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import re
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from protocol.sse import read_checkpoints
+from tests.continuous_batching.reference import Reference
+from tests.continuous_batching.server_process import ServerProcess
+
+LIMITS: dict[str, dict[str, Any]] = {
+    "batcher_config": {"batch_max_beams": 8, "max_waiting": 30, "queue_timeout_seconds": 2.0},
+    "cache_config": {"num_blocks": 300, "num_blocks_cpu": 60, "block_size": 8},
+}
+
+CLEAN_EXITS = (0, -signal.SIGTERM)
+"""Uvicorn ends itself by the signal that it was sent, once everything is closed."""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    process = ServerProcess(tmp_path_factory.mktemp("server"), tiny_model, **LIMITS)
+    yield process
+    assert process.stop() in CLEAN_EXITS, process.log.read_text()
+
+
+@pytest.fixture
+async def session(server: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
+        await server.ready(session)
+        yield session
+
+
+async def post(
+    session: aiohttp.ClientSession, server: ServerProcess, prompt: Any, **config: Any
+) -> tuple[int, Any]:
+    """(status, body) of a native completion."""
+    body = {"model": "tiny", "prompt": prompt, "generation_config": config, "return_token_ids": True}
+    async with session.post(f"{server.url}/completion/v2", json=body) as response:
+        return response.status, await response.json()
+
+
+async def stream(
+    session: aiohttp.ClientSession, server: ServerProcess, body: dict[str, Any]
+) -> tuple[list[dict[str, Any]], bytes]:
+    """(events, raw bytes) of a native stream."""
+    headers = {"x-stream-checkpoint": "1"}
+    payload = {"model": "tiny", "stream": True, **body}
+    async with session.post(f"{server.url}/completion/v2", json=payload, headers=headers) as response:
+        assert response.status == 200, await response.text()
+        raw = await response.read()
+    lines = [line[6:] for line in raw.decode().split("\n") if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]], raw
+
+
+def joined(events: list[dict[str, Any]], index: int = 0) -> str:
+    return "".join(c["text"] for event in events for c in event["choices"] if c["index"] == index)
+
+
+async def until(
+    session: aiohttp.ClientSession, server: ServerProcess, holds: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The first status of which `holds` is true."""
+    async with asyncio.timeout(20):
+        while True:
+            status = await server.status(session)
+            if holds(status):
+                return status
+            await asyncio.sleep(0.01)
+
+
+def is_idle(status: dict[str, Any]) -> bool:
+    load = status["load"]
+    return not (load["running"] or load["waiting"] or load["swapped"] or load["kv_cache_usage"])
+
+
+async def test_streamed_pieces_join_to_the_whole_answer(
+    session: aiohttp.ClientSession, server: ServerProcess
+) -> None:
+    config = {"max_new_tokens": 60, "do_sample": True, "seed": 3, "n": 2, "ignore_eos": True}
+    status, whole = await post(session, server, "Once upon a time", **config)
+    assert status == 200
+    events, raw = await stream(session, server, {"prompt": "Once upon a time", "generation_config": config})
+    for index in (0, 1):
+        assert joined(events, index) == whole["choices"][index]["text"]
+        tokens = [t for i, ids, _ in read_checkpoints(raw) if i == index for t in ids]
+        assert tokens == whole["choices"][index]["token_ids"]
+    assert events[-1]["usage"] == whole["usage"]
+    assert whole["usage"]["completion_tokens"] == 120
+
+
+async def test_no_piece_of_a_stream_shows_half_a_character(
+    session: aiohttp.ClientSession, server: ServerProcess, reference: Reference
+) -> None:
+    """Answers are steered by bias to spell Chinese and emoji, several tokens a character."""
+    text = "你好，世界！😀🚀"
+    ids = reference.tokenizer.encode(text, add_special_tokens=False)
+    assert len(ids) > len(text)
+    for token_id in ids[:4]:
+        prompt = [5, 6, 7]
+        bias = {str(i): 100.0 for i in {token_id, *ids}}
+        config = {"max_new_tokens": 24, "do_sample": True, "seed": token_id, "logit_bias": bias}
+        events, _ = await stream(session, server, {"prompt": prompt, "generation_config": config})
+        _, whole = await post(session, server, prompt, **config)
+        produced = b"".join(
+            reference.tokenizer.decode([t]).encode() for t in whole["choices"][0]["token_ids"]
+        )
+        assert produced and joined(events) == whole["choices"][0]["text"]
+        pieces = [c["text"] for event in events for c in event["choices"]]
+        expected = reference.tokenizer.decode(whole["choices"][0]["token_ids"])
+        assert "".join(pieces) == expected
+        # a replacement character appears only where the tokens themselves are not UTF-8
+        assert sum(p.count("�") for p in pieces) == expected.count("�")
+
+
+async def test_a_stop_string_is_never_shown(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    config = {"max_new_tokens": 60, "ignore_eos": True}
+    _, free = await post(session, server, "The quick brown fox", **config)
+    text = free["choices"][0]["text"]
+    stop = re.findall("[a-z]{3}", text)[4]  # cut without regard to tokens
+    events, _ = await stream(
+        session, server, {"prompt": "The quick brown fox", "generation_config": config | {"stop": stop}}
+    )
+    assert joined(events) == text[: text.index(stop)]
+    reasons = [c["finish_reason"] for e in events for c in e["choices"] if c["finish_reason"]]
+    assert reasons == ["stop"]
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 30])
+async def test_a_cut_stream_goes_on_without_a_seam(
+    session: aiohttp.ClientSession, server: ServerProcess, cut: int
+) -> None:
+    config = {"max_new_tokens": 40, "do_sample": True, "seed": 9, "ignore_eos": True, "stop": ["zqz"]}
+    body = {"prompt": "In the morning", "generation_config": config}
+    whole, raw = await stream(session, server, body)
+    blocks = raw.split(b"\n\n")
+    head = b"\n\n".join(blocks[:cut]) + b"\n\n"
+    emitted = [t for _, ids, _ in read_checkpoints(head) for t in ids]
+    resume = {"created": 0, "choices": [{"token_ids": emitted, "finished": False}]}
+    rest, rest_raw = await stream(session, server, {**body, "resume": resume})
+    assert joined(whole[:cut]) + joined(rest) == joined(whole)
+    assert rest[-1]["usage"] == whole[-1]["usage"]
+    if cut:
+        assert rest_raw == b"\n\n".join(blocks[cut:]), "the bytes are the same"
+
+
+async def test_a_reader_that_leaves_frees_everything(
+    session: aiohttp.ClientSession, server: ServerProcess
+) -> None:
+    body = {"model": "tiny", "prompt": "x", "stream": True, "generation_config": {"max_new_tokens": 1500}}
+    body["generation_config"] |= {"ignore_eos": True}  # type: ignore[operator]
+    async with session.post(f"{server.url}/completion/v2", json=body) as response:
+        await response.content.readany()
+        await until(session, server, lambda status: status["load"]["running"] == 1)
+        response.close()
+    status = await until(session, server, is_idle)
+    assert status["details"]["engine"]["generated_tokens"] > 0
+
+
+async def test_a_full_queue_and_a_late_request(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    calls = [post(session, server, [7, 8, 9 + i], max_new_tokens=1000, ignore_eos=True) for i in range(60)]
+    answers = await asyncio.gather(*calls)
+    statuses = [status for status, _ in answers]
+    assert set(statuses) <= {200, 408, 429}
+    assert statuses.count(200) >= 8 and 429 in statuses and 408 in statuses
+    codes = {body["error"]["code"] for status, body in answers if status != 200}
+    assert codes == {"queue_full", "queue_timeout"}
+    await until(session, server, is_idle)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "config", "numbers"),
+    [
+        ([5] * 3000, {}, ["3000", "2048"]),
+        ([5] * 100, {"max_new_tokens": 2000}, ["100", "2000", "2048"]),
+        ([5] * 100, {"max_new_tokens": 1000, "num_beams": 8}, ["300"]),
+        ([5], {"num_beams": 9}, ["9", "8"]),
+        ([5], {"stop_token_ids": [512]}, ["512"]),
+    ],
+)
+async def test_what_can_never_be_done_is_refused_by_the_numbers(
+    session: aiohttp.ClientSession, server: ServerProcess, prompt: list[int], config: Any, numbers: list[str]
+) -> None:
+    status, body = await post(session, server, prompt, **config)
+    assert status == 422
+    assert all(number in body["error"]["message"] for number in numbers), body
+
+
+async def test_metrics_are_read_by_prometheus(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    await post(session, server, "count me", max_new_tokens=4)
+    async with session.get(f"{server.url}/metrics") as response:
+        families = {f.name: f for f in text_string_to_metric_families(await response.text())}
+    for name in (
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:kv_cache_usage_perc",
+        "vllm:prefix_cache_queries",
+        "vllm:num_preemptions",
+        "vllm:request_queue_time_seconds",
+        "vllm:time_to_first_token_seconds",
+        "vllm:generation_tokens",
+    ):
+        assert families[name].samples[0].labels["model_name"] == "tiny"
+
+
+async def test_a_killed_engine_under_load(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    """Whatever was in flight is answered, exactly or with an error that may be tried again."""
+    rng = random.Random(4)
+    prompts = [rng.choices(range(3, 500), k=rng.randint(1, 40)) for _ in range(20)]
+    config = {"max_new_tokens": 300, "ignore_eos": True}
+    undisturbed = [(await post(session, server, p, **config))[1]["choices"] for p in prompts[:6]]
+    calls = [asyncio.create_task(post(session, server, p, **config)) for p in prompts]
+    await asyncio.sleep(0.4)
+    before = (await server.status(session))["details"]["engine_restarts"]
+    await server.kill_engine(session)
+    answers = await asyncio.gather(*calls)
+    assert {status for status, _ in answers} <= {200, 503}
+    assert any(status == 503 for status, _ in answers), "the engine was killed too late to matter"
+    for status, body in answers:
+        assert status == 200 or body["error"]["code"] == "engine_lost"
+    await server.ready(session)
+    assert (await server.status(session))["details"]["engine_restarts"] == before + 1
+    again = [(await post(session, server, p, **config))[1]["choices"] for p in prompts[:6]]
+    assert again == undisturbed
+
+
+async def test_sigterm_drains(tiny_model: Path, tmp_path: Path) -> None:
+    """What was accepted is answered, what comes later is sent away, and the exit is clean."""
+    server = ServerProcess(tmp_path, tiny_model, **LIMITS)
+    async with aiohttp.ClientSession() as session:
+        await server.ready(session)
+        config = {"max_new_tokens": 1200, "ignore_eos": True}
+        running = asyncio.create_task(post(session, server, [5, 6, 7], **config))
+        await until(session, server, lambda status: status["load"]["running"] == 1)
+        server.process.terminate()
+        await until(session, server, lambda status: status["state"] == "draining")
+        async with session.post(
+            f"{server.url}/completion/v2", json={"model": "tiny", "prompt": "x"}
+        ) as response:
+            assert response.status == 503 and "retry-after" in response.headers
+        status, body = await running
+        assert status == 200 and len(body["choices"][0]["token_ids"]) == 1200
+    assert await asyncio.to_thread(server.process.wait, 30) in CLEAN_EXITS
