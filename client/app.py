@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from client.asgi import CompletionFront
-from client.completions import document_completions
+from client.completions import completion_router
 from client.config import GatewayConfig
 from client.errors import install_error_handlers
 from client.gateway import Gateway
@@ -35,9 +35,9 @@ def create_app(
             yield
 
     app = FastAPI(title="Inference stack: gateway", version=__version__, lifespan=lifespan)
+    app.include_router(completion_router)
     app.include_router(open_router(gateway))
     app.include_router(keyed_router(gateway))
     app.include_router(event_router(gateway))
     install_error_handlers(app)
-    document_completions(app)
     return CompletionFront(gateway, app)

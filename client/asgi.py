@@ -12,7 +12,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from client.gateway import Gateway
+from client.gateway import Gateway, shutting_down
 from client.keys import check_key
 from client.reply import Reply, Send
 from client.request import KINDS, read_request
@@ -23,7 +23,6 @@ from protocol.errors import (
     internal,
     queue_full,
     queue_timeout,
-    unavailable,
 )
 from protocol.headers import REQUEST_ID, STREAM_CHECKPOINT
 
@@ -116,7 +115,7 @@ class CompletionFront:
         gateway = self.gateway
         config = gateway.settings.config
         if gateway.draining:
-            raise unavailable("the gateway is shutting down", code="draining")
+            raise shutting_down()
         if len(gateway.watchman.watches) > config.max_concurrent_requests:
             raise queue_full("the gateway is at its limit of concurrent requests")
         check_key(headers.authorization, config.api_keys)

@@ -71,6 +71,10 @@ class GatewayConfig(ConfigModel):
         5, description="longest pause between probes of a lost server"
     )
 
+    forget_joined_seconds: Seconds = Field(
+        600, description="how long a server that joined by an event is asked after it was lost"
+    )
+
     # failover
     max_attempts: Annotated[int, Field(ge=1)] = 8
     retry_ratio: Annotated[float, Field(ge=0)] = Field(

@@ -7,29 +7,36 @@ import logging
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.05
 
 
+class Drained(Protocol):
+    """What is to end gracefully."""
+
+    def begin_drain(self) -> None:
+        """Refuse new requests."""
+
+    def idle(self) -> bool:
+        """Whether nothing is in flight."""
+
+    def cut_short(self) -> None:
+        """End what is in flight."""
+
+    def drain_timeout(self) -> float:
+        """Seconds until that has to be done."""
+
+
 class Drain:
-    """Puts draining in front of the HTTP server's own signal handlers.
+    """Puts draining in front of the HTTP server's own signal handlers."""
 
-    Args:
-        begin: called once, to refuse new requests.
-        idle: whether nothing is in flight.
-        timeout: gives the seconds after which the server stops whatever is in flight.
-    """
-
-    def __init__(
-        self, begin: Callable[[], None], idle: Callable[[], bool], timeout: Callable[[], float]
-    ) -> None:
-        self._begin = begin
-        self._idle = idle
-        self._timeout = timeout
-        self._waiting: asyncio.Task[None] | None = None
+    def __init__(self, drained: Drained) -> None:
+        self._drained = drained
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
 
     def take_signals(self) -> None:
         """Listen from now on; without effect outside the main thread, where no signals arrive."""
@@ -42,19 +49,20 @@ class Drain:
                 loop.add_signal_handler(number, self._on_signal, number, server_exit)
 
     def _on_signal(self, number: signal.Signals, server_exit: Callable[[int, Any], Any]) -> None:
-        if self._waiting is not None:  # asked twice: now
-            self._waiting.cancel()
-            server_exit(number, None)
+        if self._task is not None:
+            self._hurry.set()
             return
-        logger.info("draining on %s", number.name)
-        self._begin()
-        self._waiting = asyncio.create_task(self._wait())
-        self._waiting.add_done_callback(lambda _: server_exit(number, None))
+        logger.info("draining on %s; once more to end at once", number.name)
+        self._task = asyncio.create_task(self._drain())
+        self._task.add_done_callback(lambda _: server_exit(number, None))
 
-    async def _wait(self) -> None:
+    async def _drain(self) -> None:
+        drained = self._drained
+        drained.begin_drain()
         try:
-            async with asyncio.timeout(self._timeout()):
-                while not self._idle():  # noqa: ASYNC110  # several kinds of work, no one event
+            async with asyncio.timeout(drained.drain_timeout()):
+                while not drained.idle() and not self._hurry.is_set():  # noqa: ASYNC110  # two conditions
                     await asyncio.sleep(LOOK_SECONDS)
         except TimeoutError:
-            logger.warning("requests were still in flight after %g s of draining", self._timeout())
+            logger.warning("requests were still in flight after %g s of draining", drained.drain_timeout())
+        drained.cut_short()

@@ -84,7 +84,7 @@ class _GatewayCollector(Collector):
         labels = ["server", "kind", "model"]
         state = GaugeMetricFamily("gateway_server_state", "1 for the state.", labels=[*labels, "state"])
         breaker = GaugeMetricFamily("gateway_server_breaker_open", "1 unless closed.", labels=labels)
-        leased = GaugeMetricFamily("gateway_server_leased_tokens", "Work given to the server.", labels=labels)
+        leased = GaugeMetricFamily("gateway_server_tokens", "Work given to the server.", labels=labels)
         expected = GaugeMetricFamily(
             "gateway_server_expected_tokens", "The same, corrected by its reports.", labels=labels
         )

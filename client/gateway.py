@@ -22,6 +22,7 @@ from client.request import InferenceRequest
 from client.router import Router
 from client.upstream import open_session
 from client.watch import Watch, Watchman
+from protocol.errors import ApiError, unavailable
 from protocol.routes import CHAT_COMPLETION_V1, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
 
 JUMPER_ROUTES = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
@@ -69,9 +70,6 @@ class Gateway:
         self.registry.configure(config.servers())
         self.jumpers.configure(config.openai_jumper_configs)
 
-    def drain(self) -> None:
-        self.draining = True
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Connections, heartbeats, clocks and signals, while the block lasts."""
@@ -86,7 +84,7 @@ class Gateway:
             if self.config_file is not None:
                 await stack.enter_async_context(_in_background(self.config_file.follow(self.configure)))
             if self._drain_on_signals:
-                Drain(self.drain, self._idle, self._drain_timeout).take_signals()
+                Drain(self).take_signals()
             _tame_collector()
             yield
 
@@ -107,11 +105,25 @@ class Gateway:
         else:
             await self.relay.answer(request, watch, reply)
 
-    def _idle(self) -> bool:
+    # the end, see `drain.Drained`
+
+    def begin_drain(self) -> None:
+        self.draining = True
+
+    def idle(self) -> bool:
         return not self.watchman.watches
 
-    def _drain_timeout(self) -> float:
+    def cut_short(self) -> None:
+        for watch in list(self.watchman.watches):
+            watch.give_up(shutting_down())
+
+    def drain_timeout(self) -> float:
         return self.settings.config.drain_timeout_seconds
+
+
+def shutting_down() -> ApiError:
+    """503: try another gateway, or this one once it is back."""
+    return unavailable("the gateway is shutting down", code="draining")
 
 
 @contextlib.asynccontextmanager

@@ -111,8 +111,15 @@ class Heartbeats:
             if replica.state is not before:
                 logger.info("%s: %s (%s)", replica.url, replica.state, replica.reason)
             failures = 0 if replica.state is ReplicaState.READY else failures + 1
+            if self._is_gone(replica):
+                self._registry.remove(replica)  # which ends this task
             wake.clear()
             await self._pause(replica, failures, wake)
+
+    def _is_gone(self, replica: Replica) -> bool:
+        """Whether it joined by itself and is lost for good; configured ones are asked for ever."""
+        away = replica.joined == "event" and replica.state is ReplicaState.DOWN
+        return away and self._clock() - replica.since > self._settings.config.forget_joined_seconds
 
     async def _pause(self, replica: Replica, failures: int, wake: asyncio.Event) -> None:
         """Wait until it is time to ask again, which is sooner once the replica is given work."""

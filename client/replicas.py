@@ -82,11 +82,8 @@ class Replica:
 
     def may_return(self, now: float, patience: float) -> bool:
         """Whether it is worth waiting for this replica to take work (again)."""
-        if self.state is ReplicaState.DRAINING:
-            return False
-        if self.state in (ReplicaState.DOWN, ReplicaState.UNKNOWN):
-            return now - self.since < patience
-        return True
+        away = self.state in (ReplicaState.DOWN, ReplicaState.UNKNOWN, ReplicaState.DRAINING)
+        return not away or now - self.since < patience
 
 
 class Registry:

@@ -11,12 +11,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from client.config import check_url
 from client.exposition import metrics_registry
-from client.gateway import Gateway
+from client.gateway import Gateway, shutting_down
 from client.history import Point
 from client.keys import check_key
 from client.status import GatewayStatus, gateway_status
 from protocol import routes
-from protocol.errors import ErrorResponse, cancelled, forbidden, not_found, unavailable, unprocessable
+from protocol.errors import ErrorResponse, cancelled, forbidden, not_found, unprocessable
 from protocol.events import EventAccepted, ServerEvent
 from protocol.openai import ModelCard, ModelList
 
@@ -45,7 +45,7 @@ def open_router(gateway: Gateway) -> APIRouter:
     async def ready() -> dict[str, str]:
         """Readiness: completion requests are taken."""
         if gateway.draining:
-            raise unavailable("the gateway is shutting down", code="draining")
+            raise shutting_down()
         return {"status": "ready"}
 
     @router.get(routes.METRICS, response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -13,8 +13,8 @@ from tests.client.conftest import MakeGateway
 from tests.client.stub import Stub, stubs, text_of, tokens_of
 from tests.serving import eventually
 
-BUSY = 10_000
-"""`pending_tokens` of a server that is not to be the first choice."""
+BUSY = 20
+"""`others` of a server that is not to be the first choice."""
 
 
 async def undisturbed(make_gateway: MakeGateway, prompt: str, tokens: int, **fields: Any) -> bytes:
@@ -30,7 +30,7 @@ def text_is_right(answer: dict[str, Any], prompt: str, tokens: int) -> bool:
 @pytest.mark.parametrize("events", [0, 1, 3, 7])
 async def test_a_cut_stream_goes_on_at_a_peer(make_gateway: MakeGateway, events: int) -> None:
     expected = await undisturbed(make_gateway, "story", 8)
-    first, peer = Stub(die_after=events), Stub(pending_tokens=BUSY)
+    first, peer = Stub(die_after=events), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         assert await client.stream("story", 8) == expected
         assert len(first.calls) == len(peer.calls) == 1
@@ -76,14 +76,14 @@ async def test_a_stream_survives_many_deaths(make_gateway: MakeGateway) -> None:
 
 
 async def test_a_whole_answer_is_asked_of_a_peer(make_gateway: MakeGateway) -> None:
-    first, peer = Stub(die_after=0), Stub(pending_tokens=BUSY)
+    first, peer = Stub(die_after=0), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         assert text_is_right(await client.complete("x", 5), "x", 5)
         assert len(first.calls) == len(peer.calls) == 1
 
 
 async def test_a_dead_server_is_found_out_by_the_first_request(make_gateway: MakeGateway) -> None:
-    first, peer = Stub(), Stub(pending_tokens=BUSY)
+    first, peer = Stub(), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         await first.kill()
         for _ in range(5):
@@ -111,7 +111,7 @@ async def test_a_dead_server_is_found_out_by_the_first_request(make_gateway: Mak
 async def test_only_safe_refusals_are_taken_elsewhere(
     make_gateway: MakeGateway, refusal: ApiError, calls: int, stream: bool
 ) -> None:
-    first, peer = Stub(refusal=refusal), Stub(pending_tokens=BUSY)
+    first, peer = Stub(refusal=refusal), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         if calls == 2:
             if stream:
@@ -177,7 +177,7 @@ async def test_the_waiting_room_is_bounded(make_gateway: MakeGateway) -> None:
 async def test_an_engine_that_dies_within_a_stream_is_left_for_a_peer(make_gateway: MakeGateway) -> None:
     expected = await undisturbed(make_gateway, "story", 8)
     first = Stub(stream_error=unavailable("the engine was lost", code="engine_lost"))
-    peer = Stub(pending_tokens=BUSY)
+    peer = Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         assert await client.stream("story", 8) == expected
         assert "resume" in peer.calls[0].body
@@ -185,7 +185,7 @@ async def test_an_engine_that_dies_within_a_stream_is_left_for_a_peer(make_gatew
 
 async def test_an_error_of_the_request_ends_its_stream(make_gateway: MakeGateway) -> None:
     first = Stub(stream_error=queue_timeout("too long"))
-    peer = Stub(pending_tokens=BUSY)
+    peer = Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         stream = await client.stream("story", 8)
         assert stream.endswith(b"event: error\ndata: " + queue_timeout("too long").json() + b"\n\n")

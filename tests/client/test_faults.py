@@ -16,7 +16,7 @@ from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs, text_of, tokens_of
 from tests.serving import eventually
 
-BUSY = 10_000
+BUSY = 20
 OK_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
@@ -79,7 +79,7 @@ def memory() -> int:
 async def test_nonsense_from_a_server_is_asked_of_a_peer(
     make_gateway: MakeGateway, raw: bytes, stream: bool
 ) -> None:
-    first, peer = Stub(raw=raw), Stub(pending_tokens=BUSY)
+    first, peer = Stub(raw=raw), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client, nothing_leaks(client):
         for _ in range(3):
             if stream:
@@ -110,7 +110,7 @@ async def test_a_server_of_the_other_kind_is_not_used(make_gateway: MakeGateway)
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_hung_server_loses_its_requests_to_a_peer(make_gateway: MakeGateway, stream: bool) -> None:
-    first, peer = Stub(), Stub(pending_tokens=BUSY)
+    first, peer = Stub(), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client, nothing_leaks(client):
         first.hung = True
         start = time.monotonic()
@@ -142,7 +142,7 @@ async def test_an_answer_that_takes_too_long_is_504(make_gateway: MakeGateway) -
 
 
 async def test_a_server_with_another_model_than_before(make_gateway: MakeGateway) -> None:
-    first, peer = Stub(), Stub(pending_tokens=BUSY)
+    first, peer = Stub(), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         first.model = "other"
         assert (await client.complete("x", 5))["choices"][0]["text"] == text_of(tokens_of("x", 5))

@@ -148,7 +148,7 @@ def test_how_long_a_replica_is_waited_for(registry: Registry, replica: Replica, 
     registry.refused(replica, "refused")
     assert replica.may_return(1001.0, patience=2.0)
     registry.drain(replica)
-    assert not replica.may_return(1000.0, patience=2.0)
+    assert replica.may_return(1001.0, patience=2.0) and not replica.may_return(1003.0, patience=2.0)
 
 
 def test_when_a_server_is_asked_next(registry: Registry, replica: Replica) -> None:

@@ -1,0 +1,77 @@
+"""The gateway as a process of its own: signals, foreground and under gunicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.client.processes import ROOT, complete, foreground, free_port, gateway, gunicorn
+from tests.client.stub import Stub, stubs, text_of, tokens_of
+from tests.serving import eventually
+from utils.options import ClientAppOptions
+
+
+@pytest.mark.parametrize("how", [foreground, gunicorn])
+async def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path: Path, how: Any) -> None:
+    server = Stub(seconds_per_token=0.05)
+    async with stubs(server), gateway(tmp_path, [server.url], how) as (running, session):
+        flying = [asyncio.create_task(complete(session, f"p{i}", 30, bool(i % 2))) for i in range(6)]
+        await eventually(lambda: server.live == 6)
+        running.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            while True:
+                async with session.get("/ready") as response:
+                    if response.status == 503:
+                        break
+        async with session.post("/completion/v2", json={"model": "m", "prompt": "x"}) as response:
+            assert response.status == 503 and "retry-after" in response.headers
+            assert (await response.json())["error"]["code"] == "draining"
+        async with session.get("/health") as response:
+            assert response.status == 200
+        for i, request in enumerate(flying):
+            assert await request == (200, text_of(tokens_of(f"p{i}", 30)))
+        await eventually(lambda: running.poll() is not None, 10)
+        assert running.returncode in (0, -signal.SIGTERM)
+
+
+async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    server = Stub(seconds_per_token=1)
+    async with stubs(server), gateway(tmp_path, [server.url]) as (running, session):
+        flying = asyncio.create_task(complete(session, "p", 1000, False))
+        await eventually(lambda: server.live == 1)
+        for _ in range(2):
+            running.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.3)
+        status, body = await flying
+        assert status == 503 and "draining" in body
+        await eventually(lambda: running.poll() is not None, 10)
+
+
+async def test_draining_has_an_end(tmp_path: Path) -> None:
+    server = Stub(seconds_per_token=0.5)
+    async with (
+        stubs(server),
+        gateway(tmp_path, [server.url], gunicorn, drain_timeout_seconds=0.5) as (running, session),
+    ):
+        body = {"model": "m", "prompt": "p", "stream": True}
+        async with session.post("/completion/v2", json=body) as response:
+            await response.content.readany()
+            running.send_signal(signal.SIGTERM)
+            assert b"event: error\ndata: {" in await response.read()
+        await eventually(lambda: running.poll() is not None, 10)
+        await eventually(lambda: server.live == 0)
+
+
+def test_a_bad_configuration_is_one_line_and_an_exit_status(tmp_path: Path) -> None:
+    path = tmp_path / "client_config.json"
+    path.write_text('{"heart_beat_interval": 600}')
+    command, _ = foreground(ClientAppOptions(port=free_port(), client_config_file_path=path))
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3
+    (line,) = done.stderr.splitlines()
+    assert "heart_beat_interval_seconds" in line
