@@ -6,6 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class LlamaShape:
 SHAPES = {
     "125m": LlamaShape(768, 12, 12, 4, 2_048),
     "500m": LlamaShape(1_024, 24, 16, 8, 4_096),
+    "1b": LlamaShape(2_048, 22, 32, 4, 5_632, max_length=4_096),
+    "8b": LlamaShape(4_096, 32, 32, 8, 14_336, vocab=128_256, max_length=8_192),
 }
 
 
@@ -41,7 +44,18 @@ def make_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16", seed: 
     if (path / "model.safetensors").is_file():
         return path
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
+
+    config = describe_llama(path, shape, dtype=dtype)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
+    model.save_pretrained(path)
+    return path
+
+
+def describe_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16") -> Any:
+    """Save configuration and tokenizer only, for engines that make up the weights themselves."""
+    from transformers import LlamaConfig
 
     _byte_tokenizer(path, shape.max_length)
     config = LlamaConfig(
@@ -56,11 +70,11 @@ def make_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16", seed: 
         eos_token_id=1,
         pad_token_id=2,
         tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype=dtype,
     )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).to(getattr(torch, dtype))
-    model.save_pretrained(path)
-    return path
+    config.save_pretrained(path)
+    return config
 
 
 def _byte_tokenizer(path: Path, max_length: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -65,7 +66,11 @@ class AttentionShape:
     dtype: torch.dtype
 
 
-class AttentionBackend(ABC):
+BatchT = TypeVar("BatchT")
+"""What a backend is told of a step: `AttentionBatch`, or `paged.PagedBatch`."""
+
+
+class AttentionBackend(ABC, Generic[BatchT]):
     """Causal attention over the paged cache, for decodes and chunks in one call.
 
     Args:
@@ -82,7 +87,7 @@ class AttentionBackend(ABC):
         self.cache = cache
 
     @abstractmethod
-    def prepare(self, batch: AttentionBatch) -> None:
+    def prepare(self, batch: BatchT) -> None:
         """Take the batch of the next forward pass; called once before its first layer."""
 
     @abstractmethod

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from server.continuous_batching.attention.base import AttentionBackend, AttentionShape
 from server.continuous_batching.attention.torch_backend import TorchAttention
 
+Backend = type[AttentionBackend[Any]]
 
-def choose_attention(shape: AttentionShape, device: torch.device) -> tuple[type[AttentionBackend], str]:
+
+def choose_attention(shape: AttentionShape, device: torch.device) -> tuple[Backend, str]:
     """(backend, reason for the operator) for a model on a device."""
+    if device.type == "cuda":
+        return _choose_cuda(shape, device)
     return TorchAttention, f"torch operations run on every device ({device.type})"
+
+
+def _choose_cuda(shape: AttentionShape, device: torch.device) -> tuple[Backend, str]:
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 0):
+        return TorchAttention, f"Triton kernels need compute capability 8.0, the GPU has {major}.{minor}"
+    try:
+        from server.continuous_batching.attention.triton_backend import TritonAttention
+    except ImportError as error:
+        return TorchAttention, f"Triton cannot be imported: {error}"
+    if major != 9 or shape.dtype == torch.float32:
+        return TritonAttention, f"own kernels for {shape.dtype} on compute capability {major}.{minor}"
+    try:
+        from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
+
+        flash_attention()
+    except ImportError as error:
+        return TritonAttention, f"own kernels; vLLM's FlashAttention 3 cannot be imported: {error}"
+    return FlashAttention, "FlashAttention 3 of vLLM for prompts, own kernels for decoding"

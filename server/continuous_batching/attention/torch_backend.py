@@ -11,7 +11,7 @@ from server.continuous_batching.attention.base import AttentionBackend, Attentio
 from server.continuous_batching.layers.rotary import rotate
 
 
-class TorchAttention(AttentionBackend):
+class TorchAttention(AttentionBackend[AttentionBatch]):
     """Gathers the blocks of each sequence and runs torch's attention on them.
 
     Decodes of similar length are padded to a common one and run together.

@@ -10,12 +10,28 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.decoding.beam import BeamSearch, Candidates, candidates_needed
+from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
 from server.continuous_batching.decoding.processors import apply_filters, apply_processors
 from server.continuous_batching.decoding.random import uniform
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
+
+
+@dataclass(slots=True)
+class StepLogits:
+    """What a forward pass gives.
+
+    Attributes:
+        logits: [sampled, vocab], in the model's own type or float32.
+        rows, positions: int32 [sampled] on the device: table row, and place of the token that each
+            line follows; None where the device keeps no tokens.
+    """
+
+    logits: Tensor
+    rows: Tensor | None = None
+    positions: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -32,6 +48,34 @@ class Decoded:
     logprobs: StepLogprobs
     candidates: dict[str, Candidates] = field(default_factory=dict)
 
+    def read(self) -> Decoded:
+        """All of it is on the host already."""
+        return self
+
+
+class PendingTokens:
+    """Tokens that were chosen on the device and are on their way to the host.
+
+    Args:
+        tokens: int32 [sampled] on the device.
+    """
+
+    def __init__(self, tokens: Tensor) -> None:
+        self._copied: torch.cuda.Event | None = None
+        self._tokens = tokens
+        if tokens.is_cuda:
+            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
+            self._tokens.copy_(tokens, non_blocking=True)
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> Decoded:
+        """Wait for them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        tokens = self._tokens.tolist()
+        return Decoded(tokens, StepLogprobs(self._tokens, np.full(len(tokens), -1)))
+
 
 class Decoder:
     """Chooses tokens for all rows of a step at once.
@@ -40,11 +84,18 @@ class Decoder:
         num_rows: most sequences that run at once.
         vocab_size: columns of the logits.
         device: where the logits are.
+        device_rows: where tokens stay on the device from step to step, else None.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        device_rows: DeviceRows | None = None,
+    ) -> None:
         self.vocab_size = vocab_size
-        self.table = RowTable(num_rows, vocab_size, device)
+        self.table = RowTable(num_rows, vocab_size, device, device_rows)
 
     def join(self, request: Request) -> None:
         """Write the table rows of a request that entered the batch, or split into answers."""
@@ -57,6 +108,20 @@ class Decoder:
             cut = request.prompt_length
             prompt, generated = history.slice(0, cut), history.slice(cut, len(history))
             self.table.assign(sequence.row, request.params, sequence.index, prompt, generated)
+
+    def choose(self, forward: StepLogits, sequences: Seq[Sequence]) -> Decoded | PendingTokens:
+        """Choose the next token of every sequence, on the device alone where their options allow it.
+
+        Args:
+            forward: logits of `sequences`, in their order; overwritten.
+            sequences: the beams of a request stand together.
+        """
+        device_rows = self.table.device_rows
+        rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
+        if device_rows is not None and self.table.plain[rows].all():
+            assert forward.rows is not None and forward.positions is not None
+            return PendingTokens(device_rows.sample(forward.logits, forward.rows, forward.positions))
+        return self.decode(forward.logits.float(), sequences)
 
     def decode(self, logits: Tensor, sequences: Seq[Sequence]) -> Decoded:
         """Choose the next token of every sequence.

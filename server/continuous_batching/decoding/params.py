@@ -44,6 +44,21 @@ class SamplingParams:
         return max(self.num_beams, self.num_choices)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether the next token follows from the logits and the temperature alone."""
+        filtered = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
+        held = self.min_new_tokens > 0 and bool(self.eos_token_ids)
+        reported = self.logprobs is not None
+        return not (
+            self.uses_beams
+            or (self.do_sample and filtered)
+            or held
+            or reported
+            or self.logit_bias
+            or self.needs_history
+        )
+
+    @property
     def needs_history(self) -> bool:
         """Whether the tokens so far change the scores of the next one."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0

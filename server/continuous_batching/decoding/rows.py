@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.params import SamplingParams
 
 _FLOATS = [
@@ -28,10 +29,18 @@ class RowTable:
         num_rows: most sequences that run at once.
         vocab_size: columns of the logits.
         device: where the logits are.
+        device_rows: where tokens stay on the device from step to step, else None.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        num_rows: int,
+        vocab_size: int,
+        device: torch.device,
+        device_rows: DeviceRows | None = None,
+    ) -> None:
         self.device = device
+        self.device_rows = device_rows
         self._shape = (num_rows, vocab_size)
         self.floats = {name: np.zeros(num_rows, np.float64) for name in _FLOATS}
         self.integers = {name: np.zeros(num_rows, np.int64) for name in _INTEGERS}
@@ -43,6 +52,7 @@ class RowTable:
         self.biased = np.zeros(num_rows, bool)
         self.penalised = np.zeros(num_rows, bool)
         self.filtered = np.zeros(num_rows, bool)
+        self.plain = np.zeros(num_rows, bool)
         self.logprobs = np.full(num_rows, -1, np.int64)
         self._seen: Tensor | None = None
         self._counts: Tensor | None = None
@@ -89,6 +99,9 @@ class RowTable:
         self.filtered[row] = (
             params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 or params.typical_p < 1.0
         )
+        self.plain[row] = params.is_plain
+        if self.device_rows is not None:
+            self.device_rows.assign(row, params, answer, [*prompt[-1:], *generated[-1:]][-1])
         self.penalised[row] = params.needs_history
         if params.needs_history:
             self.seen[row] = False
@@ -116,6 +129,8 @@ class RowTable:
 
     def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         """Rows got one more token each; only rows whose scores depend on history are noted."""
+        if self.device_rows is not None:
+            self.device_rows.record(rows, tokens)
         chosen = self.penalised[rows]
         if chosen.any():
             index = torch.from_numpy(rows[chosen]).to(self.device)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
+from server.continuous_batching.attention.paged import PagedBatch
 from server.continuous_batching.scheduler.plan import Plan
 from server.continuous_batching.scheduler.request import Sequence
 
@@ -19,13 +20,17 @@ class ForwardBatch:
 
     Attributes:
         token_ids: int64 [tokens].
-        logit_rows: int64 [sampled], rows of the tokens whose successors are chosen.
-        attention: where the tokens' keys and values live.
+        logit_rows: int64 [sampled], rows of the tokens whose successors are chosen; None: all.
+        attention: where the tokens' keys and values live, in the form that the backend takes.
+        sample_rows, sample_positions: where tokens stay on the device, int32 [sampled]: table row and
+            place of those tokens.
     """
 
     token_ids: Tensor
-    logit_rows: Tensor
-    attention: AttentionBatch
+    logit_rows: Tensor | None
+    attention: AttentionBatch | PagedBatch
+    sample_rows: Tensor | None = None
+    sample_positions: Tensor | None = None
 
 
 class BatchBuilder:

@@ -61,12 +61,13 @@ class Collector:
         tokens = decoded.tokens
         for index, sequence in enumerate(sequences):
             request = sequence.request
-            if request.params.uses_beams:
-                continue
+            if request.params.uses_beams or not sequence.pending:
+                continue  # not pending: it ended, was cancelled or failed meanwhile
+            sequence.pending -= 1
             token = tokens[index]
             if token == FAILED:
                 self.fail(request, "the model produced scores that are not finite", output)
-            elif sequence.row >= 0:  # else its request failed a moment ago
+            else:
                 self._append(sequence, token, decoded, index, output)
         if decoded.candidates:
             enumerated = [(i, s) for i, s in enumerate(sequences) if s.request.params.uses_beams]
@@ -127,6 +128,8 @@ class Collector:
     ) -> None:
         """One step of a request's beam search; row `first` is that of its first beam."""
         request = sequences[0].request
+        for sequence in sequences:
+            sequence.pending = 0
         candidates = decoded.candidates[request.id]
         if request.beams is None or not np.isfinite(candidates.scores[0]):
             self.fail(request, "the model produced scores that are not finite", output)

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 
 from server.continuous_batching.cache.manager import CacheManager
-from server.continuous_batching.decoding.decoder import Decoder
+from server.continuous_batching.decoding.decoder import Decoded, Decoder, PendingTokens
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.engine.runner import ModelRunner
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.plan import Plan
-from server.continuous_batching.scheduler.request import Phase, Request
+from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,15 @@ class EngineStats:
     step_failures: int = 0
 
 
+@dataclass(slots=True)
+class Launched:
+    """A step under way: the plan, the sequences that get a token, and their choice."""
+
+    plan: Plan
+    sequences: list[Sequence]
+    choice: Decoded | PendingTokens | None
+
+
 class Engine:
     """Continuous batching over one model.
 
@@ -55,6 +64,8 @@ class Engine:
         decoder: chooses tokens.
         collector: takes the tokens back into the requests.
         clock: monotonic seconds.
+        overlap: launch a step before the tokens of the last one are read; needs a runner that keeps
+            tokens on the device.
     """
 
     def __init__(
@@ -64,13 +75,18 @@ class Engine:
         decoder: Decoder,
         collector: Collector,
         clock: Callable[[], float],
+        *,
+        overlap: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self._decoder = decoder
         self._collector = collector
         self._clock = clock
+        self._overlap = overlap
+        self._launched: Launched | None = None
         self._requests: dict[str, Request] = {}
+        self._dependent: set[str] = set()  # live requests that need the host to choose their tokens
         self._steps = 0
         self._prompt_tokens = 0
         self._step_failures = 0
@@ -92,6 +108,8 @@ class Engine:
         refusal = self._refusal(request)
         if refusal is None:
             self._requests[request.id] = request
+            if not request.params.is_plain:
+                self._dependent.add(request.id)
             self._collector.watch(request)
             self.scheduler.add(request)
         return refusal
@@ -110,15 +128,22 @@ class Engine:
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, in whatever state, and free all it holds; unknown ids are ignored."""
-        request = self._requests.pop(request_id, None)
+        request = self._forget(request_id)
         if request is not None:
             self.scheduler.remove(request)
             self._collector.forget(request)
 
     @torch.inference_mode()
     def step(self) -> StepOutput:
-        """One iteration; returns what it has to tell (nothing, if there was nothing to do)."""
+        """One iteration; returns what it has to tell (nothing, if there was nothing to do).
+
+        With `overlap`, a step is scheduled and launched before the tokens of the one before are
+        read: the device always has work. An answer that ends by a token is then found out one step
+        late, and its surplus token dropped.
+        """
         output = StepOutput()
+        if not self._overlaps:
+            self._settle(output)
         plan = self.scheduler.schedule(self._clock())
         for request in plan.expired:
             self._collector.forget(request)
@@ -128,32 +153,57 @@ class Engine:
         self.runner.copy_blocks(plan)
         for request in plan.joined:
             self._decoder.join(request)
+        launched = None
         if not plan.is_empty:
             self._steps += 1
             try:
-                self._run(plan, output)
+                launched = self._launch(plan)
             except Exception:
                 logger.exception(
                     "a step of %d tokens failed, running its requests one by one", plan.num_tokens
                 )
+                self._settle(output)
                 self._run_apart(plan, output)
+        self._settle(output)
+        self._launched = launched
+        if not self._overlaps:
+            self._settle(output)
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
-            self._requests.pop(request_id, None)
+            self._forget(request_id)
         return output
 
-    def _run(self, plan: Plan, output: StepOutput) -> None:
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the next step can be planned without knowing this one's tokens."""
+        return self._overlap and not self._dependent
+
+    def _forget(self, request_id: str) -> Request | None:
+        self._dependent.discard(request_id)
+        return self._requests.pop(request_id, None)
+
+    def _launch(self, plan: Plan) -> Launched:
+        """Start a forward pass and the choice of tokens."""
         logits = self.runner.forward(plan)
         sequences = plan.sampled()
-        decoded = self._decoder.decode(logits, sequences) if sequences else None
+        choice = self._decoder.choose(logits, sequences) if sequences else None
         # nothing above changed a request, so a failure up to here can be repeated
         for sequence in plan.decodes:
             sequence.num_computed += 1
         for chunk in plan.chunks:
             chunk.sequence.num_computed = chunk.end
             self._prompt_tokens += chunk.length
-        if decoded is not None:
-            self._collector.collect(sequences, decoded, output)
-        for sequence in plan.decodes:
+        for sequence in sequences:
+            sequence.pending += 1
+        return Launched(plan, sequences, choice)
+
+    def _settle(self, output: StepOutput) -> None:
+        """Read the tokens of the step that is under way, if there is one."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        if launched.choice is not None:
+            self._collector.collect(launched.sequences, launched.choice.read(), output)
+        for sequence in launched.plan.decodes:
             if sequence.row >= 0:
                 self.cache.commit(sequence, sequence.num_computed)
 
@@ -168,11 +218,15 @@ class Engine:
         unsound: set[int] = set()
         for part in plan.by_request():
             owner = (part.decodes or [chunk.sequence for chunk in part.chunks])[0].request
+            part.decodes = [sequence for sequence in part.decodes if sequence.row >= 0]
+            if owner.phase is not Phase.RUNNING or part.is_empty:
+                continue  # the step before this one turned out to be its last
             if unsound.intersection(block for s in owner.sequences for block in s.blocks):
                 self.scheduler.recompute(owner)
                 continue
             try:
-                self._run(part, output)
+                self._launched = self._launch(part)
+                self._settle(output)
             except Exception as error:
                 for chunk in part.chunks:
                     first = chunk.start // self.cache.block_size

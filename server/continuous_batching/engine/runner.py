@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionBackend
+from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.cache.storage import CacheStorage
-from server.continuous_batching.engine.batch import BatchBuilder
+from server.continuous_batching.decoding.decoder import StepLogits
+from server.continuous_batching.decoding.device_rows import DeviceRows
+from server.continuous_batching.engine.batch import BatchBuilder, ForwardBatch
+from server.continuous_batching.engine.cuda_graphs import DecodeGraphs
+from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.scheduler.cost import PreemptionCost
@@ -32,9 +38,9 @@ class ModelRunner:
         self,
         model: DecoderModel,
         storage: CacheStorage,
-        attention: AttentionBackend,
+        attention: AttentionBackend[Any],
         kernels: Kernels,
-        builder: BatchBuilder,
+        builder: BatchBuilder | PagedBatchBuilder,
         cost: PreemptionCost,
     ) -> None:
         self.model = model
@@ -55,17 +61,70 @@ class ModelRunner:
         self._storage.copy(plan.copies)
 
     @torch.inference_mode()
-    def forward(self, plan: Plan) -> Tensor:
+    def forward(self, plan: Plan) -> StepLogits:
         """Compute the plan's tokens.
 
         Returns:
-            float32 [sampled, vocab]: logits for `plan.sampled()`, in that order.
+            Logits for `plan.sampled()`, in that order.
         """
         begin = time.perf_counter()
         batch = self._builder.build(plan)
-        self.attention.prepare(batch.attention)
-        logits = self.kernels.run(self.model, batch.token_ids, batch.logit_rows, self.attention)
+        logits = self._compute(batch)
         prompt_tokens = plan.num_tokens - len(plan.decodes)
         if prompt_tokens > len(plan.decodes):
             self._cost.observe_prefill(prompt_tokens, time.perf_counter() - begin)
-        return logits
+        return StepLogits(logits, batch.sample_rows, batch.sample_positions)
+
+    def _compute(self, batch: ForwardBatch) -> Tensor:
+        self.attention.prepare(batch.attention)
+        return self.kernels.run(self.model, batch.token_ids, batch.logit_rows, self.attention)
+
+
+class PagedModelRunner(ModelRunner):
+    """Keeps tokens on the device from step to step, and replays steps of decodes as CUDA graphs.
+
+    Args:
+        builder: makes the tensors.
+        device_rows: the tokens.
+    """
+
+    _builder: PagedBatchBuilder
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        storage: CacheStorage,
+        attention: PagedAttention,
+        kernels: Kernels,
+        builder: PagedBatchBuilder,
+        cost: PreemptionCost,
+        device_rows: DeviceRows,
+    ) -> None:
+        super().__init__(model, storage, attention, kernels, builder, cost)
+        self._device_rows = device_rows
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self) -> None:
+        """Capture the graphs; on CUDA, once, when everything else is in its place."""
+        config, weight = self.model.config, self.model.embedding
+        self._graphs = DecodeGraphs(
+            self._decode, self._builder.max_rows, config.vocab_size, weight.dtype, weight.device
+        )
+
+    def _decode(self, size: int) -> Tensor:
+        batch = self._builder.decode_batch(size)
+        assert batch.sample_rows is not None
+        batch.token_ids = self._builder.token_ids(batch.sample_rows)
+        return self._compute(batch)
+
+    def forward(self, plan: Plan) -> StepLogits:
+        self._device_rows.flush()
+        if self._graphs is None or plan.chunks:
+            return super().forward(plan)
+        count = len(plan.decodes)
+        size = self._graphs.size_for(count)
+        self._builder.send_decodes(plan, size)
+        logits = self._graphs.replay(size)
+        placed = self._builder.decode_batch(size)
+        assert placed.sample_rows is not None and placed.sample_positions is not None
+        return StepLogits(logits[:count], placed.sample_rows[:count], placed.sample_positions[:count])

@@ -30,7 +30,7 @@ class Kernels:
         """Bring the weights of `model` into the form that is fastest; called once, when loaded."""
 
     def run(
-        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend[Any]
+        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]
     ) -> Tensor:
         """A whole forward pass; arguments and result are those of ``Decoder.forward``.
 

@@ -62,6 +62,10 @@ class Plan:
         """The sequences that get a new token, in the order of the forward pass's logits."""
         return self.decodes + [chunk.sequence for chunk in self.chunks if chunk.samples]
 
+    def sequences(self) -> list[Sequence]:
+        """All sequences of the forward pass, in its order."""
+        return self.decodes + [chunk.sequence for chunk in self.chunks]
+
     def by_request(self) -> list[Plan]:
         """The forward pass of this plan, split so that each part concerns one request."""
         parts: dict[str, Plan] = {}

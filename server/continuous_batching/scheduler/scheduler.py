@@ -87,6 +87,7 @@ class Scheduler:
         request = sequence.request
         self.cache.free(sequence)
         self._release_row(sequence)
+        sequence.pending = 0
         request.sequences.remove(sequence)
         if not request.sequences:
             self._queue_of(request).remove(request)
@@ -132,10 +133,12 @@ class Scheduler:
                 continue
             if request.expands:
                 self._expand(request, plan)
-            sequences = request.sequences
-            alone = len(sequences) == 1 and sequences[0].num_computed % block_size != 0
+            sequences = [s for s in request.sequences if not s.is_full]
+            if not sequences:
+                continue
+            alone = len(request.sequences) == 1 and sequences[0].num_computed % block_size != 0
             if not alone:
-                self._make_room(request, plan)
+                self._make_room(request, sequences, plan)
                 if request.phase is not Phase.RUNNING:
                     break  # the newest of all was this one
             plan.decodes.extend(sequences)
@@ -145,9 +148,10 @@ class Scheduler:
                     if copy is not None:
                         plan.copies.append(copy)
 
-    def _make_room(self, request: Request, plan: Plan) -> None:
-        """Preempt from the newest request backwards until `request` can grow, or is gone itself."""
-        need = self.cache.blocks_to_grow(request.sequences)
+    def _make_room(self, request: Request, sequences: list[Sequence], plan: Plan) -> None:
+        """Preempt from the newest request backwards until `sequences` of `request` can grow, or it is
+        gone itself."""
+        need = self.cache.blocks_to_grow(sequences)
         while self.cache.device.num_available < need and request.phase is Phase.RUNNING:
             self._preempt(self.running[-1], plan)
 

@@ -1,0 +1,101 @@
+"""This project's engine on the workloads: ``python -m benchmarks.gpu.own SHAPE W1,W2 OUT.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.checkpoints import SHAPES, describe_llama
+from benchmarks.gpu.workloads import Workload, figures, workload
+from protocol.generation import GenerationConfig
+
+
+def random_weights(path: Path, targets: dict[str, torch.Tensor], **_: Any) -> None:
+    """Weights made up in place, as vLLM's ``load_format=dummy`` does: norms about 1, others small."""
+    torch.manual_seed(0)
+    for name, tensor in targets.items():
+        if name.endswith("norm.weight"):
+            tensor.fill_(1.0)
+        else:
+            tensor.normal_(0.0, 0.02)
+
+
+def load(shape: str, directory: Path, **cache: Any) -> Any:
+    """An `LLM` of that shape with random weights on the GPU.
+
+    Args:
+        cache: keys of `cache_config`.
+    """
+    from server.continuous_batching import LLM
+
+    path = directory / shape
+    path.mkdir(parents=True, exist_ok=True)
+    describe_llama(path, SHAPES[shape])
+    with mock.patch("server.continuous_batching.engine.build.load_weights", random_weights):
+        return LLM(
+            path,
+            model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
+            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
+            cache_config={"num_blocks_cpu": 0, "enable_prefix_cache": False, **cache},
+        )
+
+
+def run(llm: Any, load: Workload) -> float:
+    """Seconds that the workload takes."""
+    configs = [
+        GenerationConfig(
+            max_new_tokens=n,
+            ignore_eos=True,
+            do_sample=load.temperature > 0.0,
+            temperature=load.temperature or 1.0,
+            num_beams=load.beams,
+            seed=index,
+        )
+        for index, n in enumerate(load.new_tokens)
+    ]
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    generations = llm.generate(load.prompts, configs)
+    seconds = time.perf_counter() - begin
+    lengths = [len(g.answers[0].token_ids) for g in generations]
+    assert lengths == load.new_tokens, "an answer has another length than was asked for"
+    return seconds
+
+
+def main() -> None:
+    """Time the workloads and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("workloads", type=lambda names: names.split(","))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    llm = load(arguments.shape, arguments.models)
+    result: dict[str, Any] = {
+        "engine": "own",
+        "shape": arguments.shape,
+        "start_seconds": time.perf_counter() - begin,
+        "capabilities": llm.capabilities,
+        "workloads": {},
+    }
+    for name in arguments.workloads:
+        timed = workload(name)
+        run(llm, timed.shortened(24))
+        seconds = [run(llm, timed) for _ in range(arguments.repeats)]
+        median = statistics.median(seconds)
+        result["workloads"][name] = {"seconds": seconds, **figures(name, timed, median)}
+        print(arguments.shape, name, result["workloads"][name], flush=True)
+        arguments.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

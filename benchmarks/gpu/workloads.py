@@ -1,0 +1,72 @@
+"""What is timed: prompts as token ids, lengths fixed, the same for every engine.
+
+W1  256 requests, prompts and answers of 100 to 1,024 tokens (uniform, seed 0, drawn in the order of
+    nano-vllm's benchmark), temperature 0.6: throughput of a full batch
+W2  one request, 128 tokens in, 512 out, greedy: latency of a token
+W3  32 requests, 512 in, 256 out, greedy
+W4  32 requests, 2,048 in, 1 out: prompts
+BEAM  100 requests, 256 in, 256 out, 4 beams
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests that are sent all at once.
+
+    Attributes:
+        prompts: token ids.
+        new_tokens: length of each answer; its end is ignored.
+        temperature: 0 for greedy.
+        beams: of beam search, 1 for none.
+    """
+
+    prompts: list[list[int]]
+    new_tokens: list[int]
+    temperature: float = 0.0
+    beams: int = 1
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in self.prompts)
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(self.new_tokens)
+
+    def shortened(self, new_tokens: int) -> Workload:
+        """The same prompts with short answers, to warm up."""
+        return Workload(
+            self.prompts, [min(n, new_tokens) for n in self.new_tokens], self.temperature, self.beams
+        )
+
+
+def workload(name: str) -> Workload:
+    """The workload of that name."""
+    rng = random.Random(0)
+    if name == "W1":
+        prompts = [_prompt(rng, rng.randint(100, 1024)) for _ in range(256)]
+        return Workload(prompts, [rng.randint(100, 1024) for _ in range(256)], 0.6)
+    if name == "BEAM":
+        return Workload([_prompt(rng, 256) for _ in range(100)], [256] * 100, beams=4)
+    count, length, new_tokens = {"W2": (1, 128, 512), "W3": (32, 512, 256), "W4": (32, 2048, 1)}[name]
+    return Workload([_prompt(rng, length) for _ in range(count)], [new_tokens] * count)
+
+
+def _prompt(rng: random.Random, length: int) -> list[int]:
+    return [rng.randint(0, 10_000) for _ in range(length)]
+
+
+def figures(name: str, load: Workload, seconds: float) -> dict[str, float]:
+    """What a workload's time means, in the unit that its bar is stated in."""
+    if name == "W2":
+        return {"ms_per_token": 1e3 * seconds / load.output_tokens}
+    if name == "W4":
+        return {"prompt_tokens_per_second": load.prompt_tokens / seconds}
+    if name == "BEAM":
+        return {"requests_per_second": len(load.prompts) / seconds}
+    return {"output_tokens_per_second": load.output_tokens / seconds}

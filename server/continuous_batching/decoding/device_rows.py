@@ -1,0 +1,73 @@
+"""What the device itself knows of each row, so that a step need not wait for the host.
+
+A token that was chosen on the device is the input of the next step: it stays there, and the host
+learns of it later.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.continuous_batching.decoding.params import SamplingParams
+
+
+class DeviceRows:
+    """Last token and plain sampling options by row.
+
+    Args:
+        num_rows: most sequences that run at once; row `num_rows` stands for padding.
+        device: where the model is.
+
+    Attributes:
+        last_tokens: int32 [num_rows + 1], the newest token of each row's sequence.
+    """
+
+    def __init__(self, num_rows: int, device: torch.device) -> None:
+        self.device = device
+        self.last_tokens = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
+        self._host = (
+            np.zeros(num_rows + 1, np.float32),
+            np.zeros(num_rows + 1, np.int64),
+            np.zeros(num_rows + 1, np.int64),
+        )
+        self._tables = tuple(torch.from_numpy(values).to(device, copy=True) for values in self._host)
+        self._joined: dict[int, int] = {}
+
+    def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
+        """Row `row` is now answer number `answer` of a request, continued from `last_token`."""
+        temperatures, seeds, answers = self._host
+        temperatures[row] = params.temperature if params.do_sample else 0.0
+        seeds[row] = params.seed
+        answers[row] = answer
+        self._joined[row] = last_token
+
+    def flush(self) -> None:
+        """Carry what was assigned to the device; before the next forward pass."""
+        if self._joined:
+            for table, values in zip(self._tables, self._host, strict=True):
+                table.copy_(torch.from_numpy(values))
+            rows, tokens = np.array(list(self._joined)), np.array(list(self._joined.values()))
+            self._joined.clear()
+            self.record(rows, tokens)
+
+    def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
+        """Tokens that the host chose."""
+        index = torch.from_numpy(rows).to(self.device)
+        self.last_tokens[index] = torch.from_numpy(tokens.astype(np.int32)).to(self.device)
+
+    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """Choose greedily or by temperature alone; the tokens become the rows' last ones.
+
+        Args:
+            logits: [lines, vocab].
+            rows: int32 [lines].
+            positions: int32 [lines], place of the token that each line of logits follows.
+
+        Returns:
+            int32 [lines], -1 where the scores are not finite.
+        """
+        from server.continuous_batching.kernels.triton_sampling import sample
+
+        return sample(logits, rows, positions, *self._tables, self.last_tokens)

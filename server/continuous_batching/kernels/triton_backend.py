@@ -1,0 +1,47 @@
+"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for one token, in
+place of them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.kernels.triton_gemv import gemv, tiling
+from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
+from server.continuous_batching.layers.linear import Linear
+from server.continuous_batching.layers.norm import RMSNorm
+
+
+class TritonKernels(Kernels):
+    """Norms and activations in one pass each; a batch of one token never leaves Triton."""
+
+    name = "triton"
+
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear) -> Tensor:
+        if _single(x, linear):
+            return gemv(x, linear.weight, norm=norm.weight, eps=norm.eps)
+        y: Tensor = linear(rms_norm(x, norm.weight, norm.eps))
+        return y
+
+    def norm_gated_linear(self, x: Tensor, norm: RMSNorm, gate_up: Linear) -> Tensor:
+        if _single(x, gate_up):
+            return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.eps, gated=True)
+        return silu_mul(gate_up(rms_norm(x, norm.weight, norm.eps)))
+
+    def linear_add(self, x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
+        if _single(x, linear):
+            return gemv(x, linear.weight, residual=residual)
+        if _plain(linear):
+            return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
+        y: Tensor = residual + linear(x)
+        return y
+
+
+def _plain(linear: Linear) -> bool:
+    """A weight and nothing else (quantised layers bring their own product)."""
+    return type(linear) is Linear and linear.bias is None
+
+
+def _single(x: Tensor, linear: Linear) -> bool:
+    """Whether the product is one token's with a weight that the kernel takes."""
+    return x.shape[0] == 1 and _plain(linear) and tiling(1, linear.weight.shape[1], gated=False) is not None

@@ -1,0 +1,33 @@
+"""What every Triton kernel here needs to know of where it runs."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Kernels run in Triton's interpreter, on the CPU: for tests on machines without a GPU."""
+
+
+@functools.cache
+def overlaps_launches(device: torch.device) -> bool:
+    """Whether kernels may start while the one before still runs (programmatic dependent launch).
+
+    Hopper and later have it. A kernel launched so does everything that does not depend on its
+    predecessor (loading weights), waits (`gdc_wait`), and only then reads what others wrote. It
+    tells its own successor at its very start that it may do the same.
+    """
+    return not INTERPRETED and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def launch_options(device: torch.device) -> dict[str, bool]:
+    """Keyword arguments of a launch: the kernel's own ``PDL`` switch and the launcher's."""
+    overlapped = overlaps_launches(device)
+    return {"PDL": overlapped, "launch_pdl": overlapped} if overlapped else {"PDL": False}
+
+
+def next_power_of_two(value: int) -> int:
+    """The least power of two that is not below `value`."""
+    return 1 << max(value - 1, 0).bit_length()

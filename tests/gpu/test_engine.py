@@ -1,0 +1,76 @@
+"""The engine on CUDA gives the tokens that transformers gives on the CPU, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from protocol.generation import GenerationConfig
+from server.continuous_batching import LLM
+from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.models import tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # heads of 64: a size that the kernels are made for
+    return tiny_llama(tmp_path_factory.mktemp("tiny"), hidden=256, heads=4, kv_heads=2)
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> Reference:
+    return Reference(model)
+
+
+def cuda_llm(path: Path, *, dtype: str = "float32", **cache: Any) -> LLM:
+    return LLM(
+        path,
+        model_loading_config={"torch_dtype": dtype, "model_max_length": 1024, "device": "cuda"},
+        batcher_config={"batch_max_tokens": 256, "batch_max_beams": 96},
+        cache_config={"num_blocks": 2000, "num_blocks_cpu": 250, "block_size": 16, **cache},
+    )
+
+
+@pytest.mark.parametrize("pressure", [False, True])
+def test_mixed_requests(model: Path, reference: Reference, pressure: bool) -> None:
+    requests = mixed_requests(reference, 60, seed=3, longest=200)
+    needs = [c.num_rows * (len(p) + c.max_new_tokens) // 16 + c.num_rows for p, c in requests]
+    llm = cuda_llm(model, num_blocks=max(needs) if pressure else 2000)
+    assert llm.capabilities["attention"]["name"] == "triton"
+    generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
+    wrong = [
+        index
+        for index, ((prompt, config), generation) in enumerate(zip(requests, generations, strict=True))
+        if [answer.token_ids for answer in generation.answers] != reference.answers(prompt, config)
+    ]
+    assert not wrong
+    llm.engine.check()
+    assert (llm.engine.stats().preempted_by_swap > 0) == pressure
+
+
+def test_overlapped_steps_give_the_same_samples_as_single_ones(model: Path) -> None:
+    """Alone or in a full batch, eager or replayed from a graph."""
+    llm = cuda_llm(model)
+    configs = [
+        GenerationConfig(max_new_tokens=40, do_sample=True, temperature=0.8, seed=s) for s in range(40)
+    ]
+    prompts = [[5 + s, 7, 9] * (1 + s % 9) for s in range(40)]
+    together = [g.answers[0].token_ids for g in llm.generate(prompts, configs)]
+    alone = [llm.generate([p], [c])[0].answers[0].token_ids for p, c in zip(prompts, configs, strict=True)]
+    assert together == alone
+
+
+def test_bfloat16_is_close(model: Path, reference: Reference) -> None:
+    """Log probabilities of the first tokens differ by rounding only."""
+    llm = cuda_llm(model, dtype="bfloat16")
+    prompts = [list(range(3 + i, 60 + 2 * i)) for i in range(8)]
+    config = GenerationConfig(max_new_tokens=1, logprobs=1)
+    for prompt, generation in zip(prompts, llm.generate(prompts, config), strict=True):
+        with torch.inference_mode():
+            logits = reference.model(torch.tensor([prompt])).logits[0, -1]
+        expected = torch.log_softmax(logits, -1)
+        (report,) = generation.answers[0].logprobs or []
+        assert abs(report.logprob - expected[report.token_id].item()) < 0.25

@@ -1,0 +1,155 @@
+"""Paged attention against float64, over shapes, block sizes and mixes of decodes and chunks."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.continuous_batching.attention.base import AttentionShape
+from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
+from server.continuous_batching.attention.triton_backend import TritonAttention
+from tests.kernels.conftest import HALF, relative_error
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TABLE_WIDTH = 200  # tokens of the longest sequence
+
+
+def paged_batch(
+    decodes: list[int], chunks: list[tuple[int, int]], block_size: int, device: torch.device
+) -> PagedBatch:
+    """A step of decodes at those positions and chunks (start, end), on shuffled blocks and rows."""
+    count = len(decodes) + len(chunks)
+    width = -(-TABLE_WIDTH // block_size)
+    tables = torch.randperm(count * width).view(count, width).int()
+    order = torch.randperm(count).tolist()  # table row of each sequence
+    lengths = [1] * len(decodes) + [end - start for start, end in chunks]
+    positions = [*decodes, *(p for start, end in chunks for p in range(start, end))]
+    bounds = [len(decodes)]
+    for start, end in chunks:
+        bounds.append(bounds[-1] + end - start)
+    tiles = [
+        (first, end) for begin, end in itertools.pairwise(bounds) for first in range(begin, end, QUERY_TILE)
+    ]
+
+    def to_device(values: list[int] | list[tuple[int, int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    described = Chunks(
+        to_device(tiles),
+        to_device([b - bounds[0] for b in bounds]),
+        to_device([end for _, end in chunks]),
+        to_device(order[len(decodes) :]),
+        max((end - start for start, end in chunks), default=0),
+        max((end for _, end in chunks), default=0),
+    )
+    rows = [row for row, length in zip(order, lengths, strict=True) for _ in range(length)]
+    return PagedBatch(
+        len(decodes),
+        to_device(rows),
+        to_device(positions),
+        tables.to(device),
+        described if chunks else None,
+    )
+
+
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, rotary: SimpleNamespace, cache: Tensor, batch: PagedBatch
+) -> tuple[Tensor, Tensor]:
+    """(attended [tokens, heads, head_dim], layer's cache afterwards), in float64 on the CPU.
+
+    Keys are rounded to the cache's type as they are stored, as everywhere.
+    """
+    positions, rows, tables = batch.positions.long().cpu(), batch.rows.long().cpu(), batch.tables.long().cpu()
+    size = cache.shape[2]
+
+    def rotated(x: Tensor) -> Tensor:
+        cos, sin = (t.cpu().double()[positions].unsqueeze(1) for t in (rotary.cos, rotary.sin))
+        first, second = x.double().cpu().chunk(2, -1)
+        return x.double().cpu() * cos + torch.cat((-second, first), -1) * sin
+
+    query, stored = rotated(query), cache.clone().cpu()
+    blocks = tables[rows, positions // size]
+    stored[blocks, 0, positions % size] = rotated(key).to(cache.dtype)
+    stored[blocks, 1, positions % size] = value.cpu()
+    attended = torch.empty_like(query)
+    group = query.shape[1] // key.shape[1]
+    for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+        context = stored[tables[row, : position // size + 1]].double()
+        keys, values = context.transpose(0, 1).flatten(1, 2)[:, : position + 1]
+        keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
+        scores = torch.einsum("hd,nhd->hn", query[token], keys) * query.shape[-1] ** -0.5
+        attended[token] = torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
+    return attended, stored
+
+
+def rotary_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.arange(TABLE_WIDTH)[:, None] * frequencies.repeat(2)
+    return SimpleNamespace(cos=angles.cos().to(device, dtype), sin=angles.sin().to(device, dtype))
+
+
+def check(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    block_size: int,
+    decodes: list[int],
+    chunks: list[tuple[int, int]],
+) -> None:
+    num_heads, kv_heads, head_dim = heads
+    batch = paged_batch(decodes, chunks, block_size, device)
+    layers, layer = 3, 1
+    shape = (batch.tables.numel(), layers, 2, block_size, kv_heads, head_dim)
+    cache = torch.randn(shape, device=device).to(dtype)
+    tokens = len(batch.rows)
+    joint = torch.randn(tokens, num_heads + 2 * kv_heads, head_dim, device=device).to(dtype)
+    query, key, value = torch.split(joint, [num_heads, kv_heads, kv_heads], 1)
+    rotary = rotary_of(head_dim, dtype, device)
+    expected, stored = reference(query, key, value, rotary, cache[:, layer], batch)
+    untouched = cache[:, [0, 2]].clone()
+
+    backend = TritonAttention(AttentionShape(num_heads, kv_heads, head_dim, block_size, dtype), rotary, cache)
+    backend.prepare(batch)
+    attended = backend.forward(layer, query, key, value)
+
+    assert relative_error(attended.view(tokens, num_heads, head_dim), expected) < TOLERANCE[dtype]
+    assert relative_error(cache[:, layer], stored) < TOLERANCE[dtype]
+    assert torch.equal(cache[:, [0, 2]], untouched)
+
+
+SHAPES = [(4, 2, 64), (4, 4, 80), (6, 2, 96), (8, 1, 128)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@pytest.mark.parametrize("heads", SHAPES)
+def test_mixed_steps(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
+    check(device, dtype, heads, 16, [0, 15, 16, 130], [(0, 20), (33, 180)])
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
+def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -> None:
+    check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
+
+
+@pytest.mark.parametrize("block_size", [16, 256])
+def test_a_chunk_that_begins_and_ends_within_blocks(device: torch.device, block_size: int) -> None:
+    check(device, HALF, (4, 2, 64), block_size, [], [(7, 7 + QUERY_TILE + 5)])
+
+
+def test_padding_stores_nothing(device: torch.device) -> None:
+    batch = paged_batch([5, 9], [], 16, device)
+    batch.positions[1] = -1
+    cache = torch.zeros((batch.tables.numel(), 1, 2, 16, 2, 64), device=device)
+    joint = torch.randn(2, 8, 64, device=device)
+    query, key, value = torch.split(joint, [4, 2, 2], 1)
+    rotary = rotary_of(64, torch.float32, device)
+    backend = TritonAttention(AttentionShape(4, 2, 64, 16, torch.float32), rotary, cache)
+    backend.prepare(batch)
+    backend.forward(0, query, key, value)
+    written = cache.flatten(4).abs().sum(-1).nonzero()[:, [0, 2, 3]].unique(dim=0).tolist()
+    block = int(batch.tables[batch.rows[0].long(), 0])
+    assert written == [[block, 0, 5], [block, 1, 5]]
