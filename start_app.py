@@ -13,16 +13,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from client.config import GatewayConfig
 from server.continuous_batching.config import ServerConfig as CbServerConfig
 from server.static_batching.config import ServerConfig as SbServerConfig
 from utils.config import ConfigError, load_config
-from utils.launch import report_status, start_services, stop_services, wire
-from utils.options import CONFIGS, CbServerAppOptions, ClientAppOptions, SbServerAppOptions
+from utils.launch import config_listing, report_status, start_services, stop_services
+from utils.options import CONFIGS, CbServerAppOptions, ClientAppOptions, SbServerAppOptions, explain
 from utils.services import GATEWAY, Directories, Service, ServiceError
+
+SERVERS = (
+    ("cb", "continuous_batching_server_app", CbServerAppOptions, CbServerConfig),
+    ("sb", "static_batching_server_app", SbServerAppOptions, SbServerConfig),
+)
+"""Prefix of the options, module, options and configuration of each kind of server."""
 
 
 def port(text: str) -> int:
@@ -74,49 +82,52 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def chosen_servers(args: argparse.Namespace, client_url: str | None) -> Iterator[Service]:
+    """The servers to start, reporting to the gateway at `client_url`.
+
+    Raises:
+        ConfigError: a configuration file that a server would refuse.
+    """
+    given = vars(args)
+    for short, module, options_kind, config_kind in SERVERS:
+        if not (args.all or given[f"start_{short}_server_app"]):
+            continue
+        path = given[f"{short}_server_config_file_path"].absolute()
+        load_config(path, config_kind)
+        options = options_kind(
+            host=args.host,
+            port=given[f"{short}_server_port"],
+            debug=given[f"{short}_server_debug"],
+            model_id=given[f"{short}_server_model_id"],
+            server_config_file_path=path,
+            client_url=client_url,
+        )
+        yield Service(f"{short}_server_app", module, options)
+
+
 def chosen_services(args: argparse.Namespace, directories: Directories) -> list[Service]:
-    """What to start, with its options; servers first in need of a gateway's URL, hence last.
+    """What to start, with its options, the gateway first.
 
     Raises:
         ConfigError: a configuration file that a service would refuse.
     """
-    gateway, servers = None, []
-    client_url = args.client_url
-    if args.all or args.start_client_app:
-        options = ClientAppOptions(
-            host=args.host,
-            port=args.client_port,
-            debug=args.client_debug,
-            client_config_file_path=args.client_config_file_path.absolute(),
-            client_config_hot_update_interval_minutes=args.client_config_hot_update_interval_minutes,
-        )
-        load_config(options.client_config_file_path, GatewayConfig)
-        gateway = Service(GATEWAY, "client_app", options)
-        client_url = client_url or gateway.url
-    shared = {"host": args.host, "client_url": client_url}
-    if args.all or args.start_cb_server_app:
-        cb = CbServerAppOptions(
-            port=args.cb_server_port,
-            debug=args.cb_server_debug,
-            model_id=args.cb_server_model_id,
-            server_config_file_path=args.cb_server_config_file_path.absolute(),
-            **shared,
-        )
-        load_config(cb.server_config_file_path, CbServerConfig)
-        servers.append(Service("cb_server_app", "continuous_batching_server_app", cb))
-    if args.all or args.start_sb_server_app:
-        sb = SbServerAppOptions(
-            port=args.sb_server_port,
-            debug=args.sb_server_debug,
-            model_id=args.sb_server_model_id,
-            server_config_file_path=args.sb_server_config_file_path.absolute(),
-            **shared,
-        )
-        load_config(sb.server_config_file_path, SbServerConfig)
-        servers.append(Service("sb_server_app", "static_batching_server_app", sb))
-    if gateway is None:
-        return servers
-    return [wire(gateway, servers, directories) if args.all else gateway, *servers]
+    if not (args.all or args.start_client_app):
+        return list(chosen_servers(args, args.client_url))
+    path = args.client_config_file_path.absolute()
+    load_config(path, GatewayConfig)
+    options = ClientAppOptions(
+        host=args.host,
+        port=args.client_port,
+        debug=args.client_debug,
+        client_config_file_path=path,
+        client_config_hot_update_interval_minutes=args.client_config_hot_update_interval_minutes,
+    )
+    gateway = Service(GATEWAY, "client_app", options)
+    servers = list(chosen_servers(args, args.client_url or gateway.url))
+    if args.all:
+        path = config_listing(servers, path, directories.run / f"{gateway.name}.json")
+        options = options.model_copy(update={"client_config_file_path": path})
+    return [Service(GATEWAY, "client_app", options), *servers]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.stop:
         return stop_services(directories)
     try:
-        services = chosen_services(args, directories)
+        try:
+            services = chosen_services(args, directories)
+        except ValidationError as error:
+            parser.error(explain(error))
         if not services:
             parser.error("nothing to do: give --all, --start_client_app, --start_cb_server_app, …")
         start_services(

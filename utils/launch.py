@@ -6,12 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
 from utils.config import read_file
-from utils.options import ClientAppOptions
 from utils.readiness import Progress, health, wait_until_ready
 from utils.services import (
     GRACE_SECONDS,
@@ -60,29 +58,29 @@ def start_services(
     return started
 
 
-def wire(
-    gateway: Service, servers: Sequence[Service], directories: Directories, output: TextIO = sys.stderr
-) -> Service:
-    """`gateway` with `servers` in its server lists, and no others.
+def config_listing(servers: Sequence[Service], path: Path, copy: Path, output: TextIO = sys.stderr) -> Path:
+    """A gateway's configuration that lists `servers` and no others.
 
-    Its own configuration file is used where it says so already; otherwise a copy with other lists
-    is written to the run directory.
+    Args:
+        servers: those that are started together with the gateway.
+        path: the configuration that was asked for; used as it is where it lists them already.
+        copy: where otherwise a copy with these lists is written.
+
+    Returns:
+        The one to use.
     """
-    options = gateway.options
-    assert isinstance(options, ClientAppOptions)
-    config = read_file(options.client_config_file_path)
+    config = read_file(path)
     lists: dict[str, list[str]] = {key: [] for key in SERVER_LISTS.values()}
     for server in servers:
         lists[SERVER_LISTS[server.kind]].append(server.url)
-    if not isinstance(config, dict) or all(config.get(key) == urls for key, urls in lists.items()):
-        return gateway
-    directories.run.mkdir(parents=True, exist_ok=True)
-    path = directories.run.resolve() / f"{gateway.name}.json"
+    if all(config.get(key) == urls for key, urls in lists.items()):
+        return path
+    copy.parent.mkdir(parents=True, exist_ok=True)
     # it may hold keys of accounts: for this user's eyes only
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(config | lists, file, indent=2)
-    print(f"{gateway.name} uses {path}, which lists the servers started here", file=output)
-    return replace(gateway, options=options.model_copy(update={"client_config_file_path": path}))
+    print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
+    return copy.absolute()
 
 
 def report_status(directories: Directories, output: TextIO = sys.stdout) -> int:

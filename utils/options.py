@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
+from utils.addresses import reachable_from
 from utils.config import ConfigError
 
 PREFIX = "INFERENCE_STACK_"
@@ -76,8 +77,10 @@ class ServerAppOptions(AppOptions):
 
     @property
     def url(self) -> str:
-        """The URL that this server announces."""
-        return self.server_url or f"http://{self.host}:{self.port}"
+        """The URL that this server announces to the gateway at `client_url`."""
+        if self.server_url is not None:
+            return self.server_url
+        return f"http://{reachable_from(self.client_url or '', self.host)}:{self.port}"
 
 
 class CbServerAppOptions(ServerAppOptions):
@@ -116,7 +119,7 @@ def parse_arguments(
     try:
         return kind.model_validate(vars(parser.parse_args(argv)))
     except ValidationError as error:
-        parser.error(_explain(error, "--{}"))
+        parser.error("--" + explain(error))
 
 
 def _add_argument(parser: argparse.ArgumentParser, name: str, info: FieldInfo) -> None:
@@ -147,10 +150,10 @@ def from_environment(kind: type[Options], environment: Mapping[str, str] | None 
     try:
         return kind.model_validate({k: environment[v] for k, v in names.items() if v in environment})
     except ValidationError as error:
-        raise ConfigError(_explain(error, PREFIX + "{}", upper=True)) from None
+        raise ConfigError(PREFIX + explain(error, str.upper)) from None
 
 
-def _explain(error: ValidationError, name: str, *, upper: bool = False) -> str:
+def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
+    """One line for the first option that was not accepted: its name as `spell` writes it, and why."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    option = str(first["loc"][0])
-    return f"{name.format(option.upper() if upper else option)}: {first['msg']}"
+    return f"{spell(str(first['loc'][0]))}: {first['msg']}"

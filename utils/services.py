@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.addresses import bracketed, reachable
 from utils.config import ConfigError
 from utils.options import PREFIX, AppOptions, to_environment
 from utils.process import PidFile, group_alive, port_is_free, stop_group
@@ -45,13 +46,6 @@ class Service:
     @property
     def url(self) -> str:
         return f"http://{reachable(self.options.host)}:{self.options.port}"
-
-
-def reachable(host: str) -> str:
-    """The host part of a URL by which this machine reaches a service that listens on `host`."""
-    if host in ("", "0.0.0.0", "::"):
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -162,11 +156,10 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
 
 
 def _command(service: Service, gunicorn_config: Path, pid_file: PidFile) -> list[str]:
-    host = f"[{service.options.host}]" if ":" in service.options.host else service.options.host
     return [
         *(sys.executable, "-m", "gunicorn", f"{service.module}:create_app()"),
         *("--config", str(gunicorn_config)),
-        *("--bind", f"{host}:{service.options.port}"),
+        *("--bind", f"{bracketed(service.options.host)}:{service.options.port}"),
         *("--workers", "1"),
         "--no-control-socket",  # one path for all gunicorns of a user: three services would fight for it
         _marker(pid_file),

@@ -10,7 +10,7 @@ import pytest
 
 import start_app
 from utils.config import ConfigError
-from utils.launch import wire
+from utils.launch import config_listing
 from utils.options import CbServerAppOptions, ClientAppOptions, SbServerAppOptions
 from utils.services import Directories, Service
 
@@ -135,14 +135,12 @@ def test_without_all_the_gateway_keeps_its_servers(configs: Path) -> None:
     assert options.client_config_file_path == configs / "client_config.json"
 
 
-def test_a_wired_gateway_lists_several_servers_of_a_kind(configs: Path) -> None:
-    gateway = chosen(configs, "--start_client_app")["client_app"]
+def test_a_copy_lists_several_servers_of_a_kind(configs: Path) -> None:
     servers = [
         Service("cb_server_app", "module", CbServerAppOptions(port=port)) for port in (9001, 9002, 9003)
     ]
-    options = wire(gateway, servers, Directories(configs / "run", configs / "logs")).options
-    assert isinstance(options, ClientAppOptions)
-    written = json.loads(options.client_config_file_path.read_text())
+    path = config_listing(servers, configs / "client_config.json", configs / "run" / "copy.json")
+    written = json.loads(path.read_text())
     assert written["continuous_batching_server_urls"] == [server.url for server in servers]
     assert written["static_batching_server_urls"] == []
 
@@ -159,6 +157,22 @@ def test_a_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None
         start_app.main(["--start_client_app", f"--client_port={text}"])
     assert left.value.code == 2
     assert f"{text!r} is not a port (1 to 65535)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--client_config_hot_update_interval_minutes=-1", "greater than or equal to 0"),
+        ("--cb_server_model_id=", "model_id: String should have at least 1 character"),
+    ],
+)
+def test_a_value_that_a_service_would_refuse_is_one_line(
+    argument: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        start_app.main(["--all", argument])
+    assert left.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_nothing_to_do_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.start_app.conftest import GUNICORN_CONFIG
-from utils import services
 from utils.config import ConfigError
 from utils.launch import report_status, start_services, stop_services
 from utils.process import PidFile, processes
@@ -247,11 +246,3 @@ def test_a_gunicorn_configuration_that_cannot_work_is_refused(tmp_path: Path, te
     assert str(caught.value).startswith(f"{path}: {reason}")
     with pytest.raises(ConfigError, match="FileNotFoundError"):
         check_gunicorn_config(tmp_path / "nothing.py")
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]")],
-)
-def test_the_url_of_a_service_is_one_that_can_be_called(host: str, expected: str) -> None:
-    assert services.reachable(host) == expected
