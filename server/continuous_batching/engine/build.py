@@ -9,26 +9,22 @@ from typing import Any
 
 import torch
 
-from server.continuous_batching.attention.base import AttentionBackend, AttentionShape
-from server.continuous_batching.attention.paged import PagedAttention
+from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
 from server.continuous_batching.cache.sizing import blocks_that_fit
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
-from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.engine import Engine
-from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
-from server.continuous_batching.engine.runner import ModelRunner, PagedModelRunner
-from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.engine.runner import ModelRunner
 from server.continuous_batching.kernels.select import choose_kernels
 from server.continuous_batching.layers.rotary import Rotary
 from server.continuous_batching.models.config import DecoderConfig, ModelError
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
-from server.continuous_batching.models.loader import load_weights
+from server.continuous_batching.models.load import load_model
 from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.scheduler import Scheduler
@@ -71,14 +67,11 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         ModelError: the checkpoint cannot be served as configured.
     """
     loading = config.model_loading_config
-    if loading.quantize_method is not None:
-        raise ModelError("quantize_method 'gptq' is not supported by this version")
     path = Path(loading.model_name_or_path)
     device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
     shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
     max_length = loading.model_max_length or shape.max_position_embeddings
-    model = DecoderModel(shape, dtype, device)
-    load_weights(path, model.weights(), tied=shape.tie_word_embeddings)
+    model, weights = load_model(loading, shape, dtype, device)
     limits, num_host_blocks, block_shape = _size_cache(config, shape, max_length, dtype, device)
     cache = CacheManager(
         limits.num_blocks,
@@ -97,14 +90,16 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     attention = backend(attention_shape, rotary, storage.device)
     kernels, kernels_reason = choose_kernels(device, dtype)
     kernels.prepare(model)
-    runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
-    decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
+    max_blocks = -(-limits.model_max_length // limits.block_size)
+    builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
+    runner = ModelRunner(model, storage, attention, kernels, builder, cost)
+    decoder = Decoder(limits.max_rows, shape.vocab_size, device)
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
-    overlap = device_rows is not None
-    engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
+    engine = Engine(scheduler, runner, decoder, collector, time.monotonic)
     capabilities = {
         "device": str(device),
         "dtype": loading.torch_dtype,
+        "weights": weights,
         "attention": {"name": attention.name, "reason": attention_reason},
         "kernels": {"name": kernels.name, "reason": kernels_reason},
         "num_blocks": limits.num_blocks,
@@ -114,30 +109,6 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         "swap_policy": config.cache_config.swap_policy,
     }
     return BuiltEngine(engine, shape, capabilities)
-
-
-def _make_runner(
-    model: DecoderModel,
-    storage: CacheStorage,
-    attention: AttentionBackend[Any],
-    kernels: Kernels,
-    limits: Limits,
-    cost: PreemptionCost,
-) -> tuple[ModelRunner, DeviceRows | None]:
-    """The runner that suits the backend, and the tokens that stay on the device, if they do."""
-    device = storage.device.device
-    max_blocks = -(-limits.model_max_length // limits.block_size)
-    if not isinstance(attention, PagedAttention):
-        builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
-        return ModelRunner(model, storage, attention, kernels, builder, cost), None
-    rows = DeviceRows(limits.max_rows, device)
-    paged = PagedBatchBuilder(
-        limits.max_rows, max_blocks, limits.max_tokens, limits.block_size, rows.last_tokens
-    )
-    runner = PagedModelRunner(model, storage, attention, kernels, paged, cost, rows)
-    if device.type == "cuda":
-        runner.capture()
-    return runner, rows
 
 
 def _size_cache(

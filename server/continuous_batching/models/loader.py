@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,18 +16,19 @@ _DERIVED = ("rotary_emb.inv_freq",)
 """Tensors of old checkpoints that follow from the configuration."""
 
 
-def load_weights(path: Path, targets: WeightMap, *, tied: bool) -> None:
-    """Fill every tensor of `targets` from the ``*.safetensors`` files in directory `path`.
+def load_weights(path: Path, targets: WeightMap, *, tied: bool, files: Sequence[Path] | None = None) -> None:
+    """Fill every tensor of `targets` from safetensors files.
 
     Args:
         path: checkpoint directory.
         targets: checkpoint name → tensor to fill.
         tied: the output layer is the embedding, so that a stored copy of it is left alone.
+        files: where the tensors are; None: in every ``*.safetensors`` of the directory.
 
     Raises:
         ModelError: no such files, a damaged one, or tensors that are missing, unknown or misshapen.
     """
-    files = sorted(path.glob("*.safetensors"))
+    files = files or sorted(path.glob("*.safetensors"))
     if not files:
         raise ModelError(f"{path} holds no *.safetensors file")
     missing = set(targets)

@@ -1,0 +1,1 @@
+"""Products with quantised weights; one file for each way, and `select` that chooses."""

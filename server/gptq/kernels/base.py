@@ -1,0 +1,48 @@
+"""What a kernel is: a matrix in a layout of its own that multiplies rows."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from server.gptq.weight import QuantisedWeight
+
+
+class GPTQKernel(nn.Module):
+    """Holds one `QuantisedWeight`, in whatever form it multiplies fastest with.
+
+    A subclass copies what it needs of the weight when it is made: the tensors given to it go away.
+    It may use temporary memory for a part of the weight, never for all of it as floats.
+
+    Args:
+        weight: on the device where products are wanted.
+        dtype: of the activations.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, weight: QuantisedWeight, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.inputs, self.outputs = weight.inputs, weight.outputs
+        self.order: Tensor | None
+        self.register_buffer("order", weight.order)
+
+    @classmethod
+    def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Why it cannot be used for any layer of a model; None: it can."""
+        raise NotImplementedError
+
+    @classmethod
+    def refuses_weight(cls, weight: QuantisedWeight) -> str | None:
+        """Why it cannot hold this weight; None: it can."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, inputs] → [rows, outputs], in the type of x."""
+        return self.multiply(x if self.order is None else x[:, self.order])
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """As `forward`, with the inputs of x in the order of the groups."""
+        raise NotImplementedError
