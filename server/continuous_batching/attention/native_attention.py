@@ -10,6 +10,7 @@ from torch import Tensor
 from server.continuous_batching.attention.base import AttentionBackend, AttentionBatch, AttentionShape
 from server.continuous_batching.layers.rotary import Rotary
 from server.continuous_batching.native.library import DTYPES, NativeLibrary
+from server.continuous_batching.native.memory import prefer_huge_pages
 from server.continuous_batching.native.structs import Batch, OuterWeights, Shape, Span
 
 HEAD_MULTIPLE = 16
@@ -36,6 +37,7 @@ class NativeAttention(AttentionBackend[AttentionBatch]):
 
     def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor, library: NativeLibrary) -> None:
         super().__init__(shape, rotary, cache)
+        prefer_huge_pages(cache)
         self._library = library
         half = shape.head_dim // 2  # the second half of a head has the same angles
         self.cosine = rotary.cos[:, :half].float().contiguous()
@@ -55,7 +57,7 @@ class NativeAttention(AttentionBackend[AttentionBatch]):
     def prepare(self, batch: AttentionBatch) -> None:
         """Note the addresses of the batch's tensors; they are read until the next call."""
         chunks = batch.chunks
-        spans = (Span * len(chunks))(*((c.begin, c.end, c.start, c.blocks.data_ptr()) for c in chunks))
+        spans = (Span * len(chunks))(*(Span(c.begin, c.end, c.start, c.blocks.data_ptr()) for c in chunks))
         self._kept = (batch, spans)
         self.step = Batch(
             num_tokens=len(batch.positions),

@@ -88,7 +88,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     rotary = Rotary(shape.hf, max_length, dtype=dtype, device=device)
     backend, attention_reason = choose_attention(attention_shape, device)
     attention = backend(attention_shape, rotary, storage.device)
-    kernels, kernels_reason = choose_kernels(device, dtype)
+    kernels, kernels_reason = choose_kernels(device, dtype, model)
     kernels.prepare(model)
     max_blocks = -(-limits.model_max_length // limits.block_size)
     builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import mmap
 from ctypes import addressof, c_char
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from server.continuous_batching.attention.base import AttentionBackend
-from server.continuous_batching.attention.native_attention import NativeAttention
+from server.continuous_batching.attention.native_attention import HEAD_MULTIPLE, NativeAttention
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.layers.linear import Linear, empty_parameter
 from server.continuous_batching.native.library import DTYPES, NativeLibrary, NativeModel
+from server.continuous_batching.native.memory import map_huge_pages
 from server.continuous_batching.native.structs import LayerWeights, OuterWeights, Shape
 
 if TYPE_CHECKING:
@@ -31,14 +31,17 @@ def objection(model: Decoder, dtype: torch.dtype) -> str | None:
         return "they multiply plain weights, not quantised ones"
     config = model.config
     widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+    if config.head_dim % HEAD_MULTIPLE:
+        return f"a head of {config.head_dim} numbers is no multiple of {HEAD_MULTIPLE}"
     odd = [width for width in widths if width % WIDTH_MULTIPLE]
     if odd:
         return f"a layer of {odd[0]} numbers is no multiple of {WIDTH_MULTIPLE}"
     return None
 
 
-def _linears(model: Decoder) -> list[nn.Module]:
-    found: list[nn.Module] = [model.head]
+def _linears(model: Any) -> list[Any]:
+    """Every linear layer of a `Decoder`."""
+    found = [model.head]
     for layer in model.layers:
         found += [layer.attention.qkv, layer.attention.output]
         found += [layer.feed_forward.gate_up, layer.feed_forward.down]
@@ -46,19 +49,14 @@ def _linears(model: Decoder) -> list[nn.Module]:
 
 
 class WeightStore:
-    """Memory for packed weights, in the order in which a step reads them.
-
-    One piece of huge pages: with pages of 4 KiB, the processor would look up a page every few
-    hundred nanoseconds of streaming.
+    """One piece of memory for packed weights, in the order in which a step reads them.
 
     Args:
         size: bytes.
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._memory = map_huge_pages(size)
         self._next = addressof(c_char.from_buffer(self._memory))
 
     def take(self, size: int) -> int:
@@ -87,15 +85,21 @@ class NativeKernels(Kernels):
 
         The embedding stays as it is, for a step looks up rows of it.
         """
-        self._store = WeightStore(sum(self._packed_bytes(linear.weight) for linear in _linears(model)))
-        self._layers = [self._pack_layer(layer) for layer in model.layers]
+        decoder: Any = model  # a Decoder; torch's stubs know no attribute of a module
+        self._store = WeightStore(sum(self._packed_bytes(linear.weight) for linear in _linears(decoder)))
+        self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         self._outer = OuterWeights(
-            embedding=model.embedding.data_ptr(), norm=self._wide(model.norm.weight), head=self._pack(model.head)
+            embedding=decoder.embedding.data_ptr(),
+            norm=self._wide(decoder.norm.weight),
+            head=self._pack(decoder.head),
         )
 
     def run(
-        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend
+        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]
     ) -> Tensor:
+        """All layers at once; the result is overwritten by the next call."""
+        if logit_rows is None:
+            logit_rows = torch.arange(len(token_ids))
         assert isinstance(attention, NativeAttention)
         if self._native is None:
             self._native = self._connect(model, attention)

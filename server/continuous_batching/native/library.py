@@ -86,10 +86,15 @@ class NativeLibrary:
         """
         out = torch.empty(qkv.shape[0], shape.heads * shape.head_dim)
         address = cache.data_ptr() + layer * cache.stride(1) * cache.element_size()
-        byref = ctypes.byref
         self._functions.native_attend(
-            DTYPES[cache.dtype], byref(shape), byref(batch), byref(outer), address, qkv.data_ptr(), out.data_ptr()
-        )  # fmt: skip
+            DTYPES[cache.dtype],
+            ctypes.byref(shape),
+            ctypes.byref(batch),
+            ctypes.byref(outer),
+            address,
+            qkv.data_ptr(),
+            out.data_ptr(),
+        )
         return out
 
 
@@ -102,9 +107,7 @@ class NativeModel:
 
     def forward(self, batch: Batch, cache: Tensor, logits: Tensor) -> None:
         """Compute the tokens of `batch`: `cache` and `logits` (float32 [rows, vocab]) are written."""
-        self._functions.native_forward(
-            self._handle, ctypes.byref(batch), cache.data_ptr(), logits.data_ptr()
-        )
+        self._functions.native_forward(self._handle, ctypes.byref(batch), cache.data_ptr(), logits.data_ptr())
 
     def __del__(self) -> None:
         self._functions.native_free(self._handle)

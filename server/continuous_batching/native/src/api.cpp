@@ -98,18 +98,4 @@ void native_attend(int dtype, const Shape* shape, const Batch* batch, const Oute
     else
         attend_all(*shape, *batch, *outer, static_cast<float*>(cache), qkv, out);
 }
-
-// Index of the largest of each row of scores [rows, columns], the first of equals, and its value.
-void native_argmax(const float* scores, int64_t rows, int64_t columns, int64_t* index, float* value) {
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* line = scores + row * columns;
-        F16 best = splat(-INFINITY);
-        int64_t i = 0;
-        for (; i + 16 <= columns; i += 16) best = max(best, load(line + i));
-        float top = maximum(best);
-        for (; i < columns; ++i) top = std::max(top, line[i]);
-        index[row] = std::find(line, line + columns, top) - line;
-        value[row] = top;
-    }
-}
 }

@@ -12,7 +12,7 @@
 
 constexpr int kRun = 64;
 
-// Query heads [G, head_dim] (already scaled) of key head `head` over `length` tokens; the result is
+// Query heads [G, head_dim] (scaled for softmax in base 2) of key head `head` over `length` tokens; the result is
 // the sixteens-columns from `column` on of row `row` of `out`. sums: scratch [G, head_dim].
 template <int G, class T>
 void attend_group(LayerCache<T> cache, const int64_t* blocks, int length, int head, const float* query,
@@ -50,11 +50,11 @@ void attend_group(LayerCache<T> cache, const int64_t* blocks, int length, int he
             const float now = maximum(best);
             F16 added = splat(0.0f);
             for (int t = 0; t < padded; t += 16) {
-                const F16 w = exp(load(weights[g] + t) - splat(now));
+                const F16 w = exp2<T>(load(weights[g] + t) - splat(now));
                 store(weights[g] + t, w);
                 added = added + w;
             }
-            correction[g] = std::exp(highest[g] - now);
+            correction[g] = std::exp2(highest[g] - now);
             total[g] = total[g] * correction[g] + sum(added);
             highest[g] = now;
         }

@@ -8,37 +8,16 @@
 #pragma once
 
 #include <cmath>
-#include <cstdlib>
 #include <vector>
 
 #include "cache.h"
 #include "layout.h"
+#include "scratch.h"
 #include "span_products.h"
 
 constexpr int kSpanQueries = 64;  // tokens of a task: they share the gathered keys
 
-// Grow-only memory of one thread, aligned to a cache line; contents do not survive growth.
-class Scratch {
-   public:
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    ~Scratch() { std::free(data_); }
-
-    float* floats(size_t count) {
-        if (count > size_) {
-            std::free(data_);
-            size_ = (count + 1023) / 1024 * 1024;
-            data_ = static_cast<float*>(std::aligned_alloc(64, size_ * sizeof(float)));
-        }
-        return data_;
-    }
-
-   private:
-    float* data_ = nullptr;
-    size_t size_ = 0;
-};
-
-// Queries [token][heads × head_dim] with `stride` numbers from one token to the next, scaled already.
+// Queries [token][heads × head_dim] with `stride` numbers from one token to the next, scaled for softmax in base 2.
 struct SpanQueries {
     const float* data;
     int64_t stride;
@@ -50,32 +29,34 @@ struct SpanQueries {
 };
 
 // Take the run of `count` keys from position `begin` on into one column's state.
-// last: per lane the position of the last key it may see.
+// last: per lane the position of the last key it may see; first_limit: the least of them.
 template <class T>
 void attend_run(const SpanProducts<T>& products, const typename SpanProducts<T>::Number* packed_query,
-                int begin, int count, F16 last, F16& highest, F16& total, float* result, int head_dim) {
+                int begin, int count, F16 last, int first_limit, F16& highest, F16& total, float* result,
+                int head_dim) {
     alignas(64) float scores[kKeys][16];
     alignas(64) typename SpanProducts<T>::Number weights[kKeys * 16];
     products.scores(packed_query, count, scores[0]);
-    F16 best = highest;
-    for (int t = 0; t < count; ++t) {
-        const F16 score = load(scores[t]);
-        const F16 seen = select_at_least(last, splat(float(begin + t)), score, splat(-INFINITY));
-        store(scores[t], seen);
-        best = max(best, seen);
+    if (begin + count - 1 > first_limit)
+        for (int t = 0; t < count; ++t)
+            store(scores[t], select_at_least(last, splat(float(begin + t)), load(scores[t]), splat(-INFINITY)));
+    const int padded = int(ceil_div(count, 32)) * 32;
+    for (int t = count; t < padded; ++t) store(scores[t], splat(-INFINITY));
+    F16 best[4] = {highest, highest, highest, highest};  // four, so that none waits for the one before
+    for (int t = 0; t < padded; t += 4)
+        for (int i = 0; i < 4; ++i) best[i] = max(best[i], load(scores[t + i]));
+    const F16 now = max(max(best[0], best[1]), max(best[2], best[3]));
+    const F16 correction = exp2<float>(highest - now);
+    F16 even = total * correction, odd = splat(0.0f);
+    for (int t = 0; t < padded; t += 2) {
+        const F16 low = exp2<T>(load(scores[t]) - now), high = exp2<T>(load(scores[t + 1]) - now);
+        even = even + low;
+        odd = odd + high;
+        products.store_weights(weights, t, low, high);
     }
-    const F16 correction = exp(highest - best);
-    highest = best;
-    F16 added = splat(0.0f);
-    for (int t = 0; t < count; ++t) {
-        const F16 weight = exp(load(scores[t]) - best);
-        store(scores[t], weight);
-        added = added + weight;
-    }
-    for (int t = count; t < kKeys; ++t) store(scores[t], splat(0.0f));
-    total = fma(total, correction, added);
+    highest = now;
+    total = even + odd;
     for (int i = 0; i < head_dim; ++i) store(result + i * 16, load(result + i * 16) * correction);
-    products.pack_weights(scores[0], count, weights);
     products.add_values(weights, count, result);
 }
 
@@ -110,7 +91,7 @@ void attend_span(LayerCache<T> cache, const Span& span, int64_t first, int64_t e
             const int seen = int(std::min<int64_t>(present, int64_t(last[15]) + 1 - begin));
             if (seen <= 0) continue;
             attend_run<T>(products, products.at(packed, column), int(begin), seen, load(last),
-                          highest[column], total[column], results + column * column_size, head_dim);
+                          int(last[0]), highest[column], total[column], results + column * column_size, head_dim);
         }
     }
     for (int column = 0; column < columns; ++column)

@@ -15,17 +15,13 @@ void linear(Member& me, PackedRows<T> x, int rows, PackedWeight<T> weight, const
     const int64_t row_bytes = int64_t(depth) * 64;
     const int pass = int(std::max<int64_t>(kPassBytes / row_bytes / 32 * 32, 32));
     for (int begin = 0; begin < rows; begin += pass) {
-        const int end = std::min(rows, begin + pass), blocks = int(ceil_div(end - begin, 32));
+        const int end = std::min(rows, begin + pass);
         me.share(weight.stripes(), [&](int index) {
             alignas(64) float c[32 * 32];
             const T* stripe = weight.stripe(index);
-            for (int block = 0; block < blocks; ++block) {
-                const int row = begin + block * 32, count = std::min(32, end - row);
-                // with one block the stripe streams by, 8 KiB ahead; with more, the next stripe comes
-                // while this one is used again and again
-                const Ahead ahead = blocks == 1 ? Ahead{stripe + 8 * kTile<T>, 1, 0}
-                                                : Ahead{stripe + weight.stripe_size(), blocks, block};
-                multiply(x.at(row, 0), stripe, depth, count, c, ahead);
+            for (int row = begin; row < end; row += 32) {
+                const int count = std::min(32, end - row);
+                multiply(x.at(row, 0), stripe, depth, count, c);
                 finish(row, count, index, c);
             }
         });
@@ -64,7 +60,7 @@ void gated_linear(Member& me, PackedRows<T> x, int rows, PackedWeight<T> weight,
         for (int r = 0; r < count; ++r) {
             F16 gate = load(c + r * 32), up = load(c + r * 32 + 16);
             if (bias) gate = gate + load(bias + n), up = up + load(bias + inner + n);
-            y.put(row + r, n, silu(gate) * up);
+            y.put(row + r, n, silu<T>(gate) * up);
         }
     });
 }

@@ -3,7 +3,6 @@
 // The residual stream and everything that is summed is float32; what enters a product is T.
 #pragma once
 
-#include <cstdlib>
 #include <vector>
 
 #include "attend_decode.h"
@@ -76,7 +75,7 @@ class AttentionStep {
     void store_token(LayerCache<T> cache, const LayerWeights& weights, float* qkv, int token) const {
         const int head_dim = shape_.head_dim, heads = shape_.heads, both = heads + shape_.kv_heads;
         const int64_t place = batch_.positions[token] * (head_dim / 2);
-        const float query_scale = 1.0f / std::sqrt(float(head_dim));
+        const float query_scale = kLog2E / std::sqrt(float(head_dim));  // softmax is in base 2
         float* row = qkv + token * row_size();
         for (int h = 0; h < both; ++h) {
             const float* weight = h < heads ? weights.query_norm : weights.key_norm;

@@ -30,22 +30,33 @@ INLINE float widen(bf16 x) {
 
 INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 
-// exp(x) with a relative error below 2e-7; x below -87 gives (nearly) zero, -infinity included.
-// Range reduction to |r| ≤ ln2 / 2 and the polynomial of Cephes' expf (Moshier, 1992).
-INLINE F16 exp(F16 x) {
-    x = min(max(x, splat(-87.33f)), splat(88.37f));
-    const F16 n = round(x * splat(1.44269504088896341f));
-    F16 r = fma(n, splat(-0.693359375f), x);
-    r = fma(n, splat(2.12194440e-4f), r);
-    F16 p = splat(1.9875691500e-4f);
-    p = fma(p, r, splat(1.3981999507e-3f));
-    p = fma(p, r, splat(8.3334519073e-3f));
-    p = fma(p, r, splat(4.1665795894e-2f));
-    p = fma(p, r, splat(1.6666665459e-1f));
-    p = fma(p, r, splat(5.0000001201e-1f));
-    p = fma(p, r * r, r + splat(1.0f));
+constexpr float kLog2E = 1.44269504088896341f;
+
+// 2 to the power x, as exactly as it matters for results in T: relative error below 8e-8 for float,
+// 8e-5 for bf16. Less than -125, minus infinity included, gives (nearly) zero.
+// 2ⁿ · 2ᶠ with n the nearest integer and Chebyshev's approximation of 2ᶠ on [-½, ½].
+template <class T>
+INLINE F16 exp2(F16 x) {
+    x = max(x, splat(-125.0f));
+    const F16 n = round(x), f = x - n;
+    F16 p;
+    if constexpr (sizeof(T) == 2) {
+        p = fma(splat(0.0550886838f), f, splat(0.242604051f));
+        p = fma(p, f, splat(0.693276242f));
+        p = fma(p, f, splat(0.99992894f));
+    } else {
+        p = fma(splat(0.00132669704f), f, splat(0.00967545975f));
+        p = fma(p, f, splat(0.0555074262f));
+        p = fma(p, f, splat(0.240221218f));
+        p = fma(p, f, splat(0.693146949f));
+        p = fma(p, f, splat(1.00000007f));
+    }
     return scale_by_power_of_two(p, n);
 }
 
 // x · sigmoid(x)
-INLINE F16 silu(F16 x) { return x / (splat(1.0f) + exp(splat(0.0f) - x)); }
+template <class T>
+INLINE F16 silu(F16 x) {
+    const F16 exponent = min(x * splat(-kLog2E), splat(126.0f));
+    return x / (splat(1.0f) + exp2<T>(exponent));
+}

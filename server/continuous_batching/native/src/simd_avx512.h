@@ -47,11 +47,13 @@ INLINE __m256i round_to_bf16(F16 a) {
 }
 INLINE void store(bf16* p, F16 a) { _mm256_storeu_si256((__m256i*)p, round_to_bf16(a)); }
 
-// pairs[lane] = (low[lane], high[lane]) as bf16: the operand format of dot products of pairs
+// pairs[lane] = (low[lane], high[lane]) as bf16: the operand format of dot products of
+// pairs; halves round away from zero, which costs less than to even
 INLINE void store_pairs(bf16* pairs, F16 low, F16 high) {
-    const __m512i l = _mm512_cvtepu16_epi32(round_to_bf16(low));
-    const __m512i h = _mm512_cvtepu16_epi32(round_to_bf16(high));
-    _mm512_storeu_si512(pairs, _mm512_or_si512(l, _mm512_slli_epi32(h, 16)));
+    const __m512i half = _mm512_set1_epi32(0x8000), top = _mm512_set1_epi32(int(0xffff0000));
+    const __m512i l = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(low.v), half), 16);
+    const __m512i h = _mm512_add_epi32(_mm512_castps_si512(high.v), half);
+    _mm512_storeu_si512(pairs, _mm512_ternarylogic_epi32(l, h, top, 0xf8));  // l | (h & top)
 }
 
 // c + a.low · b.low + a.high · b.high per lane; `pair` is the same for all lanes

@@ -79,8 +79,9 @@ class SpanProducts {
         }
     }
 
-    void pack_weights(const float* weights, int count, float* packed) const {
-        std::memcpy(packed, weights, size_t(count) * 16 * sizeof(float));
+    static void store_weights(float* packed, int key, F16 weight, F16 next) {
+        store(packed + key * 16, weight);
+        store(packed + key * 16 + 16, next);
     }
 
     void add_values(const float* packed, int count, float* result) const {
@@ -170,10 +171,8 @@ class SpanProducts<bf16> {
     }
 
     // packed [kKeys / 2][16][2], pairs of keys
-    void pack_weights(const float* weights, int count, bf16* packed) const {
-        const int padded = int(ceil_div(count, 32)) * 32;
-        for (int t = 0; t < padded; t += 2)
-            store_pairs(packed + t * 16, load(weights + t * 16), load(weights + t * 16 + 16));
+    static void store_weights(bf16* packed, int key, F16 weight, F16 next) {
+        store_pairs(packed + key * 16, weight, next);
     }
 
     void add_values(const bf16* packed, int count, float* result) const {

@@ -6,20 +6,6 @@
 
 #include "layout.h"
 
-// Which weights to fetch ahead while a stripe is multiplied: at every `every`-th depth tile, begun
-// with the `first`, the two tiles at the same depth from `from`.
-struct Ahead {
-    const void* from;
-    int every;
-    int first;
-
-    INLINE void fetch(int depth) const {
-        if (depth % every != first) return;
-        const char* p = static_cast<const char*>(from) + int64_t(depth) * 2048;
-        for (int i = 0; i < 2048; i += 64) prefetch(p + i);
-    }
-};
-
 #ifdef __AMX_BF16__
 
 // A thread's tile registers, all of 16 rows × 64 bytes, for as long as this object lives.
@@ -38,13 +24,12 @@ class TileRegisters {
     TileRegisters(const TileRegisters&) = delete;
 };
 
-INLINE void multiply(const bf16* rows, const bf16* stripe, int depth, int count, float* c, Ahead ahead) {
+INLINE void multiply(const bf16* rows, const bf16* stripe, int depth, int count, float* c) {
     const bf16* below = rows + int64_t(depth) * kTile<bf16>;  // the next 16 rows
     _tile_zero(0);
     _tile_zero(1);
     if (count <= 16) {
         for (int k = 0; k < depth; ++k, rows += kTile<bf16>, stripe += 2 * kTile<bf16>) {
-            ahead.fetch(k);
             _tile_loadd(4, rows, 64);
             _tile_loadd(6, stripe, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -55,7 +40,6 @@ INLINE void multiply(const bf16* rows, const bf16* stripe, int depth, int count,
         _tile_zero(2);
         _tile_zero(3);
         for (int k = 0; k < depth; ++k, rows += kTile<bf16>, below += kTile<bf16>, stripe += 2 * kTile<bf16>) {
-            ahead.fetch(k);
             _tile_loadd(4, rows, 64);
             _tile_loadd(6, stripe, 64);
             _tile_dpbf16ps(0, 4, 6);
@@ -94,12 +78,11 @@ INLINE void multiply_tile(const bf16* rows, const bf16* panel, F16 (&acc)[R]) {
 
 // `R` rows with `P` panels, over the whole depth.
 template <int R, int P, class T>
-void multiply_rows(const T* rows, const T* stripe, int depth, float* c, Ahead ahead) {
+void multiply_rows(const T* rows, const T* stripe, int depth, float* c) {
     F16 acc[P][R];
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) acc[p][r] = splat(0.0f);
     for (int k = 0; k < depth; ++k, rows += kTile<T>, stripe += 2 * kTile<T>) {
-        ahead.fetch(k);
         for (int p = 0; p < P; ++p) multiply_tile<R>(rows, stripe + p * kTile<T>, acc[p]);
     }
     for (int p = 0; p < P; ++p)
@@ -107,7 +90,7 @@ void multiply_rows(const T* rows, const T* stripe, int depth, float* c, Ahead ah
 }
 
 template <class T>
-void multiply(const T* rows, const T* stripe, int depth, int count, float* c, Ahead ahead) {
+void multiply(const T* rows, const T* stripe, int depth, int count, float* c) {
     constexpr int R = kKernelRows, P = kKernelPanels;
     for (int panel = 0; panel < 2; panel += P)
         for (int r = 0; r < count;) {
@@ -115,10 +98,10 @@ void multiply(const T* rows, const T* stripe, int depth, int count, float* c, Ah
             const T* weights = stripe + panel * kTile<T>;
             float* out = c + r * 32 + panel * 16;
             if (count - r == 1) {
-                multiply_rows<1, P>(part, weights, depth, out, ahead);
+                multiply_rows<1, P>(part, weights, depth, out);
                 r += 1;
             } else {
-                multiply_rows<R, P>(part, weights, depth, out, ahead);
+                multiply_rows<R, P>(part, weights, depth, out);
                 r += R;
             }
         }
