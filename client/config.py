@@ -76,15 +76,20 @@ class GatewayConfig(ConfigModel):
     )
 
     # failover
-    max_attempts: Annotated[int, Field(ge=1)] = 8
+    max_attempts: Annotated[int, Field(ge=1)] = Field(
+        20, description="of one request, or of one stream since it last came further"
+    )
     retry_ratio: Annotated[float, Field(ge=0)] = Field(
         0.2, description="retries allowed per request on average; bursts of 100 are free"
     )
     replica_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        15, description="how long a request waits for a lost or loading server of its model to come back"
+        15, description="how long after its loss a server is hoped to come back, and requests wait for it"
     )
     stream_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        60, description="the same for a stream that was cut"
+        60, description="the same where a stream was cut that only waits for somebody to continue it"
+    )
+    max_wait_seconds: Annotated[float, Field(ge=0)] = Field(
+        60, description="longest wait of one request for a server to come back, loading included"
     )
     prefix_affinity_slack: Annotated[float, Field(ge=0)] = Field(
         0.25,

@@ -54,14 +54,16 @@ class Router:
         return None
 
     async def wait(self, request: InferenceRequest, watch: Watch, patience: float) -> Replica:
-        """The first replica that can take `request`, waiting up to `patience` seconds for one that is
-        lost or loading.
+        """The first replica that can take `request`, once there is one.
+
+        Args:
+            patience: seconds after its loss for which a replica is hoped to come back.
 
         Raises:
             ApiError: 404 if nobody serves the model, 503 if nobody does at the moment, 429 if too
                 many requests wait already.
         """
-        started = self._clock()
+        deadline = self._clock() + self._settings.config.max_wait_seconds
         if not self._hopeful(request, patience):
             raise self._refusal(request)
         if self.waiting >= self._settings.config.max_waiting_requests:
@@ -72,7 +74,7 @@ class Router:
                 if replica := self.choose(request):
                     return replica
                 now = self._clock()
-                if now - started >= patience or not self._hopeful(request, patience):
+                if now >= deadline or not self._hopeful(request, patience):
                     raise self._refusal(request)
                 watch.phase(now, float("inf"), ClientStalled)
                 with watch, contextlib.suppress(TimeoutError):

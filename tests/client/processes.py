@@ -63,7 +63,7 @@ def process(
 
 @asynccontextmanager
 async def gateway(
-    tmp_path: Path, urls: Sequence[str], how: Any = foreground, **config: Any
+    tmp_path: Path, urls: Sequence[str], how: Any = foreground, patience: float = 30, **config: Any
 ) -> AsyncIterator[tuple[subprocess.Popen[bytes], aiohttp.ClientSession]]:
     """A gateway process in front of the servers at `urls`, ready, and a client of it."""
     path = tmp_path / "client_config.json"
@@ -75,7 +75,7 @@ async def gateway(
     connector = aiohttp.TCPConnector(limit=0)
     with process(command, environment, log) as running:
         async with aiohttp.ClientSession(url, connector=connector) as session:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(patience):
                 while True:
                     try:
                         async with session.get("/v1/models") as response:

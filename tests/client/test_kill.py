@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from subprocess import Popen
 
 import aiohttp
+import pytest
 
 from tests.client.processes import complete, free_port, gateway, start
 from tests.client.stub import text_of, tokens_of
@@ -28,6 +30,7 @@ class Fleet:
         self._directory = directory
         self._running: dict[int, Popen[bytes]] = {}
         self._ports = [free_port() for _ in range(3)]
+        self.kills = 0
 
     @property
     def urls(self) -> list[str]:
@@ -56,6 +59,7 @@ class Fleet:
         while running.poll() is None:  # noqa: ASYNC110  # a process
             await asyncio.sleep(0.02)
         self._start(port)
+        self.kills += 1
 
 
 def stub_server(port: int) -> Sequence[str]:
@@ -72,6 +76,32 @@ async def test_kill_9_every_two_seconds(tmp_path: Path) -> None:
             wrong = await compare(session, [(*item, text_of(tokens_of(*item[:2]))) for item in work])
             assert killing.cancel()
             assert wrong == []
+            await nothing_is_held(session, len(work))
+
+
+async def test_rolling_restart_of_servers_and_configuration(tmp_path: Path) -> None:
+    fleet = Fleet(stub_server, tmp_path)
+    dice = random.Random(1)
+    work = [(f"prompt {i}", dice.randint(1, 200), bool(i % 2)) for i in range(400)]
+    path = tmp_path / "client_config.json"
+
+    async def roll() -> None:
+        for number in range(3):
+            await fleet.restart(number, signal.SIGTERM)
+            # in another order, and once without the server that has just come back
+            config = json.loads(path.read_text())
+            urls = fleet.urls[::-1] if number % 2 else fleet.urls[:number] + fleet.urls[number + 1 :]
+            path.write_text(json.dumps(config | {"continuous_batching_server_urls": urls}))
+            await asyncio.sleep(1.5)
+
+    with fleet.run():
+        async with gateway(tmp_path, fleet.urls, replica_wait_seconds=15) as (_, session):
+            rolling = asyncio.create_task(roll())
+            wrong = await compare(session, [(*item, text_of(tokens_of(*item[:2]))) for item in work])
+            await rolling
+            assert wrong == []
+            async with session.get("/status") as response:
+                assert (await response.json())["config"]["loads"] == 4
             await nothing_is_held(session, len(work))
 
 
@@ -99,3 +129,42 @@ async def nothing_is_held(session: aiohttp.ClientSession, requests: int) -> None
     assert status["requests"]["received"] == status["requests"]["finished"] == requests
     assert status["requests"]["in_flight"] == status["requests"]["waiting"] == 0
     assert all(r["requests_in_flight"] == r["leased_tokens"] == 0 for r in status["replicas"])
+
+
+def cb_server(port: int) -> Sequence[str]:
+    return sys.executable, "continuous_batching_server_app.py", "--port", str(port), "--model_id", "m"
+
+
+@pytest.mark.slow
+async def test_kill_9_of_real_servers(tmp_path: Path) -> None:
+    """Whatever serves is killed after two seconds of it; answers equal the undisturbed ones."""
+    fleet = Fleet(cb_server, tmp_path)
+    dice = random.Random(0)
+    openings = ["Once upon a time", "What is 17 plus 25?", "The old king", "Tell me a story."]
+    work = [(f"{dice.choice(openings)} {i}", dice.randint(1, 150), bool(i % 2)) for i in range(200)]
+    config = {"max_wait_seconds": 300, "stream_wait_seconds": 300, "replica_wait_seconds": 60}
+    with fleet.run():
+        async with gateway(tmp_path, fleet.urls, patience=180, **config) as (_, session):
+            answers = await asyncio.gather(*[complete(session, *item) for item in work])
+            assert {status for status, _ in answers} == {200}
+            expected = [(*item, text) for item, (_, text) in zip(work, answers, strict=True)]
+            killing = asyncio.create_task(kill_what_serves(fleet, session))
+            wrong = []
+            rounds = 0
+            while fleet.kills < 5:
+                wrong += await compare(session, expected)
+                rounds += 1
+            assert killing.cancel()
+            assert wrong == []
+            await nothing_is_held(session, (1 + rounds) * len(work))
+
+
+async def kill_what_serves(fleet: Fleet, session: aiohttp.ClientSession) -> None:
+    """Every two seconds kill -9 a server that is ready."""
+    while True:
+        await asyncio.sleep(2)
+        async with session.get("/status") as response:
+            replicas = (await response.json())["replicas"]
+        ready = [replica["url"] for replica in replicas if replica["state"] == "ready"]
+        if ready:
+            await fleet.restart(fleet.urls.index(random.choice(ready)), signal.SIGKILL)
