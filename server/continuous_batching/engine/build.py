@@ -9,17 +9,21 @@ from typing import Any
 
 import torch
 
-from server.continuous_batching.attention.base import AttentionShape
+from server.continuous_batching.attention.base import AttentionBackend, AttentionShape
+from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
 from server.continuous_batching.cache.sizing import blocks_that_fit
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
+from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.engine import Engine
-from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
+from server.continuous_batching.engine.runner import ModelRunner, PagedModelRunner
+from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.kernels.select import choose_kernels
 from server.continuous_batching.layers.rotary import Rotary
 from server.continuous_batching.models.config import DecoderConfig, ModelError
@@ -90,12 +94,11 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     attention = backend(attention_shape, rotary, storage.device)
     kernels, kernels_reason = choose_kernels(device, dtype, model)
     kernels.prepare(model)
-    max_blocks = -(-limits.model_max_length // limits.block_size)
-    builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
-    runner = ModelRunner(model, storage, attention, kernels, builder, cost)
-    decoder = Decoder(limits.max_rows, shape.vocab_size, device)
+    runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
+    decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
-    engine = Engine(scheduler, runner, decoder, collector, time.monotonic)
+    overlap = device_rows is not None
+    engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {
         "device": str(device),
         "dtype": loading.torch_dtype,
@@ -109,6 +112,30 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         "swap_policy": config.cache_config.swap_policy,
     }
     return BuiltEngine(engine, shape, capabilities)
+
+
+def _make_runner(
+    model: DecoderModel,
+    storage: CacheStorage,
+    attention: AttentionBackend[Any],
+    kernels: Kernels,
+    limits: Limits,
+    cost: PreemptionCost,
+) -> tuple[ModelRunner, DeviceRows | None]:
+    """The runner that suits the backend, and the tokens that stay on the device, if they do."""
+    device = storage.device.device
+    max_blocks = -(-limits.model_max_length // limits.block_size)
+    if not isinstance(attention, PagedAttention):
+        builder = BatchBuilder(limits.max_rows, max_blocks, limits.block_size, device)
+        return ModelRunner(model, storage, attention, kernels, builder, cost), None
+    rows = DeviceRows(limits.max_rows, device)
+    paged = PagedBatchBuilder(
+        limits.max_rows, max_blocks, limits.max_tokens, limits.block_size, rows.last_tokens
+    )
+    runner = PagedModelRunner(model, storage, attention, kernels, paged, cost, rows)
+    if device.type == "cuda":
+        runner.capture()
+    return runner, rows
 
 
 def _size_cache(

@@ -5,6 +5,8 @@ Tokens of all sequences of a step stand in one dimension; only attention knows w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,7 +89,7 @@ class Layer(nn.Module):
         }
         return found | self.attention.weights() | self.feed_forward.weights()
 
-    def forward(self, x: Tensor, attention: AttentionBackend, kernels: Kernels) -> Tensor:
+    def forward(self, x: Tensor, attention: AttentionBackend[Any], kernels: Kernels) -> Tensor:
         """The residual stream [tokens, hidden] after this layer."""
         qkv = kernels.norm_linear(x, self.attention_norm, self.attention.qkv)
         attended = attention.forward(self.index, *self.attention.heads(qkv))
@@ -139,20 +141,26 @@ class Decoder(nn.Module):
         return found
 
     def forward(
-        self, token_ids: Tensor, logit_rows: Tensor, attention: AttentionBackend, kernels: Kernels
+        self,
+        token_ids: Tensor,
+        logit_rows: Tensor | None,
+        attention: AttentionBackend[Any],
+        kernels: Kernels,
     ) -> Tensor:
         """Compute a step's tokens.
 
         Args:
-            token_ids: int64 [tokens].
-            logit_rows: int64 [rows], the tokens whose successors are wanted.
+            token_ids: integers [tokens].
+            logit_rows: integers [rows], the tokens whose successors are wanted; None: all.
             attention: was given the batch.
             kernels: the arithmetic.
 
         Returns:
-            float32 [rows, vocab]: logits.
+            [rows, vocab]: logits, in the weights' type or float32.
         """
         x = functional.embedding(token_ids, self.embedding)
         for layer in self.layers:
             x = layer(x, attention, kernels)
-        return kernels.norm_linear(x[logit_rows], self.norm, self.head).float()
+        if logit_rows is not None:
+            x = x.index_select(0, logit_rows)
+        return kernels.norm_linear(x, self.norm, self.head)
