@@ -18,7 +18,7 @@ _ROWS_HINT = 16
 
 def objection(dtype: torch.dtype) -> str | None:
     """Why oneDNN cannot pack weights of that type here, or None."""
-    if not torch._C.has_mkldnn:
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return "this torch was built without oneDNN"
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "oneDNN does not compute in bfloat16 on this processor"

@@ -11,17 +11,19 @@
 // A thread's tile registers, all of 16 rows × 64 bytes, for as long as this object lives.
 class TileRegisters {
    public:
-    TileRegisters() {
-        struct alignas(64) Config {
-            uint8_t palette = 1, start = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } config;
-        for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = 16;
-        _tile_loadconfig(&config);
-    }
+    TileRegisters() { _tile_loadconfig(&kConfig); }
     ~TileRegisters() { _tile_release(); }
     TileRegisters(const TileRegisters&) = delete;
+
+   private:
+    struct alignas(64) Config {
+        uint8_t palette, start, reserved[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    };
+    // in static memory: GCC thinks that loading reads its first eight bytes only, and would leave
+    // out the rest of one on the stack
+    static constexpr Config kConfig{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
 INLINE void multiply(const bf16* rows, const bf16* stripe, int depth, int count, float* c) {

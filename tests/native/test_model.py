@@ -1,0 +1,122 @@
+"""Whole forward passes against transformers in float64, and whole answers token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from server.continuous_batching.attention import select as attention_select
+from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.kernels import select as kernels_select
+from server.continuous_batching.native.library import NativeLibrary
+from server.continuous_batching.scheduler.plan import Chunk, Plan
+from tests.continuous_batching.engines import small_llm
+from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.continuous_batching.test_exactness import assert_exact
+from tests.models import tiny_llama, tiny_tokenizer
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 96,
+    "intermediate_size": 224,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "vocab_size": 517,
+    "initializer_range": 0.1,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama-bias-tied": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, tie_word_embeddings=True)
+    ),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES)),
+}
+
+
+@pytest.fixture(autouse=True)
+def only_this_build(library: NativeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of this module run on the build under test."""
+    monkeypatch.setattr(kernels_select, "load", lambda: library)
+    monkeypatch.setattr(attention_select, "load", lambda: library)
+
+
+def save(kind: str, path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(5)
+    model = MODELS[kind]()
+    for name, parameter in model.named_parameters():  # transformers sets biases to 0 and norms to 1
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
+    model.to(dtype).save_pretrained(path)
+    tiny_tokenizer(path)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 3e-6), ("bfloat16", 2e-2)], ids=["f32", "bf16"])
+def test_logits_of_prompts_and_decodes(tmp_path: Path, kind: str, dtype: str, tolerance: float) -> None:
+    """Prompts whole and in pieces of odd lengths, then decodes beside another prompt."""
+    save(kind, tmp_path, getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    llm = small_llm(tmp_path, dtype=dtype)
+    assert llm.capabilities["kernels"]["name"].startswith("native")
+    prompts = [torch.randint(3, 517, (length,)).tolist() for length in (70, 33, 1)]
+    found: list[tuple[list[int], Tensor]] = []
+    watch_steps(llm.engine.runner, found)
+    llm.generate(prompts)
+    assert len(found) > 30
+    for tokens, logits in found:
+        with torch.inference_mode():
+            expected = model(torch.tensor([tokens])).logits[0, -1]
+        error = (logits.double() - expected).square().mean().sqrt()
+        assert error < tolerance * expected.std()
+
+
+def watch_steps(runner: ModelRunner, found: list[tuple[list[int], Tensor]]) -> None:
+    """Note the tokens before each choice, and the logits for it."""
+    forward = runner.forward
+
+    def noting(plan: Plan) -> Any:
+        result = forward(plan)
+        chunks: list[Chunk] = [chunk for chunk in plan.chunks if chunk.samples]
+        sequences = [*plan.decodes, *(chunk.sequence for chunk in chunks)]
+        for sequence, logits in zip(sequences, result.logits, strict=True):
+            found.append((sequence.history.slice(0, len(sequence.history)), logits.clone()))
+        return result
+
+    runner.forward = noting  # type: ignore[method-assign]
+
+
+def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
+    """Greedy and beam answers in float32, in a cache so small that requests are swapped."""
+    reference = Reference(tiny_llama(tmp_path))
+    requests = mixed_requests(reference, 40, seed=11, longest=60, longest_prompt=150)
+    llm = small_llm(tmp_path, num_blocks=120, num_blocks_cpu=60, watermark=0.0)
+    assert_exact(llm, reference, requests)
+    assert llm.engine.stats().preempted_by_swap > 0
+
+
+def test_a_batch_changes_nothing_in_bfloat16(tmp_path: Path) -> None:
+    """A row's logits do not depend on which rows are computed beside it."""
+    tiny_llama(tmp_path)
+    llm = small_llm(tmp_path, dtype="bfloat16")
+    prompts = [torch.randint(3, 512, (40,)).tolist() for _ in range(9)]
+    together = [generation.answers[0].token_ids for generation in llm.generate(prompts)]
+    alone = [llm.generate([prompt])[0].answers[0].token_ids for prompt in prompts]
+    assert together == alone
