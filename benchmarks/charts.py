@@ -47,7 +47,7 @@ class _Scale:
         self.log = axis.log
         values = [value for value in values if value > 0] if axis.log else list(values)
         given = [bound for bound in (axis.low, axis.high) if bound is not None]
-        low, high = min([*values, *given], default=0.0), max([*values, *given], default=1.0)
+        low, high = min([*values, *given], default=0.1), max([*values, *given], default=1.0)
         if not axis.log:
             low = min(low, 0.0) if axis.low is None else low
         if high <= low:

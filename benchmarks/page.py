@@ -21,7 +21,7 @@ p { margin: 8px 0; max-width: 78ch; }
 .soft { color: var(--soft); }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 22px; color: var(--soft); font-size: 14px; }
 .verdicts { background: var(--panel); border: 1px solid var(--line); border-radius: 10px;
-  padding: 12px 20px; margin: 20px 0; }
+  padding: 12px 24px 12px 40px; margin: 20px 0; }
 .verdicts li { margin: 7px 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
   gap: 18px; margin: 14px 0; }
@@ -34,9 +34,9 @@ svg.chart { display: block; width: 100%; height: auto; }
 .chart .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
 .chart .dot { stroke: var(--ground); stroke-width: 1.5; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; color: var(--soft); }
-th, td { padding: 6px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 td { text-align: right; }
 th.text, td.text { text-align: left; }
 td.best { font-weight: 700; }

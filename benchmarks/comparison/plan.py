@@ -94,14 +94,16 @@ async def _saturate(outcome: Outcome, settings: Settings, traffic: Traffic) -> N
     if arrivals != "all":
         count = max(count, round(fastest * settings.seconds))
     parts = [traffic.requests(count, seed) for seed in range(settings.repeats)]
-    await _run_in_turn(outcome, settings, traffic.name, arrivals, parts)
+    results, samples = await _run_in_turn(outcome, settings, traffic.name, arrivals, parts)
+    outcome.saturated[traffic.name] = results
+    outcome.samples[traffic.name] = samples
 
 
 async def _run_in_turn(
     outcome: Outcome, settings: Settings, traffic: str, arrivals: str, parts: list[list[Request]]
-) -> None:
+) -> tuple[list[Result], list[Samples]]:
     """Each part against one endpoint after the other, so that a machine that slows down or speeds
-    up meanwhile does so for all."""
+    up meanwhile does so for all; the samples are those of the last part."""
     results = [Result(endpoint.name, traffic, arrivals, [], []) for endpoint in outcome.endpoints]
     samples: list[Samples] = []
     for seed, part in enumerate(parts):
@@ -114,20 +116,14 @@ async def _run_in_turn(
             samples.append(seen)
             result.records.append(records)
             result.runs.append(summarise(records, outcome.objective))
-    outcome.saturated[traffic] = results
-    outcome.samples[traffic] = samples
+    return results, samples
 
 
 async def _at_rate(outcome: Outcome, settings: Settings, rate: float) -> None:
     """The swept traffic as an open loop at `rate` requests a second."""
-    part = BUILT_IN[SWEPT].requests(max(24, round(2 * settings.seconds * rate)), seed=100)
-    results = []
-    for endpoint in outcome.endpoints:
-        result = Result(endpoint.name, SWEPT, f"poisson:{rate:g}", [], [])
-        records = await run(endpoint, part, parse_arrivals(result.arrivals), timeout=settings.timeout)
-        result.records.append(records)
-        result.runs.append(summarise(records, outcome.objective))
-        results.append(result)
+    count = max(24, round(2 * settings.seconds * rate))
+    parts = [BUILT_IN[SWEPT].requests(count, 100 + seed) for seed in range(settings.repeats)]
+    results, _ = await _run_in_turn(outcome, settings, SWEPT, f"poisson:{rate:g}", parts)
     outcome.sweep[rate] = results
 
 
