@@ -21,7 +21,7 @@ from typing import Any, cast, get_args
 
 import uvloop
 
-from benchmarks.comparison.plan import SATURATED, EndpointError, Outcome, Settings, compare
+from benchmarks.comparison.plan import FRACTIONS, SATURATED, SWEPT, EndpointError, Outcome, Settings, compare
 from benchmarks.comparison.report import machine, write_report
 from benchmarks.comparison.servers import (
     MODEL_ID,
@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     endpoint = "a further endpoint: NAME=URL[,model=ID][,api=completions|chat|v1|v2][,stream=0|1]"
     add("--endpoint", action="append", default=[], type=parse_endpoint, metavar="NAME=URL,…", help=endpoint)
     add("--traffic", nargs="*", choices=list(BUILT_IN), default=list(SATURATED))
+    sweep = f"rates of the sweep of {SWEPT!r}, as shares of its best throughput; none: no sweep"
+    add("--sweep", nargs="*", type=float, default=list(FRACTIONS), metavar="SHARE", help=sweep)
     add("--seconds", type=float, default=3.0, help="length of a run on the fastest endpoint (default: 3)")
     add("--repeats", type=int, default=3, help="runs of every traffic (default: 3)")
     slo = "objective, as for the load generator; default: 1 s and, per token, five times what one alone takes"
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     output = args.output or _default_output()
-    settings = Settings(args.beams, args.seconds, args.repeats, tuple(args.traffic))
+    settings = Settings(args.beams, args.seconds, args.repeats, tuple(args.traffic), tuple(args.sweep))
     try:
         objective = None if args.slo is None else parse_objective(args.slo)
         with ExitStack() as stack:
