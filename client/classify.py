@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -103,6 +105,16 @@ def of_status(status: int, body: bytes = b"") -> Verdict:
     if status == 404 and MODEL_NOT_FOUND in body:
         return AWAY  # it serves another model than when it was last asked
     return REFUSED if status < 500 else FAULTY
+
+
+def describe(error: Exception) -> str:
+    """One line on what went wrong, for people."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        cause = error.os_error
+        if cause.errno in errno.errorcode:  # a name that does not resolve has a number of its own
+            return f"cannot connect: {os.strerror(cause.errno)}"
+        return f"cannot connect: {cause.strerror or cause}"
+    return str(error) or type(error).__name__
 
 
 def of_error(error: Exception) -> Verdict:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import aiohttp
 from pydantic import ValidationError
 
+from client.classify import describe
 from client.config import GatewayConfig, Settings
 from client.replicas import Registry, Replica, ReplicaState
 from client.upstream import connect_timeout
@@ -149,11 +150,11 @@ class Heartbeats:
                     raise aiohttp.ClientPayloadError("too long a status, or one of unknown length")
                 status = ServerStatus.model_validate_json(await response.read())
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            self._registry.refused(replica, str(error))
+            self._registry.refused(replica, describe(error))
         except TimeoutError:
             self._registry.missed(replica, probed_at)
         except (aiohttp.ClientError, OSError) as error:
-            self._registry.refused(replica, f"broken connection: {error or type(error).__name__}")
+            self._registry.refused(replica, describe(error))
         except ValidationError:
             self._registry.unfit(replica, f"{STATUS} answers something else than a server's status")
         else:

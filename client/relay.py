@@ -19,6 +19,7 @@ from client.classify import (
     StreamFailed,
     Suspicion,
     Verdict,
+    describe,
     of_error,
     of_status,
 )
@@ -92,7 +93,7 @@ class Relay:
             verdict = (
                 of_status(result.status, result.body) if isinstance(result, Answer) else of_error(result)
             )
-            self._judge(replica, verdict, str(result))
+            self._judge(replica, verdict, str(result) if isinstance(result, Answer) else describe(result))
             if not verdict.retry:
                 break
             attempts.note(replica, progressed=journal is not None and journal.pieces > pieces)

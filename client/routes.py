@@ -21,6 +21,11 @@ from protocol.events import EventAccepted, ServerEvent
 from protocol.openai import ModelCard, ModelList
 
 PAGE = Path(__file__).parent / "page"
+PAGE_HEADERS = {
+    "cache-control": "no-cache",
+    "content-security-policy": "default-src 'self'",
+    "x-content-type-options": "nosniff",
+}
 HISTORY = "/status/history"
 
 Authorization = Annotated[str, Header()]
@@ -56,7 +61,7 @@ def open_router(gateway: Gateway) -> APIRouter:
     def page(path: str, name: str) -> None:
         @router.get(path, include_in_schema=False)
         async def file() -> FileResponse:
-            return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
+            return FileResponse(PAGE / name, headers=PAGE_HEADERS)
 
     page("/", "index.html")
     for asset in sorted(PAGE.iterdir()):

@@ -78,7 +78,7 @@ async def test_status(make_gateway: MakeGateway) -> None:
         await client.post(route="/completion/v1", model="s")
         async with client.session.get("/status") as response:
             status = GatewayStatus.model_validate_json(await response.read())
-        assert status.replicas[1].state == "down" and "Cannot connect" in status.replicas[1].reason
+        assert status.replicas[1].state == "down" and "cannot connect" in status.replicas[1].reason
         async with client.session.get("/status/history") as response:
             assert response.status == 200
 

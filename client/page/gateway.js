@@ -1,0 +1,37 @@
+// Requests to the gateway, with the API key where it asks for one.
+
+const form = document.getElementById("key-form");
+let key = sessionStorage.getItem("key");
+
+export async function call(path, options = {}) {
+  const headers = { ...options.headers };
+  if (key) headers.authorization = `Bearer ${key}`;
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The gateway does not answer.");
+  }
+  form.hidden = response.status !== 401;
+  if (!response.ok) throw new Error(await reason(response));
+  return response;
+}
+
+async function reason(response) {
+  const text = await response.text();
+  try {
+    return JSON.parse(text).error.message;
+  } catch {
+    return `${response.status} ${response.statusText}`;
+  }
+}
+
+export function keyForm(then) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    key = document.getElementById("key").value;
+    sessionStorage.setItem("key", key);
+    then().catch(() => {}); // the next turn shows what is wrong
+  });
+}
