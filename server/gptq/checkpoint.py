@@ -80,10 +80,13 @@ class GPTQCheckpoint:
 
 
 def is_gptq(path: Path) -> bool:
-    """Whether directory `path` holds a quantised model, of whatever method."""
+    """Whether `path` is the directory of a GPTQ checkpoint."""
     if (path / "quantize_config.json").is_file():
         return True
-    return (path / "config.json").is_file() and "quantization_config" in read_json(path / "config.json")
+    if not (path / "config.json").is_file():
+        return False
+    fields = read_json(path / "config.json").get("quantization_config")
+    return isinstance(fields, dict) and fields.get("quant_method") == "gptq"
 
 
 def _read_config(path: Path, base_name: str | None) -> GPTQConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,12 @@ from typing import Any
 
 import torch
 
+from server.gptq.checkpoint import is_gptq
+from server.gptq.config import GPTQError
 from server.static_batching.config import WorkerConfig
 from server.static_batching.memory import keep_memory_pages
 from server.static_batching.problems import ModelError, one_line, told
+from server.static_batching.quantised import load_gptq
 from server.static_batching.tryout import try_out
 from server.text.tokenizer import Tokenizer
 
@@ -52,7 +54,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         keep_memory_pages()
     weights, reason = _weights(config)
     tokenizer = _tokenizer(config)
-    hf = _hf_model(config, device, weights)
+    hf, kept = _hf_model(config, device, weights, reason)
     eos = hf.generation_config.eos_token_id
     # what a request leaves open has this project's defaults, not those of the checkpoint
     hf.generation_config = GenerationConfig()
@@ -68,7 +70,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         capabilities={
             "device": told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
             "dtype": told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),
-            "weights": told(weights or "any", reason),
+            "weights": kept,
             "attention": told(str(hf.config._attn_implementation), "transformers' choice"),
         },
     )
@@ -113,38 +115,45 @@ def _tokenizer(config: WorkerConfig) -> Tokenizer:
         raise ModelError(f"the tokenizer in {path} cannot be loaded: {one_line(error)}") from error
 
 
-def _hf_model(config: WorkerConfig, device: torch.device, weights: str | None) -> Any:
+def _hf_model(
+    config: WorkerConfig, device: torch.device, weights: str | None, reason: str
+) -> tuple[Any, dict[str, str]]:
+    """The model, and in what form its weights are and why."""
     from transformers import AutoModelForCausalLM
 
     path = config.model_name_or_path
-    if config.is_gptq_quantized or _is_gptq(path):
-        raise ModelError(f"{path}: GPTQ checkpoints are not supported by the static-batching server")
+    _check_quantisation(config, weights)
+    dtype = _DTYPES.get(config.torch_dtype)
     straight = config.low_cpu_mem_usage and device.type != "cpu"
     options: dict[str, Any] = {"device_map": device} if straight else {}
     if not Path(path).is_dir():
         options["revision"] = config.revision
     try:
+        if config.is_gptq_quantized:
+            return load_gptq(config, device, dtype)
         model = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=_DTYPES.get(config.torch_dtype, "auto"),
+            dtype=dtype or "auto",
             trust_remote_code=config.trust_remote_code,
             use_safetensors={"safetensors": True, "pickle": False, None: None}[weights],
             **options,
         )
-        return model.to(device).eval()
+        return model.to(device).eval(), told(weights or "any", reason)
+    except GPTQError as error:
+        raise ModelError(str(error)) from error
     except Exception as error:
         raise ModelError(f"the model in {path} cannot be loaded: {one_line(error)}") from error
 
 
-def _is_gptq(path: str) -> bool:
-    directory = Path(path)
-    if (directory / "quantize_config.json").exists():
-        return True
-    try:
-        config = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
-        return False  # a name on the hub, or unreadable: loading will tell
-    return bool(config.get("quantization_config", {}).get("quant_method") == "gptq")
+def _check_quantisation(config: WorkerConfig, weights: str | None) -> None:
+    """That configuration and checkpoint agree."""
+    path = config.model_name_or_path
+    if config.is_gptq_quantized and weights == "pickle":
+        raise ModelError(
+            f"{path}: GPTQ weights are loaded from safetensors alone: set use_safetensors to true"
+        )
+    if not config.is_gptq_quantized and is_gptq(Path(path)):
+        raise ModelError(f"{path} holds a GPTQ checkpoint: set is_gptq_quantized to true")
 
 
 def _vocab_size(hf: Any) -> int:

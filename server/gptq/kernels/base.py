@@ -31,7 +31,7 @@ class GPTQKernel(nn.Module):
 
     @classmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Why it cannot be used for any layer of a model; None: it can."""
+        """Why it cannot be used for a model on `device`, of the kind it is for; None: it can."""
         raise NotImplementedError
 
     @classmethod

@@ -49,8 +49,6 @@ class CpuKernel(GPTQKernel):
 
     @classmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cpu":
-            return "runs on a CPU"
         return None if bits == 4 else f"takes 4 bits, not {bits}"
 
     @classmethod

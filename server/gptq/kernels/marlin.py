@@ -60,8 +60,6 @@ class MarlinKernel(GPTQKernel):
 
     @classmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cuda":
-            return "runs on NVIDIA GPUs"
         if importlib.util.find_spec("vllm") is None:
             return "vllm is not installed"
         if dtype not in (torch.float16, torch.bfloat16):

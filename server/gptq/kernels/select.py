@@ -14,8 +14,9 @@ from server.gptq.kernels.marlin import MarlinKernel
 from server.gptq.kernels.triton import TritonKernel
 from server.gptq.weight import QuantisedWeight
 
-KERNELS: tuple[type[GPTQKernel], ...] = (CpuKernel, MarlinKernel, TritonKernel, DenseKernel)
-"""The fastest first; the last takes everything."""
+CPU_KERNELS: tuple[type[GPTQKernel], ...] = (CpuKernel, DenseKernel)
+CUDA_KERNELS: tuple[type[GPTQKernel], ...] = (MarlinKernel, TritonKernel, DenseKernel)
+"""Of each kind of device, the fastest first; the last takes everything."""
 
 
 @dataclass(slots=True)
@@ -57,7 +58,7 @@ def choose_kernels(bits: int, device: torch.device, dtype: torch.dtype) -> Kerne
     """The kernels for codes of so many bits and activations of type `dtype` on `device`."""
     refused: dict[str, str] = {}
     usable = []
-    for kernel in KERNELS:
+    for kernel in CPU_KERNELS if device.type == "cpu" else CUDA_KERNELS:
         reason = kernel.refuses(bits, device, dtype)
         if reason is None:
             usable.append(kernel)

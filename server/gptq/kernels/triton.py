@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
 import torch
 from torch import Tensor
@@ -50,13 +49,11 @@ class TritonKernel(GPTQKernel):
 
     @classmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return "runs on NVIDIA GPUs"
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if dtype not in (torch.float16, torch.bfloat16):
             return f"takes float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        if torch.cuda.get_device_capability(device) < (8, 0):
             return "needs an Ampere GPU or a later one"
         return None
 
