@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
@@ -27,7 +28,7 @@ def random_weights(path: Path, targets: dict[str, torch.Tensor], **_: Any) -> No
             tensor.normal_(0.0, 0.02)
 
 
-def load(shape: str, directory: Path, **cache: Any) -> Any:
+def load(shape: str, directory: Path, *, num_blocks_cpu: int = 0, **cache: Any) -> Any:
     """An `LLM` of that shape with random weights on the GPU.
 
     Args:
@@ -38,12 +39,12 @@ def load(shape: str, directory: Path, **cache: Any) -> Any:
     path = directory / shape
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[shape])
-    with mock.patch("server.continuous_batching.engine.build.load_weights", random_weights):
+    with mock.patch("server.continuous_batching.models.load.load_weights", random_weights):
         return LLM(
             path,
             model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
             batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
-            cache_config={"num_blocks_cpu": 0, "enable_prefix_cache": False, **cache},
+            cache_config={"enable_prefix_cache": False, "num_blocks_cpu": num_blocks_cpu, **cache},
         )
 
 
@@ -75,11 +76,14 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("workloads", type=lambda names: names.split(","))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
+    parser.add_argument("--host-blocks", type=int, default=0, help="size of the swap pool")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()
     begin = time.perf_counter()
-    llm = load(arguments.shape, arguments.models)
+    sizes = {"num_blocks": arguments.blocks, "num_blocks_cpu": arguments.host_blocks}
+    llm = load(arguments.shape, arguments.models, **sizes)
     result: dict[str, Any] = {
         "engine": "own",
         "shape": arguments.shape,
@@ -93,6 +97,7 @@ def main() -> None:
         seconds = [run(llm, timed) for _ in range(arguments.repeats)]
         median = statistics.median(seconds)
         result["workloads"][name] = {"seconds": seconds, **figures(name, timed, median)}
+        result["stats"] = dataclasses.asdict(llm.engine.stats())
         print(arguments.shape, name, result["workloads"][name], flush=True)
         arguments.out.write_text(json.dumps(result, indent=1))
 

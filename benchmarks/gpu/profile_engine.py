@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.checkpoints import SHAPES
@@ -29,6 +30,15 @@ def main() -> None:
     report(llm, arguments.workload, arguments.new_tokens, arguments.rows)
 
 
+def covered(spans: list[tuple[float, float]]) -> float:
+    """Length of the union of sorted intervals: kernels overlap where launches do."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in spans:
+        total += max(end - max(begin, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
 def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     """Run a workload under the profiler and print what it saw."""
     timed = workload(name).shortened(new_tokens)
@@ -36,8 +46,13 @@ def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         seconds = run(llm, timed)
     events = sorted(trace.key_averages(), key=lambda event: -event.device_time_total)
-    busy = sum(event.device_time_total for event in events) / 1e6
-    print(f"{name}: {seconds:.3f} s, kernels and copies {busy:.3f} s ({busy / seconds:.1%})")
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in trace.events() or ()
+        if event.device_type == DeviceType.CUDA
+    )
+    busy = covered(spans) / (spans[-1][1] - spans[0][0])
+    print(f"{name}: {seconds:.3f} s, GPU busy {busy:.1%} of the time between its first and last kernel")
     for event in events[:rows]:
         mean = event.device_time_total / event.count
         print(f"{event.device_time_total / 1e3:9.1f} ms {event.count:7d} x {mean:8.1f} us  {event.key[:90]}")

@@ -6,6 +6,7 @@ W2  one request, 128 tokens in, 512 out, greedy: latency of a token
 W3  32 requests, 512 in, 256 out, greedy
 W4  32 requests, 2,048 in, 1 out: prompts
 BEAM  100 requests, 256 in, 256 out, 4 beams
+FULL  W1 with cache blocks for a quarter of what it would use at its peak
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Workload:
 def workload(name: str) -> Workload:
     """The workload of that name."""
     rng = random.Random(0)
-    if name == "W1":
+    if name in ("W1", "FULL"):
         prompts = [_prompt(rng, rng.randint(100, 1024)) for _ in range(256)]
         return Workload(prompts, [rng.randint(100, 1024) for _ in range(256)], 0.6)
     if name == "BEAM":
@@ -59,6 +60,18 @@ def workload(name: str) -> Workload:
 
 def _prompt(rng: random.Random, length: int) -> list[int]:
     return [rng.randint(0, 10_000) for _ in range(length)]
+
+
+def peak_blocks(load: Workload, block_size: int) -> int:
+    """Cache blocks in use at the worst moment, if all requests ran side by side from the start."""
+    return max(
+        sum(
+            -(-(len(prompt) + step) // block_size)
+            for prompt, new_tokens in zip(load.prompts, load.new_tokens, strict=True)
+            if new_tokens > step
+        )
+        for step in range(0, max(load.new_tokens), block_size)
+    )
 
 
 def figures(name: str, load: Workload, seconds: float) -> dict[str, float]:

@@ -98,10 +98,15 @@ class LLM:
             config = [config or GenerationConfig()] * len(prompts)
         if len(config) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts but {len(config)} configurations")
+        generations = [
+            Generation(self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt))
+            for prompt in prompts
+        ]
         results: dict[str, tuple[Generation, GenerationConfig]] = {}
-        for prompt, options in zip(prompts, config, strict=True):
-            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-            results[self._submit(token_ids, options)] = (Generation(token_ids), options)
+        # nobody waits for a single answer: the longest first, so that the batch is full to the end
+        for index in sorted(range(len(prompts)), key=lambda i: -config[i].max_new_tokens):
+            generation, options = generations[index], config[index]
+            results[self._submit(generation.prompt_token_ids, options)] = (generation, options)
         try:
             self._run(results, progress)
         finally:
@@ -109,7 +114,7 @@ class LLM:
                 self.engine.cancel(request_id)
         for generation, options in results.values():
             self._write(generation, options)
-        return [generation for generation, _ in results.values()]
+        return generations
 
     def _submit(self, token_ids: list[int], options: GenerationConfig) -> str:
         self._count += 1

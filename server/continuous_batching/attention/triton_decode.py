@@ -80,21 +80,26 @@ def _decode_piece(
 @triton.jit
 def _merge_pieces(
     partial, scales, output,
-    HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
+    HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (sequence × heads + head)."""
+    """Program (sequence, tile of heads)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    line = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * HEAD_TILE + tl.arange(0, HEAD_TILE)
+    line = tl.program_id(0).to(tl.int64) * HEADS + head
     s = tl.arange(0, SPLITS)
     d = tl.arange(0, DIM_TILE)
-    scale = tl.load(scales + line * SPLITS + s)
-    weight = tl.exp2(scale - tl.max(scale, 0))
-    mask = (weight > 0.0)[:, None] & (d < HEAD_DIM)[None, :]  # pieces that are empty were not written
-    part = tl.load(partial + (line * SPLITS + s[:, None]) * HEAD_DIM + d[None, :], mask=mask, other=0.0)
-    merged = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
-    tl.store(output + line * HEAD_DIM + d, merged.to(output.dtype.element_ty), mask=d < HEAD_DIM)
+    piece = line[:, None] * SPLITS + s[None, :]
+    scale = tl.load(scales + piece, mask=(head < HEADS)[:, None], other=0.0)
+    weight = tl.exp2(scale - tl.max(scale, 1)[:, None])
+    valid = (weight > 0.0) & (head < HEADS)[:, None]  # pieces that are empty were not written
+    at = partial + piece[:, :, None] * HEAD_DIM + d[None, None, :]
+    part = tl.load(at, mask=valid[:, :, None] & (d < HEAD_DIM)[None, None, :], other=0.0)
+    merged = tl.sum(part * weight[:, :, None], 1) / tl.sum(weight, 1)[:, None]
+    at = output + line[:, None] * HEAD_DIM + d[None, :]
+    tl.store(at, merged.to(output.dtype.element_ty), mask=(head < HEADS)[:, None] & (d < HEAD_DIM)[None, :])
 
 
 def num_splits(sequences: int, kv_heads: int, max_length: int, tile: int) -> int:
@@ -133,7 +138,9 @@ def decode_attention(query: Tensor, cache: Tensor, layer: int, batch: PagedBatch
         PRECISION="ieee", num_warps=4, num_stages=2 if wide else 3, **options,
     )  # fmt: skip
     if splits > 1:
-        _merge_pieces[(sequences * heads,)](
+        head_tile = max(min(next_power_of_two(heads), 4096 // (splits * dim_tile)), 1)
+        _merge_pieces[(sequences, -(-heads // head_tile))](
             partial, scales, output,
-            HEAD_DIM=head_dim, DIM_TILE=dim_tile, SPLITS=splits, num_warps=2, **options,
+            HEADS=heads, HEAD_TILE=head_tile, HEAD_DIM=head_dim, DIM_TILE=dim_tile, SPLITS=splits,
+            num_warps=4, **options,
         )  # fmt: skip

@@ -136,7 +136,9 @@ class Decoder:
         prompts = np.fromiter((s.request.prompt_length for s in sequences), np.int64, len(sequences))
         logprobs = StepLogprobs(logits, table.logprobs[rows])
         beams = np.flatnonzero(table.beams[rows])
-        if beams.size:
+        if beams.size == len(sequences):
+            logits = torch.log_softmax(logits, dim=-1)
+        elif beams.size:
             logits[beams] = torch.log_softmax(logits[beams], dim=-1)
         apply_processors(logits, table, rows, positions - prompts)
         if beams.size == len(sequences):
@@ -151,7 +153,8 @@ class Decoder:
             plain = np.flatnonzero(~table.beams[rows] & (tokens != FAILED))
             table.record(rows[plain], tokens[plain])
             group = [sequences[i] for i in beams.tolist()]
-            decoded.candidates = self._beam_candidates(logits[beams], rows[beams], group)
+            scores = logits if beams.size == len(sequences) else logits[beams]
+            decoded.candidates = self._beam_candidates(scores, rows[beams], group)
         return decoded
 
     def _beam_candidates(
@@ -164,7 +167,7 @@ class Decoder:
         if any(sampled):
             lines = np.flatnonzero(np.repeat(sampled, [r.params.num_beams for r in requests]))
             scores[lines] = apply_filters(scores[lines], self.table, rows[lines])
-        scores = scores + torch.from_numpy(running).to(scores.device).unsqueeze(1)
+        scores += torch.from_numpy(running).to(scores.device).unsqueeze(1)
         keys = scores
         if any(sampled):
             keys = scores.clone()
@@ -173,14 +176,14 @@ class Decoder:
         best = torch.topk(keys, count, dim=-1)
         values = scores.gather(1, best.indices).cpu().numpy()
         order, tokens = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        shapes = [(r.params.num_beams, candidates_needed(r.params)) for r in requests]
+        starts = np.cumsum([0, *(beams for beams, _ in shapes)])[:-1]
         found: dict[str, Candidates] = {}
-        line = 0
-        for request in requests:
-            lines_of = slice(line, line + request.params.num_beams)
-            found[request.id] = _merge(
-                order[lines_of], values[lines_of], tokens[lines_of], candidates_needed(request.params)
-            )
-            line += request.params.num_beams
+        for shape in set(shapes):  # requests of one shape are merged together
+            members = [i for i, other in enumerate(shapes) if other == shape]
+            lines = starts[members][:, None] + np.arange(shape[0])
+            merged = _merge(order[lines], values[lines], tokens[lines], shape[1])
+            found.update(zip((requests[i].id for i in members), merged, strict=True))
         return found
 
     def _gumbel(self, rows: np.ndarray, sequences: Seq[Sequence]) -> Tensor:
@@ -199,11 +202,10 @@ class Decoder:
         return -(-numbers.log()).log().float()
 
 
-def _merge(keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int) -> Candidates:
-    """The `count` best of all beams' candidates, [beams, k] each."""
-    flat = np.argsort(-keys.ravel(), kind="stable")[:count]
-    return Candidates(
-        scores=values.ravel()[flat].astype(np.float32),
-        parents=flat // keys.shape[1],
-        tokens=tokens.ravel()[flat],
-    )
+def _merge(keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int) -> list[Candidates]:
+    """The `count` best of all beams' candidates of each request, [requests, beams, k] each."""
+    requests, _, per_beam = keys.shape
+    best = np.argsort(-keys.reshape(requests, -1), axis=1, kind="stable")[:, :count]
+    scores = np.take_along_axis(values.reshape(requests, -1), best, 1).astype(np.float32)
+    chosen = np.take_along_axis(tokens.reshape(requests, -1), best, 1)
+    return [Candidates(*lines) for lines in zip(scores, best // per_beam, chosen, strict=True)]

@@ -32,7 +32,9 @@ class DeviceRows:
             np.zeros(num_rows + 1, np.int64),
             np.zeros(num_rows + 1, np.int64),
         )
-        self._tables = tuple(torch.from_numpy(values).to(device, copy=True) for values in self._host)
+        self._temperatures, self._seeds, self._answers = (
+            torch.from_numpy(values).to(device, copy=True) for values in self._host
+        )
         self._joined: dict[int, int] = {}
 
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
@@ -46,7 +48,8 @@ class DeviceRows:
     def flush(self) -> None:
         """Carry what was assigned to the device; before the next forward pass."""
         if self._joined:
-            for table, values in zip(self._tables, self._host, strict=True):
+            tables = (self._temperatures, self._seeds, self._answers)
+            for table, values in zip(tables, self._host, strict=True):
                 table.copy_(torch.from_numpy(values))
             rows, tokens = np.array(list(self._joined)), np.array(list(self._joined.values()))
             self._joined.clear()
@@ -70,4 +73,5 @@ class DeviceRows:
         """
         from server.continuous_batching.kernels.triton_sampling import sample
 
-        return sample(logits, rows, positions, *self._tables, self.last_tokens)
+        options = (self._temperatures, self._seeds, self._answers)
+        return sample(logits, rows, positions, *options, self.last_tokens)

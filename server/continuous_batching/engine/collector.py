@@ -71,9 +71,13 @@ class Collector:
                 self._append(sequence, token, decoded, index, output)
         if decoded.candidates:
             enumerated = [(i, s) for i, s in enumerate(sequences) if s.request.params.uses_beams]
+            continued: list[Sequence] = []
             for _, group in groupby(enumerated, key=lambda pair: pair[1].request.id):
                 members = list(group)
-                self._advance_beams([s for _, s in members], members[0][0], decoded, output)
+                continued += self._advance_beams([s for _, s in members], members[0][0], decoded, output)
+            rows = np.fromiter((beam.row for beam in continued), np.int64, len(continued))
+            newest = np.fromiter((beam.history.last for beam in continued), np.int64, len(continued))
+            self._decoder.table.record(rows, newest)
 
     def fail(self, request: Request, message: str, output: StepOutput, *, status: int = 500) -> None:
         """End a request with an error and free all it holds."""
@@ -125,15 +129,19 @@ class Collector:
 
     def _advance_beams(
         self, sequences: list[Sequence], first: int, decoded: Decoded, output: StepOutput
-    ) -> None:
-        """One step of a request's beam search; row `first` is that of its first beam."""
+    ) -> list[Sequence]:
+        """One step of a request's beam search; row `first` is that of its first beam.
+
+        Returns:
+            The beams that go on, each with its new token.
+        """
         request = sequences[0].request
         for sequence in sequences:
             sequence.pending = 0
         candidates = decoded.candidates[request.id]
         if request.beams is None or not np.isfinite(candidates.scores[0]):
             self.fail(request, "the model produced scores that are not finite", output)
-            return
+            return []
         length = sequences[0].num_generated + 1
         ends, stopped, tails = self._beam_ends(request, sequences, candidates, length)
 
@@ -152,7 +160,7 @@ class Collector:
         self.generated_tokens += len(survivors)
         if request.beams.done:
             self._deliver(request, output)
-            return
+            return []
         parents = candidates.parents[survivors].tolist()
         tokens = candidates.tokens[survivors].tolist()
         reports = [report(i) for i in survivors]
@@ -161,14 +169,14 @@ class Collector:
             beam.history.append(token)
             beam.stop_tail = tails[candidate]
             beam.logprobs = logprobs
-        rows = np.array([beam.row for beam in beams])
-        self._decoder.table.record(rows, np.array(tokens))
+        return beams
 
     def _beam_ends(
         self, request: Request, sequences: list[Sequence], candidates: Candidates, length: int
     ) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
         """Per candidate: whether it is complete, whether by a stop, and its new stop tail."""
-        stopped = np.isin(candidates.tokens, request.params.eos_token_ids)
+        eos = np.array(request.params.eos_token_ids, np.int64)
+        stopped = (candidates.tokens[:, None] == eos).any(axis=1)
         tails = [b""] * len(stopped)
         if request.params.stop:
             matcher = self._matchers[request.id]

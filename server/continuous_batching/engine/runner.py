@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder, ForwardBatch
 from server.continuous_batching.engine.cuda_graphs import DecodeGraphs
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
+from server.continuous_batching.engine.stopwatch import Stopwatch
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.scheduler.cost import PreemptionCost
@@ -49,15 +50,16 @@ class ModelRunner:
         self._storage = storage
         self._builder = builder
         self._cost = cost
+        self._stopwatch = Stopwatch(storage.device.device)
 
     def copy_blocks(self, plan: Plan) -> None:
         """Carry out the plan's swaps and copies."""
         swapped = len(plan.swap_out) + len(plan.swap_in)
         if swapped:
-            begin = time.perf_counter()
+            self._stopwatch.start()
             self._storage.swap_out(plan.swap_out)
             self._storage.swap_in(plan.swap_in)
-            self._cost.observe_copy(swapped, time.perf_counter() - begin)
+            self._stopwatch.stop(partial(self._cost.observe_copy, swapped))
         self._storage.copy(plan.copies)
 
     @torch.inference_mode()
@@ -67,12 +69,12 @@ class ModelRunner:
         Returns:
             Logits for `plan.sampled()`, in that order.
         """
-        begin = time.perf_counter()
+        self._stopwatch.start()
         batch = self._builder.build(plan)
         logits = self._compute(batch)
         prompt_tokens = plan.num_tokens - len(plan.decodes)
         if prompt_tokens > len(plan.decodes):
-            self._cost.observe_prefill(prompt_tokens, time.perf_counter() - begin)
+            self._stopwatch.stop(partial(self._cost.observe_prefill, prompt_tokens))
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
     def _compute(self, batch: ForwardBatch) -> Tensor:

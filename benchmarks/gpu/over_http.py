@@ -1,0 +1,133 @@
+"""The server's own ``/completion/v2`` under a workload: ``python -m benchmarks.gpu.over_http SHAPE``.
+
+Starts the server app on a checkpoint with random weights, sends all requests of W1 at once and
+compares with the same requests through `LLM`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from benchmarks.checkpoints import SHAPES, describe_llama
+from benchmarks.gpu.own import random_weights
+from benchmarks.gpu.workloads import Workload, figures, workload
+
+
+def save_checkpoint(shape: str, directory: Path) -> Path:
+    """A checkpoint of that shape with random weights, made on the GPU."""
+    import torch
+    from safetensors.torch import save_file
+
+    from server.continuous_batching.models.config import DecoderConfig
+    from server.continuous_batching.models.decoder import Decoder
+
+    path = directory / shape
+    path.mkdir(parents=True, exist_ok=True)
+    describe_llama(path, SHAPES[shape])
+    weights = Decoder(DecoderConfig.load(path), torch.bfloat16, torch.device("cuda")).weights()
+    random_weights(path, weights)
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in weights.items()}, path / "model.safetensors"
+    )
+    return path
+
+
+def configuration(path: Path) -> dict[str, Any]:
+    """The server's configuration file, the same sizes as `own.load`."""
+    return {
+        "model_loading_config": {
+            "model_name_or_path": str(path),
+            "torch_dtype": "bfloat16",
+            "model_max_length": 4096,
+        },
+        "batcher_config": {
+            "batch_max_tokens": 16384,
+            "batch_max_beams": 512,
+            "prefill_chunk_tokens": 8192,
+        },
+        "cache_config": {"num_blocks_cpu": 0, "enable_prefix_cache": False},
+    }
+
+
+async def until_ready(url: str, server: subprocess.Popen[bytes]) -> float:
+    """Seconds until the server answers that it is ready."""
+    begin = time.perf_counter()
+    async with aiohttp.ClientSession() as session:
+        while server.poll() is None:
+            try:
+                async with session.get(f"{url}/ready") as answer:
+                    if answer.status == 200:
+                        return time.perf_counter() - begin
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.1)
+    raise SystemExit(f"the server ended with status {server.returncode}")
+
+
+async def run(url: str, model: str, load: Workload) -> float:
+    """Seconds that the workload takes over HTTP, every request on a connection of its own."""
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=300)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def one(index: int) -> None:
+            options = {
+                "max_new_tokens": load.new_tokens[index],
+                "ignore_eos": True,
+                "do_sample": load.temperature > 0.0,
+                "temperature": load.temperature or 1.0,
+                "seed": index,
+            }
+            body = {"model": model, "prompt": load.prompts[index], "generation_config": options}
+            async with session.post(f"{url}/completion/v2", json=body) as answer:
+                content = await answer.json()
+                assert answer.status == 200, content
+                assert content["usage"]["completion_tokens"] == load.new_tokens[index]
+
+        begin = time.perf_counter()
+        await asyncio.gather(*(one(index) for index in range(len(load.prompts))))
+        return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Time W1 over HTTP."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/http-models"))
+    parser.add_argument("--port", type=int, default=8701)
+    parser.add_argument("--repeats", type=int, default=2)
+    arguments = parser.parse_args()
+    path = save_checkpoint(arguments.shape, arguments.models)
+    config = path / "server.json"
+    config.write_text(json.dumps(configuration(path)))
+    app = Path(__file__).resolve().parents[2] / "continuous_batching_server_app.py"
+    command = [sys.executable, str(app), "--port", str(arguments.port), "--server_config_file_path"]
+    server = subprocess.Popen([*command, str(config), "--model_id", "m"])
+    try:
+        asyncio.run(measure(f"http://127.0.0.1:{arguments.port}", server, arguments.repeats))
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+async def measure(url: str, server: subprocess.Popen[bytes], repeats: int) -> None:
+    """Wait for the server, warm it up, print the figures."""
+    print(f"ready after {await until_ready(url, server):.1f} s", flush=True)
+    timed = workload("W1")
+    await run(url, "m", timed.shortened(24))
+    for _ in range(repeats):
+        seconds = await run(url, "m", timed)
+        print(f"W1 over HTTP: {seconds:.3f} s", figures("W1", timed, seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""vLLM on the workloads: ``python -m benchmarks.gpu.peer_vllm SHAPE W1,W2 OUT.json``.
+
+Its defaults (CUDA graphs, asynchronous scheduling, FlashAttention 3 on Hopper), random weights, no
+prefix cache, token ids in and out, as for this project's engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.checkpoints import SHAPES, describe_llama
+from benchmarks.gpu.workloads import Workload, figures, workload
+
+
+def run(llm: Any, load: Workload) -> float:
+    """Seconds that the workload takes."""
+    from vllm import SamplingParams
+
+    params = [
+        SamplingParams(temperature=load.temperature, ignore_eos=True, max_tokens=n, detokenize=False)
+        for n in load.new_tokens
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt in load.prompts]
+    begin = time.perf_counter()
+    answers = llm.generate(prompts, params, use_tqdm=False)
+    seconds = time.perf_counter() - begin
+    assert [len(answer.outputs[0].token_ids) for answer in answers] == load.new_tokens
+    return seconds
+
+
+def main() -> None:
+    """Time the workloads and write the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("workloads", type=lambda names: names.split(","))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    import vllm
+
+    path = arguments.models / f"vllm-{arguments.shape}"
+    path.mkdir(parents=True, exist_ok=True)
+    describe_llama(path, SHAPES[arguments.shape])
+    llm = vllm.LLM(
+        model=str(path),
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        dtype="bfloat16",
+        max_model_len=4096,
+        gpu_memory_utilization=0.85,
+        enable_prefix_caching=False,
+        generation_config="vllm",
+        seed=0,
+        num_gpu_blocks_override=arguments.blocks,
+    )
+    result: dict[str, Any] = {
+        "engine": f"vllm {vllm.__version__}",
+        "shape": arguments.shape,
+        "start_seconds": time.perf_counter() - begin,
+        "workloads": {},
+    }
+    for name in arguments.workloads:
+        timed = workload(name)
+        run(llm, timed.shortened(24))
+        seconds = [run(llm, timed) for _ in range(arguments.repeats)]
+        result["workloads"][name] = {
+            "seconds": seconds,
+            **figures(name, timed, statistics.median(seconds)),
+        }
+        print(arguments.shape, name, result["workloads"][name], flush=True)
+        arguments.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

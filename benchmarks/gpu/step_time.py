@@ -1,0 +1,60 @@
+"""Time of a decode step on the GPU alone: ``python -m benchmarks.gpu.step_time SHAPE``.
+
+Replays the captured graphs back to back, without the host's part: the floor of what a step can take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.checkpoints import SHAPES
+from benchmarks.gpu.own import load
+
+
+@torch.inference_mode()
+def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
+    """Median milliseconds of a step of `rows` decodes, each at position `context`."""
+    runner = llm.engine.runner
+    batch = runner._builder.decode_batch(rows)
+    blocks = -(-(context + 1) // llm.engine.cache.block_size)
+    tables = batch.attention.tables
+    spread = (
+        torch.arange(rows * blocks, device=tables.device, dtype=torch.int32) % llm.engine.limits.num_blocks
+    )
+    tables[:rows, :blocks] = spread.view(rows, blocks)
+    batch.sample_rows.copy_(torch.arange(rows, dtype=torch.int32))
+    batch.sample_positions.fill_(context)
+    times = []
+    for _ in range(5):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(replays):
+            runner._graphs.replay(rows)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / replays)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Print a table of rows × context."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    arguments = parser.parse_args()
+    llm = load(arguments.shape, arguments.models)
+    weights = sum(p.numel() * p.element_size() for p in llm.engine.runner.model.parameters())
+    print(f"{arguments.shape}: weights {weights / 1e9:.2f} GB; ms a step:")
+    contexts = (1, 384, 1024)
+    print("rows   " + "".join(f"{f'context {c}':>14}" for c in contexts))
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        print(f"{rows:4d}   " + "".join(f"{replay_ms(llm, rows, c):14.3f}" for c in contexts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Finds the tiling of the one-token product for each weight of a model: ``python -m
+benchmarks.gpu.tune_gemv SHAPE``; what it prints is what ``kernels.triton_gemv.tiling`` knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.checkpoints import SHAPES
+from server.continuous_batching.kernels.triton_gemv import _gemv, tiling
+from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
+
+Tiling = tuple[int, int, int]
+
+
+def graph_us(launch: Callable[[], None], launches: int, replays: int = 10) -> float:
+    """Median microseconds of a launch, within a graph of `launches` of them."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        launch()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            launch()
+        times = []
+        for _ in range(4):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            for _ in range(replays):
+                graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end) / replays * 1e3 / launches)
+    return statistics.median(times)
+
+
+def candidates(inputs: int, outputs: int) -> list[Tiling]:
+    """(rows, columns, warps) worth a try: 16 to 128 bytes of weights a thread in flight."""
+    found = []
+    for tile in (512, 1024, 2048, 4096, 8192):
+        for rows in (1, 2, 4, 8, 16):
+            for warps in (4, 8):
+                share = rows * tile // (32 * warps)
+                if 32 <= share <= 64 and tile <= next_power_of_two(inputs) and outputs % rows == 0:
+                    found.append((rows, tile, warps))
+    return found
+
+
+def measure(outputs: int, inputs: int, *, gated: bool, norm: bool) -> None:
+    """Print the best tilings of one weight, beside the one in use and cuBLAS."""
+    options = {"device": "cuda", "dtype": torch.bfloat16}
+    size = (2 if gated else 1) * outputs
+    copies = max(4, int(3e8 / (2 * size * inputs)))  # together they do not fit the L2 cache
+    weights = [torch.randn(size, inputs, **options) * inputs**-0.5 for _ in range(copies)]
+    x, scale, y = (torch.randn(1, n, **options) for n in (inputs, inputs, size))
+    flags = {"NORM": norm, "GATED": gated, "RESIDUAL": not (gated or norm)}
+
+    def chain(shape: Tiling) -> Callable[[], None]:
+        rows, tile, warps = shape
+
+        def launch() -> None:
+            for weight in weights:
+                _gemv[(outputs // rows,)](
+                    x, scale, weight, y, y, 1e-5,
+                    N=outputs, K=inputs, ROWS=rows, TILE=tile, **flags,
+                    num_warps=warps, **launch_options(x.device),
+                )  # fmt: skip
+
+        return launch
+
+    in_use = tiling(outputs, inputs, gated=gated)
+    assert in_use is not None
+    times = {shape: graph_us(chain(shape), copies) for shape in {in_use, *candidates(inputs, outputs)}}
+    cublas = graph_us(lambda: [torch.mm(x, w.t(), out=y) for w in weights] and None, copies)
+    best = sorted(times, key=lambda shape: times[shape])[:3]
+    terabytes = 2e-6 * size * inputs
+    print(
+        f"{size:6d} x {inputs:5d} gated={gated:d} norm={norm:d}: in use {in_use} {times[in_use]:.2f} us "
+        f"({terabytes / times[in_use]:.2f} TB/s), cuBLAS alone {cublas:.2f}; best "
+        + ", ".join(f"{shape} {times[shape]:.2f}" for shape in best),
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure every weight of a shape."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("shape", choices=SHAPES)
+    s = SHAPES[parser.parse_args().shape]
+    head = s.hidden // s.heads
+    measure((s.heads + 2 * s.kv_heads) * head, s.hidden, gated=False, norm=True)
+    measure(s.hidden, s.heads * head, gated=False, norm=False)
+    measure(s.inner, s.hidden, gated=True, norm=True)
+    measure(s.hidden, s.inner, gated=False, norm=False)
+    measure(s.vocab, s.hidden, gated=False, norm=True)
+
+
+if __name__ == "__main__":
+    main()

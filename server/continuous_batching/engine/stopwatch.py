@@ -1,0 +1,50 @@
+"""Times work on a device without waiting for it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+
+class Stopwatch:
+    """Says how long work took: at once on a CPU; on CUDA, where work is only queued, some steps later.
+
+    Args:
+        device: where the work is done.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._begun = 0.0
+        self._first: torch.cuda.Event | None = None
+        self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, Callable[[float], None]]] = deque()
+
+    def start(self) -> None:
+        """What is queued from now on is timed; what was finished meanwhile is told."""
+        if not self._on_cuda:
+            self._begun = time.perf_counter()
+            return
+        while self._under_way and _is_over(self._under_way[0][1]):
+            first, last, tell = self._under_way.popleft()
+            tell(first.elapsed_time(last) / 1e3)
+        self._first = _recorded()
+
+    def stop(self, tell: Callable[[float], None]) -> None:
+        """`tell` will hear the seconds from `start` to here."""
+        if self._first is None:
+            tell(time.perf_counter() - self._begun)
+        else:
+            self._under_way.append((self._first, _recorded(), tell))
+
+
+def _is_over(event: torch.cuda.Event) -> bool:
+    return event.query()  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
