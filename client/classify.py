@@ -111,7 +111,9 @@ def describe(error: Exception) -> str:
     """One line on what went wrong, for people."""
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        if cause.errno in errno.errorcode:  # a name that does not resolve has a number of its own
+        if (
+            cause.errno is not None and cause.errno in errno.errorcode
+        ):  # a name that does not resolve has a number of its own
             return f"cannot connect: {os.strerror(cause.errno)}"
         return f"cannot connect: {cause.strerror or cause}"
     return str(error) or type(error).__name__
