@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -14,7 +14,8 @@ from server.api.service import Service
 
 logger = logging.getLogger(__name__)
 
-Failed = Callable[[Exception], Awaitable[None] | None]
+ServerExit = Callable[[int, None], object]
+"""An HTTP server's own handler of a signal."""
 
 
 class Announcer(Protocol):
@@ -33,8 +34,8 @@ class Lifecycle:
         on_failure: called, once the service is closed, where it cannot start.
         announcer: told of start and drain.
         drain_on_signals: on the first SIGTERM or SIGINT keep answering (new work with 503) until
-            accepted work is done, and only then let the HTTP server go; on a second one at once.
-        drain_timeout: seconds after which draining gives up on what is left.
+            accepted work is done, and only then let the HTTP server go; a second one ends the wait.
+        drain_timeout: seconds after which what is left fails with 503.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Lifecycle:
         on_failure: Callable[[], None] | None = None,
         announcer: Announcer | None = None,
         drain_on_signals: bool = False,
-        drain_timeout: float = 30.0,
+        drain_timeout: float = 55.0,
     ) -> None:
         self._service = service
         self._on_failure = on_failure
@@ -52,6 +53,7 @@ class Lifecycle:
         self._drain_on_signals = drain_on_signals
         self._drain_timeout = drain_timeout
         self._draining: asyncio.Task[None] | None = None
+        self._patience: asyncio.Timeout | None = None
 
     @asynccontextmanager
     async def run(self, _app: object = None) -> AsyncIterator[None]:
@@ -86,10 +88,19 @@ class Lifecycle:
         if self._announcer is not None:
             await self._announcer.stopping()
         try:
-            async with asyncio.timeout(self._drain_timeout):
+            self._patience = asyncio.timeout(self._drain_timeout)
+            async with self._patience:
                 await self._service.drain()
         except TimeoutError:
-            logger.warning("requests were still running after %g s of draining", self._drain_timeout)
+            logger.warning("draining ended with requests still running")
+            # they fail now: the HTTP server goes only when all of them have been answered
+            await self._service.close()
+
+    async def _leave(self, number: signal.Signals, server_exit: ServerExit) -> None:
+        try:
+            await self._drain()
+        finally:
+            server_exit(number, None)
 
     def _take_signals(self) -> None:
         """Put draining in front of the HTTP server's own signal handlers."""
@@ -99,14 +110,12 @@ class Lifecycle:
             if callable(server_exit):
                 loop.add_signal_handler(number, self._on_signal, number, server_exit)
 
-    def _on_signal(self, number: signal.Signals, server_exit: Callable[[int, None], object]) -> None:
-        if self._draining is not None:
-            self._draining.cancel()
-            server_exit(number, None)
-            return
-        logger.info("draining on %s", number.name)
-        self._draining = asyncio.create_task(self._drain())
-        self._draining.add_done_callback(lambda _: server_exit(number, None))
+    def _on_signal(self, number: signal.Signals, server_exit: ServerExit) -> None:
+        if self._draining is None:
+            logger.info("draining on %s", number.name)
+            self._draining = asyncio.create_task(self._leave(number, server_exit))
+        elif self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(0.0)
 
 
 def _one_line(error: Exception) -> str:

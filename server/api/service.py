@@ -103,7 +103,8 @@ class Service(Protocol):
         ...
 
     async def close(self) -> None:
-        """Stop at once, failing what still runs, and free everything; safe in every state."""
+        """Stop at once, failing what still runs with 503, and free everything; safe in every state
+        and repeatedly."""
         ...
 
     def submit(self, job: Job) -> DeltaStream: ...

@@ -60,6 +60,8 @@ class FakeService:
 
     async def close(self) -> None:
         self.closed += 1
+        for stream in self.live.values():
+            stream.ended_by = unavailable("the server was stopped")
 
     def submit(self, job: Job) -> FakeStream:
         if self.refusal is not None:
@@ -86,7 +88,7 @@ class FakeService:
     def cancel(self, request_id: str) -> bool:
         stream = self.live.get(request_id)
         if stream is not None:
-            stream.cancelled = True
+            stream.ended_by = cancelled(request_id)
         return stream is not None
 
 
@@ -97,7 +99,7 @@ class FakeStream:
         self._service = service
         self._job = job
         self._script = self._deltas()
-        self.cancelled = False
+        self.ended_by: ApiError | None = None
         service.live[job.request_id] = self
 
     def _deltas(self) -> Iterator[Delta]:
@@ -136,8 +138,8 @@ class FakeStream:
     async def __anext__(self) -> Delta:
         service = self._service
         await asyncio.sleep(service.seconds_per_token)
-        if self.cancelled:
-            raise cancelled(self._job.request_id)
+        if self.ended_by is not None:
+            raise self.ended_by
         service.fail_after -= 1
         if service.fail_after < 0:
             raise service.failure

@@ -83,6 +83,7 @@ from tests.api.fake import FakeService
 
 service = FakeService(Tokenizer(sys.argv[1]))
 service.seconds_per_token = 0.03
+service.reply *= 20
 app = create_app(service, lifecycle=Lifecycle(service, drain_on_signals=True))
 uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
@@ -95,7 +96,7 @@ async def test_signal_drains(tokenizer: Tokenizer, unused_tcp_port: int, number:
     process = subprocess.Popen(command)  # noqa: ASYNC220
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
-            await _until_ready(http)
+            await _until_ready(http, process)
             running = asyncio.create_task(http.post("/completion/v2", json=BODY))
             await asyncio.sleep(0.2)  # 32 tokens take a second
             process.send_signal(number)
@@ -113,12 +114,35 @@ async def test_signal_drains(tokenizer: Tokenizer, unused_tcp_port: int, number:
         process.wait()
 
 
-async def _until_ready(http: aiohttp.ClientSession) -> None:
+async def test_second_signal_ends_the_wait(tokenizer: Tokenizer, unused_tcp_port: int) -> None:
+    command = [sys.executable, "-c", SERVER, str(tokenizer.hf.name_or_path), str(unused_tcp_port)]
+    process = subprocess.Popen(command)  # noqa: ASYNC220
+    try:
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
+            await _until_ready(http, process)
+            long = {"prompt": [5], "model": "fake", "generation_config": {"max_new_tokens": 200}}
+            running = [asyncio.create_task(http.post("/completion/v2", json=long)) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.1)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            for task in running:
+                async with await task as response:
+                    assert response.status == 503
+        assert await asyncio.to_thread(process.wait, 10) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def _until_ready(http: aiohttp.ClientSession, process: subprocess.Popen[bytes]) -> None:
     async with asyncio.timeout(60):
-        while True:
+        while process.poll() is None:
             try:
                 if await status(http, "/ready") == 200:
                     return
             except aiohttp.ClientConnectionError:
                 pass
             await asyncio.sleep(0.05)
+    raise AssertionError("the server ended")
