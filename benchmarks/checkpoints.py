@@ -21,6 +21,13 @@ class LlamaShape:
     vocab: int = 32_000
     max_length: int = 2_048
 
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of bfloat16 weights that every token is multiplied with (all but the embedding)."""
+        attention = self.hidden * (self.heads + self.kv_heads) * 2 * (self.hidden // self.heads)
+        layer = attention + 3 * self.hidden * self.inner
+        return 2 * (self.layers * layer + self.vocab * self.hidden)
+
 
 SHAPES = {
     "125m": LlamaShape(768, 12, 12, 4, 2_048),

@@ -1,0 +1,29 @@
+"""This project's engine, in this process."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.cpu.peers.worker import serve
+from benchmarks.cpu.workloads import Request
+from protocol.generation import GenerationConfig
+from server.continuous_batching import LLM
+
+
+def main() -> None:
+    llm = LLM(
+        sys.argv[1],
+        model_loading_config={"torch_dtype": "bfloat16", "device": "cpu"},
+        cache_config={"enable_prefix_cache": False},
+    )
+
+    def run(work: list[Request]) -> list[int]:
+        configs = [GenerationConfig(max_new_tokens=new, ignore_eos=True) for _, new in work]
+        generations = llm.generate([prompt for prompt, _ in work], configs)
+        return [len(generation.answers[0].token_ids) for generation in generations]
+
+    serve(run, "torch")
+
+
+if __name__ == "__main__":
+    main()
