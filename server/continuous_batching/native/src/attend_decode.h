@@ -2,10 +2,12 @@
 //
 // Lanes run along the head dimension. The query heads that share a key head go together, up to four
 // at a time, so that a key is read once for all of them. Softmax is online (Milakov and Gimelshein,
-// 2018), in runs of kRun tokens.
+// 2018), in runs of kRun tokens. A head's keys lie apart from each other, which the processor's own
+// prefetching does not see: values are fetched while keys are used, the next keys while values are.
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "cache.h"
 #include "layout.h"
@@ -18,21 +20,28 @@ template <int G, class T>
 void attend_group(LayerCache<T> cache, const int64_t* blocks, int length, int head, const float* query,
                   PackedRows<T> out, int64_t row, int64_t column, float* sums) {
     const int head_dim = cache.head_dim;
-    const T* keys[kRun];
+    const T* places[2][kRun];
+    const T **keys = places[0], **next = places[1];  // of this run and of the next one
     alignas(64) float weights[G][kRun];
     float highest[G], total[G];
     for (int g = 0; g < G; ++g) highest[g] = -INFINITY, total[g] = 0.0f;
     for (int i = 0; i < G * head_dim; i += 16) store(sums + i, splat(0.0f));
-    int block = 0, offset = 0;
-    for (int begin = 0; begin < length; begin += kRun) {
+    TokenWalk<T> walk(cache, blocks, 0, head);
+    const auto look_up = [&](const T** run, int begin) {
         const int count = std::min(kRun, length - begin);
+        for (int t = 0; t < count; ++t) run[t] = walk.next();
+        return std::max(count, 0);
+    };
+    const auto fetch = [&](const T* place) {
+        for (int i = 0; i < head_dim; i += 64 / int(sizeof(T))) prefetch(place + i);
+    };
+    int coming = look_up(keys, 0);
+    for (int begin = 0; begin < length; begin += kRun) {
+        const int count = coming;
+        coming = look_up(next, begin + kRun);
         for (int t = 0; t < count; ++t) {
-            keys[t] = cache.key(blocks[block], offset, head);
-            if (++offset == cache.block_size) offset = 0, ++block;
-        }
-        for (int t = 0; t < count; ++t) {
-            const T *key = keys[t], *value = key + cache.value_offset();
-            for (int i = 0; i < head_dim; i += 64 / int(sizeof(T))) prefetch(value + i);
+            const T* key = keys[t];
+            fetch(key + cache.value_offset());
             F16 dots[G];
             for (int g = 0; g < G; ++g) dots[g] = splat(0.0f);
             for (int i = 0; i < head_dim; i += 16) {
@@ -73,9 +82,11 @@ void attend_group(LayerCache<T> cache, const int64_t* blocks, int length, int he
             for (int g = 0; g < G; ++g)
                 for (int n = 0; n < N; ++n) store(sums + g * head_dim + i + n * 16, acc[g][n]);
         };
+        for (int t = 0; t < coming; ++t) fetch(next[t]);
         int i = 0;
         for (; i + 64 <= head_dim; i += 64) accumulate.template operator()<4>(i);
         for (; i < head_dim; i += 16) accumulate.template operator()<1>(i);
+        std::swap(keys, next);
     }
     for (int g = 0; g < G; ++g)
         for (int i = 0; i < head_dim; i += 16)

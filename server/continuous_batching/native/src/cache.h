@@ -33,3 +33,23 @@ struct LayerCache {
     }
     INLINE int64_t value_offset() const { return int64_t(block_size) * kv_heads * head_dim; }
 };
+
+// Walks the tokens of a sequence through its blocks.
+template <class T>
+class TokenWalk {
+   public:
+    TokenWalk(LayerCache<T> cache, const int64_t* blocks, int64_t position, int head)
+        : cache_(cache), blocks_(blocks + position / cache.block_size),
+          offset_(int(position % cache.block_size)), head_(head) {}
+
+    INLINE const T* next() {
+        const T* key = cache_.key(*blocks_, offset_, head_);
+        if (++offset_ == cache_.block_size) offset_ = 0, ++blocks_;
+        return key;
+    }
+
+   private:
+    LayerCache<T> cache_;
+    const int64_t* blocks_;
+    int offset_, head_;
+};

@@ -13,27 +13,6 @@
 
 constexpr int kKeys = 128;  // keys of a run, a multiple of 32
 
-// Walks the tokens of a sequence through its blocks.
-template <class T>
-class TokenWalk {
-   public:
-    TokenWalk(LayerCache<T> cache, const int64_t* blocks, int64_t position, int head)
-        : cache_(cache), blocks_(blocks + position / cache.block_size),
-          offset_(int(position % cache.block_size)), head_(head) {}
-
-    INLINE const T* next() {
-        const T* key = cache_.key(*blocks_, offset_, head_);
-        if (++offset_ == cache_.block_size) offset_ = 0, ++blocks_;
-        return key;
-    }
-
-   private:
-    LayerCache<T> cache_;
-    const int64_t* blocks_;
-    int offset_, head_;
-};
-
-
 // With vectors: keys, values and queries widened to float; queries and weights as [k][16].
 template <class T>
 class SpanProducts {
