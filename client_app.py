@@ -6,6 +6,7 @@ from client.app import create_app as create_gateway
 from client.asgi import CompletionFront
 from client.reload import ConfigFile
 from utils.apps import exit_on_config_error, run_in_foreground
+from utils.http_server import allow_open_files
 from utils.logs import configure_logging
 from utils.options import ClientAppOptions, from_environment, parse_arguments
 
@@ -13,6 +14,7 @@ from utils.options import ClientAppOptions, from_environment, parse_arguments
 def build(options: ClientAppOptions) -> CompletionFront:
     """The gateway that `options` ask for."""
     configure_logging(options.debug)
+    allow_open_files()
     config_file = ConfigFile(
         options.client_config_file_path, interval=60 * options.client_config_hot_update_interval_minutes
     )

@@ -3,7 +3,7 @@
 from utils.logs import DATE_FORMAT, FORMAT
 
 # The loop of a service is asynchronous: uvicorn with uvloop and httptools.
-worker_class = "uvicorn_worker.UvicornWorker"
+worker_class = "utils.http_server.Worker"
 
 # One process per service: an engine's state lives in it, and so does the gateway's knowledge of
 # its servers. For more, start more servers.

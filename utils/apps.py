@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from utils.config import ConfigError
+from utils.http_server import Worker
 from utils.options import AppOptions
 
 BOOT_ERROR = 3
@@ -41,4 +42,5 @@ def run_in_foreground(app: Any, options: AppOptions) -> None:
         log_config=None,  # logging is configured by the app
         access_log=options.debug,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        **Worker.CONFIG_KWARGS,
     )

@@ -1,0 +1,90 @@
+"""Clients that never finish a request are not waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from tests.serving import eventually
+from utils import http_server
+from utils.http_server import HttpProtocol, allow_open_files
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Reads the whole body, waits a little, answers."""
+    while (await receive())["more_body"]:
+        pass
+    await asyncio.sleep(0.4)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
+    config = uvicorn.Config(app, port=0, http=HttpProtocol, lifespan="off", log_level="warning")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())
+    await eventually(lambda: server.started)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await task
+
+
+HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", HEAD[:-2]])
+async def test_a_head_that_does_not_come_closes_the_connection(port: int, begun: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(begun)
+    async with asyncio.timeout(2):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_dripping_does_not_help(port: int) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def drip() -> None:
+        for byte in b"GET / HTTP/1.1\r\nX: " + b"a" * 1000:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    dripping = asyncio.create_task(drip())
+    async with asyncio.timeout(2):
+        assert await reader.read() == b""
+    dripping.cancel()
+    writer.close()
+
+
+async def test_requests_may_take_longer_than_their_heads(port: int) -> None:
+    """A slow body, a slow answer, and the next request on the same connection after a pause."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):
+        writer.write(HEAD + b"ab")
+        await asyncio.sleep(0.5)
+        writer.write(b"cd")
+        async with asyncio.timeout(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and await reader.readexactly(2) == b"ok"
+        await asyncio.sleep(0.5)  # idle between requests: that is the keep-alive's time
+    writer.write(HEAD[:10])
+    async with asyncio.timeout(2):
+        assert await reader.read() == b""
+    writer.close()
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,0 +1,62 @@
+"""The HTTP server of every service: uvicorn, which by itself waits for ever for a request to begin."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
+
+HEAD_SECONDS = 20.0
+"""How long the head of a request may take, from its first byte or from the connection."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Closes connections on which the head of a request is begun, or awaited, but does not come."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()  # a head has come; bodies are up to the app
+        else:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _await_head(self) -> None:
+        # dripping bytes do not prolong it
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.timeout_keep_alive_handler)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
+    """Gunicorn's worker for all services."""
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+        "loop": "uvloop",
+        "http": HttpProtocol,
+        # no service looks at the client's address
+        "proxy_headers": False,
+        "server_header": False,
+    }
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
