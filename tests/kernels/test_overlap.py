@@ -1,0 +1,115 @@
+"""The engine that plans ahead of its tokens, on the CPU: block tables and tokens kept on the "device",
+a step launched before the last one's tokens are read.  Attention is torch's, told what a GPU's kernels
+are told; tokens are chosen by the Triton kernel in its interpreter.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from protocol.generation import GenerationConfig
+from server.continuous_batching import LLM
+from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
+from server.continuous_batching.attention.paged import PagedAttention, PagedBatch
+from server.continuous_batching.attention.torch_backend import TorchAttention
+from server.continuous_batching.engine import build
+from server.continuous_batching.engine.runner import PagedModelRunner
+from server.continuous_batching.kernels.base import Kernels
+from tests.continuous_batching.engines import small_llm
+from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.models import tiny_llama
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
+
+
+class PagedTorchAttention(PagedAttention):
+    """`TorchAttention` behind the interface of kernels that walk block tables."""
+
+    name = "paged torch"
+
+    def prepare(self, batch: PagedBatch) -> None:
+        self._inner = TorchAttention(self.shape, self.rotary, self.cache)
+        count, size = batch.num_decodes, self.shape.block_size
+        positions, tables, rows = batch.positions.long(), batch.tables.long(), batch.rows.long()
+        spans = []
+        if batch.chunks is not None:
+            for index, (begin, end) in enumerate(pairwise(batch.chunks.bounds.tolist())):
+                length = int(batch.chunks.lengths[index])
+                blocks = tables[int(batch.chunks.rows[index]), : -(-length // size)]
+                spans.append(ChunkSpan(count + begin, count + end, length - (end - begin), blocks))
+        self._inner.prepare(
+            AttentionBatch(
+                positions=positions,
+                slot_blocks=tables[rows, positions // size],
+                slot_offsets=positions % size,
+                decode_lengths=(positions[:count] + 1).numpy(),
+                decode_tables=tables[rows[:count]],
+                chunks=spans,
+            )
+        )
+
+    def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self._inner.forward(layer, query, key, value)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> Reference:
+    return Reference(model)
+
+
+def overlapped_llm(model: Path, monkeypatch: pytest.MonkeyPatch, *, num_blocks: int) -> LLM:
+    monkeypatch.setattr(build, "choose_attention", lambda *_: (PagedTorchAttention, "a test"))
+    monkeypatch.setattr(build, "choose_kernels", lambda *_: (Kernels(), "a test"))
+    llm = small_llm(model, num_blocks=num_blocks, num_blocks_cpu=50)
+    assert isinstance(llm.engine.runner, PagedModelRunner)
+    return llm
+
+
+@pytest.mark.parametrize("beams", [False, True])
+@pytest.mark.parametrize("num_blocks", [400, 60])
+def test_tokens_are_those_of_transformers(
+    model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, num_blocks: int, beams: bool
+) -> None:
+    """Ends by token, string and length, found out one step late; preemption of sequences whose newest
+    token nobody has read; with beams, steps that wait and steps that do not, by turns."""
+    requests = mixed_requests(reference, 24, seed=5, longest=100)
+    if not beams:
+        single = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "min_new_tokens": 0}
+        requests = [(prompt, config.model_copy(update=single)) for prompt, config in requests]
+    llm = overlapped_llm(model, monkeypatch, num_blocks=num_blocks)
+    generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
+    wrong = [
+        index
+        for index, ((prompt, config), generation) in enumerate(zip(requests, generations, strict=True))
+        if [answer.token_ids for answer in generation.answers] != reference.answers(prompt, config)
+    ]
+    assert not wrong
+    llm.engine.check()
+    stats = llm.engine.stats()
+    assert stats.step_failures == 0
+    assert stats.cache_usage == 0.0
+    assert (stats.preempted_by_swap + stats.preempted_by_recompute > 0) == (num_blocks == 60)
+
+
+def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = overlapped_llm(model, monkeypatch, num_blocks=100)
+    events: list[str] = []
+    forward, collect = llm.engine.runner.forward, llm.engine._collector.collect
+    monkeypatch.setattr(llm.engine.runner, "forward", lambda plan: events.append("launch") or forward(plan))
+    monkeypatch.setattr(
+        llm.engine._collector, "collect", lambda *args: events.append("read") or collect(*args)
+    )
+    llm.generate([[5, 6, 7]], GenerationConfig(max_new_tokens=4, ignore_eos=True))
+    assert events == ["launch", "launch", "read", "launch", "read", "launch", "read", "read"]
