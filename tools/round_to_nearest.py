@@ -58,7 +58,7 @@ def quantise_weight(weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """
     outputs, inputs = weight.shape
     group_size = inputs if recipe.group_size == -1 else recipe.group_size
-    groups = weight.float().view(outputs, -1, group_size)
+    groups = weight.float().reshape(outputs, -1, group_size)
     highest = (1 << recipe.bits) - 1
     least = groups.amin(-1).clamp(max=0.0)
     greatest = groups.amax(-1).clamp(min=0.0)
@@ -110,21 +110,23 @@ def quantise_checkpoint(model: Path, out: Path, recipe: Recipe) -> None:
     _write_rest(model, out, recipe, config, places if len(files) > 1 else {})
 
 
-def linear_layers(model: Path) -> set[str]:
-    """Names of the linear layers of a checkpoint's architecture but its output layer."""
+def linear_layers(model: Path) -> dict[str, bool]:
+    """Names of the linear layers of a checkpoint's architecture but its output layer; whether the
+    weight lies [inputs, outputs], as in GPT-2."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(model)))
     head = skeleton.get_output_embeddings()
     return {
-        name
+        name: isinstance(module, Conv1D)
         for name, module in skeleton.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
 
 
-def _quantise_file(file: Path, layers: set[str], recipe: Recipe, progress: Any) -> dict[str, Tensor]:
+def _quantise_file(file: Path, layers: dict[str, bool], recipe: Recipe, progress: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     with safe_open(file, framework="pt") as source:
         for name in source.keys():  # noqa: SIM118 - not a mapping
@@ -133,8 +135,9 @@ def _quantise_file(file: Path, layers: set[str], recipe: Recipe, progress: Any) 
             if not name.endswith(".weight") or layer not in layers:
                 tensors[name] = tensor
                 continue
-            _check(layer, tensor, recipe)
-            for part, value in quantise_weight(tensor, recipe).items():
+            weight = tensor.t() if layers[layer] else tensor
+            _check(layer, weight, recipe)
+            for part, value in quantise_weight(weight, recipe).items():
                 tensors[f"{layer}.{part}"] = value
             progress.update()
     return tensors

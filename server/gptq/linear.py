@@ -11,6 +11,7 @@ from server.gptq.checkpoint import GPTQCheckpoint
 from server.gptq.config import GPTQError
 from server.gptq.kernels.base import GPTQKernel
 from server.gptq.kernels.select import KernelChoice
+from server.gptq.memory import return_freed_pages
 from server.gptq.weight import QuantisedWeight, weight_of
 
 
@@ -134,6 +135,7 @@ class GPTQLinear(nn.Module):
         for weight in self.quantised_weights():
             self.kernels.append(choice.kernel_for(weight))
         self.qweight = self.qzeros = self.scales = self.g_idx = None
+        return_freed_pages()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] → [..., sum(outputs)], in the type of x."""

@@ -112,3 +112,6 @@ def swap_layers(model: nn.Module, checkpoint: GPTQCheckpoint, dtype: torch.dtype
         parent, _, child = name.rpartition(".")
         swapped = GPTQLinear(checkpoint, [name], inputs, [outputs], dtype=dtype, device=torch.device("meta"))
         setattr(modules[parent], child, swapped)
+        if not modules[parent]._non_persistent_buffers_set:
+            # some architectures initialise a layer's weight from its parent, and there is none
+            modules[parent]._is_hf_initialized = True

@@ -1,0 +1,116 @@
+"""Loading takes the memory of the int4 weights, and never that of their floats."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.models import tiny_llama
+from tools.round_to_nearest import Recipe, quantise_weight
+
+ROOT = Path(__file__).parents[2]
+HIDDEN, INNER, LAYERS = 1024, 4096, 6
+
+_MEASURE = """
+import sys, threading, time
+from pathlib import Path
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from server.continuous_batching.config import ModelLoadingConfig
+from server.continuous_batching.models.config import DecoderConfig
+from server.continuous_batching.models.load import load_model
+from server.gptq.checkpoint import GPTQCheckpoint
+from server.gptq.swap import load_quantised
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+def load(which, path):
+    cpu = torch.device("cpu")
+    if which == "static":
+        return load_quantised(GPTQCheckpoint.open(Path(path)), dtype=torch.bfloat16, device=cpu)[0]
+    config = ModelLoadingConfig(
+        model_name_or_path=path, quantize_method="gptq", torch_dtype="bfloat16", device="cpu"
+    )
+    return load_model(config, DecoderConfig.load(Path(path)), torch.bfloat16, cpu)[0]
+
+which, warm, path = sys.argv[1:]
+load(which, warm)
+base = peak = anonymous()
+done = False
+
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.001)
+
+thread = threading.Thread(target=watch)
+thread.start()
+model = load(which, path)
+done = True
+thread.join()
+kept = sum(t.nbytes for t in {*model.parameters(), *model.buffers()})
+print(peak - base, kept)
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """100 million random weights in 4 bits."""
+    path = tiny_llama(tmp_path_factory.mktemp("wide"), hidden=64)
+    torch.manual_seed(0)
+    shapes = {
+        "self_attn.q_proj": (HIDDEN, HIDDEN),
+        "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
+        "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(512, HIDDEN, dtype=torch.bfloat16),
+        "lm_head.weight": torch.zeros(512, HIDDEN, dtype=torch.bfloat16),
+        "model.norm.weight": torch.ones(HIDDEN),
+    }
+    layer = {name: quantise_weight(torch.randn(shape), Recipe()) for name, shape in shapes.items()}
+    for index in range(LAYERS):
+        prefix = f"model.layers.{index}"
+        for name, parts in layer.items():
+            tensors |= {f"{prefix}.{name}.{part}": tensor.clone() for part, tensor in parts.items()}
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = torch.ones(HIDDEN)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config |= {"hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": LAYERS}
+    config |= {"head_dim": HIDDEN // 4, "quantization_config": Recipe().config()}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Loaded first, so that what libraries take for themselves does not count."""
+    from tests.gptq.models import quantised
+
+    path = tmp_path_factory.mktemp("small")
+    return quantised(tiny_llama(path / "float", hidden=128), path / "q", group_size=32)
+
+
+@pytest.mark.parametrize("server", ["continuous", "static"])
+def test_peak_while_loading(server: str, checkpoint: Path, small: Path) -> None:
+    command = [sys.executable, "-c", _MEASURE, server, str(small), str(checkpoint)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    peak, kept = map(int, done.stdout.split())
+    floats = 2 * LAYERS * (3 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
+    assert kept < 0.32 * floats
+    assert peak < 1.1 * kept + 4 * 2**20  # the allocator's own
