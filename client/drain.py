@@ -35,6 +35,7 @@ class Drain:
 
     def __init__(self, drained: Drained) -> None:
         self._drained = drained
+        self._server_exits: dict[signal.Signals, Callable[[int, Any], Any]] = {}
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
 
@@ -46,15 +47,28 @@ class Drain:
         for number in (signal.SIGTERM, signal.SIGINT):
             server_exit = signal.getsignal(number)
             if callable(server_exit):
-                loop.add_signal_handler(number, self._on_signal, number, server_exit)
+                self._server_exits[number] = server_exit
+                loop.add_signal_handler(number, self._on_signal, number)
 
-    def _on_signal(self, number: signal.Signals, server_exit: Callable[[int, Any], Any]) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         if self._task is not None:
             self._hurry.set()
             return
         logger.info("draining on %s; once more to end at once", number.name)
-        self._task = asyncio.create_task(self._drain())
-        self._task.add_done_callback(lambda _: server_exit(number, None))
+        self._task = asyncio.create_task(self._leave(number))
+
+    async def _leave(self, number: signal.Signals) -> None:
+        try:
+            await self._drain()
+        finally:
+            self._give_signals_back()  # on its way out the server raises this one again
+            self._server_exits[number](number, None)
+
+    def _give_signals_back(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number, server_exit in self._server_exits.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, server_exit)
 
     async def _drain(self) -> None:
         drained = self._drained
