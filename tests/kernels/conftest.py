@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
 
 # the interpreter multiplies bfloat16 matrices as if they were integers: there, half precision stands in
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
