@@ -82,8 +82,8 @@ class Relay:
         while True:
             replica = self._router.choose(request, attempts.tried)
             if replica is None:
-                if isinstance(result, Answer) and result.status == 429:
-                    break  # all are full, and say so
+                if isinstance(result, Answer) and result.status == 429 and not reply.status:
+                    break  # all are full, and say so; a stream that was cut waits for room
                 replica = await self._wait(request, attempts, watch, journal)
             pieces = journal.pieces if journal else 0
             result = await self._attempt(request, replica, watch, reply, journal)
@@ -120,7 +120,8 @@ class Relay:
         if journal is not None:
             journal.new_connection()
             if journal.pieces:
-                body = resumed_body(request.fields, journal.resume(request.choices, int(time.time())))
+                resume = journal.resume(request.choices, int(time.time()), request.fields.get("resume"))
+                body = resumed_body(request.fields, resume)
                 self._metrics.resumes += 1
         replica.breaker.sent()
         try:
@@ -168,6 +169,9 @@ class Relay:
         """Tell the client what the last attempt brought."""
         if isinstance(result, StreamFailed) and not result.retryable:
             await reply.error_event(result.event)
+        elif isinstance(result, Answer) and reply.status:
+            logger.error("a stream was not continued: %s %r", result, result.body[:500])
+            raise unavailable("the stream was cut and no server went on with it", code="upstream_failed")
         elif isinstance(result, Answer) and result.is_json:
             retry_after = result.retry_after or ("1" if result.status in (429, 503) else None)
             headers = [(RETRY_AFTER.encode(), retry_after.encode())] if retry_after else []

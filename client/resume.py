@@ -89,13 +89,22 @@ class Journal:
         self._splitter = EventSplitter()
         self.error = None
 
-    def resume(self, choices: int, now: int) -> Resume:
-        """Where each of the `choices` answers stands; `now` is the time stamp if none was seen yet."""
-        resumed = [ResumedChoice() for _ in range(choices)]
+    def resume(self, choices: int, now: int, earlier: Any = None) -> Resume:
+        """Where each of the answers stands.
+
+        Args:
+            choices: how many answers there are.
+            now: the time stamp if the stream has shown none.
+            earlier: the `resume` of the request itself, where a gateway in front of this one had to
+                continue the stream already.
+        """
+        before = None if earlier is None else Resume.model_validate(earlier)
+        resumed = before.choices if before else [ResumedChoice() for _ in range(choices)]
         for index, token_ids, finished in read_checkpoints(b"".join(self._checkpoints)):
             resumed[index].token_ids.extend(token_ids)
             resumed[index].finished |= finished
-        return Resume(created=now if self._created is None else self._created, choices=resumed)
+        created = before.created if before else self._created
+        return Resume(created=now if created is None else created, choices=resumed)
 
 
 def resumed_body(fields: dict[str, Any], resume: Resume) -> bytes:

@@ -73,7 +73,7 @@ def keyed_router(gateway: Gateway) -> APIRouter:
     """Routes that need one of the API keys, where there are any."""
 
     async def key(authorization: Authorization = "") -> None:
-        check_key(authorization.encode(), gateway.settings.config.api_keys)
+        check_key(authorization.encode("latin-1"), gateway.settings.config.api_keys)
 
     router = APIRouter(tags=["gateway"], dependencies=[Depends(key)], responses=errors(401))
     registry, jumpers = gateway.registry, gateway.jumpers
@@ -136,7 +136,7 @@ def event_router(gateway: Gateway) -> APIRouter:
         """Whether the token was presented; False where none is configured."""
         token = gateway.settings.config.event_token
         if token is not None:
-            check_key(authorization.encode(), [token])
+            check_key(authorization.encode("latin-1"), [token])
         return token is not None
 
     @router.post(routes.EVENT_SERVER_STARTUP)
@@ -160,8 +160,9 @@ def event_router(gateway: Gateway) -> APIRouter:
         if replica is None:
             raise not_found(f"{event.url} is not a server of this gateway")
         if is_true:
-            gateway.registry.drain(replica)
-        gateway.heartbeats.probe_now(replica)
+            gateway.registry.drain(replica)  # it may still call itself ready for a moment: ask later
+        else:
+            gateway.heartbeats.probe_now(replica)
         return EventAccepted()
 
     return router

@@ -203,6 +203,38 @@ async def test_a_stream_that_nobody_can_continue_ends_with_an_error_event(
         assert b"\n\nevent: error\ndata: {" in await stream
 
 
+async def test_a_cut_stream_waits_for_room(make_gateway: MakeGateway) -> None:
+    expected = await undisturbed(make_gateway, "story", 8)
+    first, peer = Stub(die_after=3), Stub(others=BUSY, refusal=queue_full("full"))
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        stream = asyncio.create_task(client.stream("story", 8))
+        await eventually(lambda: bool(first.calls))
+        await first.kill()
+        await eventually(lambda: len(peer.calls) >= 3)
+        peer.refusal = None
+        assert await stream == expected
+
+
+async def test_a_cut_stream_that_is_refused_ends_with_an_error_event(make_gateway: MakeGateway) -> None:
+    first, peer = Stub(die_after=3), Stub(others=BUSY, refusal=unprocessable("no"))
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        stream = await client.stream("story", 8)
+        assert b"\n\nevent: error\ndata: {" in stream and stream.count(b"data: ") == 4
+
+
+async def test_a_stream_resumed_by_a_gateway_in_front_can_be_cut_again(make_gateway: MakeGateway) -> None:
+    expected = await undisturbed(make_gateway, "story", 8)
+    first, peer = Stub(die_after=3), Stub(others=BUSY)
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        sent = tokens_of("story", 8)[:2]
+        resume = {"created": 1, "choices": [{"token_ids": sent, "finished": False}]}
+        rest = await client.stream("story", 8, resume=resume)
+        assert expected.endswith(rest) and rest.count(b"data: ") == 6 + 2
+        continued = peer.calls[0].body["resume"]
+        assert continued["choices"][0]["token_ids"] == tokens_of("story", 8)[:5]
+        assert continued["created"] == 1
+
+
 async def test_checkpoints_are_for_gateways_only(make_gateway: MakeGateway) -> None:
     async with stubs(server := Stub()), make_gateway([server]) as client:
         assert b": tokens" not in await client.stream()
