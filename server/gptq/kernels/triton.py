@@ -13,7 +13,8 @@ from server.gptq.weight import QuantisedWeight
 SUB_BLOCK = 16
 """Inputs that a product of the matrix units takes at once, and rows of words of a block."""
 DENSE_ROWS = 128
-"""Rows from which on dequantising the whole weight for cuBLAS is faster."""
+"""Rows from which on the whole weight is dequantised for cuBLAS. Not measured yet: an estimate from
+the bytes that each way moves; `benchmarks/gptq_kernels.py` on a GPU tells."""
 OUTPUTS_AT_ONCE = 1024
 """Outputs whose codes are unpacked at the same time while the weight is packed."""
 
