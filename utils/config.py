@@ -3,9 +3,9 @@
 A file may hold `#` comments and trailing commas (it is read as YAML, of which JSON is a part).
 Whatever is wrong with it becomes a `ConfigError` of one line that says where and what is accepted.
 
-Paths in a file are relative to the file, not to where the service was started: use `ExistingPath`
-(a file or directory that must exist) and `ModelPath` (a model directory, or a name on the Hugging
-Face hub) as field types. Keys, passwords and tokens are `Secret`s. Models derive from `ConfigModel`.
+Paths in a file are relative to the file, not to where the service was started: use `ModelDirectory`
+or `ModelPath` (a model directory, or a name on the Hugging Face hub) as field types. Keys, passwords
+and tokens are `Secret`s. Models derive from `ConfigModel`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def _resolve(path: str | Path, info: ValidationInfo) -> Path:
     return Path(os.path.normpath(directory / Path(path).expanduser()))
 
 
-def _existing_path(path: Path, info: ValidationInfo) -> Path:
-    resolved = _resolve(path, info)
-    if not resolved.exists():
-        raise PydanticCustomError("path", f"a path that exists ({resolved} does not)")
-    return resolved
+def _model_directory(value: str, info: ValidationInfo) -> str:
+    resolved = _resolve(value, info)
+    if not resolved.is_dir():
+        raise PydanticCustomError("path", f"a model directory ({resolved} does not exist)")
+    return str(resolved)
 
 
 def _model_path(value: str, info: ValidationInfo) -> str:
@@ -92,8 +92,8 @@ def _model_path(value: str, info: ValidationInfo) -> str:
     return value
 
 
-ExistingPath = Annotated[Path, AfterValidator(_existing_path)]
-"""An absolute path of something that exists; relative ones are relative to the file."""
+ModelDirectory = Annotated[str, AfterValidator(_model_directory)]
+"""The absolute path of a directory that exists."""
 
 ModelPath = Annotated[str, AfterValidator(_model_path)]
 """An absolute path of something that exists, or a hub name (``name`` or ``owner/name``)."""

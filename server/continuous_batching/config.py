@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from server.continuous_batching.scheduler.cost import SwapPolicy
-from utils.config import ConfigModel, ModelPath, Secret
+from utils.config import ConfigModel, ModelDirectory, ModelPath, Secret
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -17,7 +17,7 @@ class ModelLoadingConfig(ConfigModel):
     """Which model, and how to hold it."""
 
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
-    model_name_or_path: ModelPath
+    model_name_or_path: ModelDirectory
     torch_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     tokenizer_name_or_path: ModelPath | None = None
     use_fast_tokenizer: bool = True

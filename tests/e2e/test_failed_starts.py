@@ -57,6 +57,12 @@ def test_a_missing_model_directory(empty_stack: Stack, tmp_path: Path, kind: str
     assert len(said.splitlines()) == 1
 
 
+def test_the_placeholder_of_a_template_is_not_a_model(empty_stack: Stack, tmp_path: Path) -> None:
+    said = start(empty_stack, "cb", config_for("cb", tmp_path, model_name_or_path="PATH_TO_MODEL_DIR"))
+    assert f"{tmp_path}/PATH_TO_MODEL_DIR does not exist" in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("kind", ["cb", "sb"])
 def test_a_corrupt_safetensors_file(empty_stack: Stack, tmp_path: Path, kind: str) -> None:
     model = tmp_path / "model"
