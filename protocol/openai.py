@@ -30,12 +30,17 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    continuous_usage_stats: Annotated[
+        bool, Field(description="usage so far in every chunk (as vLLM; load generators ask for it)")
+    ] = False
     include_obfuscation: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> StreamOptions:
         if self.include_obfuscation:
             raise ValueError("include_obfuscation is not supported")
+        if self.continuous_usage_stats and not self.include_usage:
+            raise ValueError("continuous_usage_stats needs include_usage")
         return self
 
 

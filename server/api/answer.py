@@ -129,17 +129,17 @@ class EventStream(Response):
         tokens = sum(map(len, sent))
         begun = {index for index, token_ids in enumerate(sent) if token_ids}
         async for piece in deltas:
-            tokens += len(piece.token_ids)
             delta = coalescer.feed(piece)
             if delta is None:
                 continue
+            tokens += len(delta.token_ids)
             index = delta.index
             first = index not in begun
             begun.add(index)
             comments = b""
             if checkpoints:
                 comments = sse.checkpoint(index, delta.token_ids, delta.finish_reason is not None)
-            yield sse.event(shape.event(delta, first), comments=comments)
+            yield sse.event(shape.event(delta, first, tokens), comments=comments)
         last = shape.last_event(Usage.of(self._call.prompt_tokens, tokens))
         # in one piece: a stream that is cut between the two could not be continued exactly
         yield sse.DONE if last is None else sse.event(last) + sse.DONE

@@ -20,7 +20,7 @@ from server.api.answer import Context, already_sent, answer
 from server.api.jobs import Call, chat_call, completion_call, openai_completion_call, parse, split_prompts
 from server.api.logprobs import TextLogprobs
 from server.api.openapi import document_body, document_errors
-from server.api.shapes import ChatShape, NativeShape, TextShape
+from server.api.shapes import ChatShape, Envelope, NativeShape, TextShape
 from server.text.tokenizer import Tokenizer
 
 NATIVE_ROUTES: dict[ServiceKind, str] = {
@@ -60,10 +60,7 @@ def completion_router(context: Context) -> APIRouter:
         body = parse(OpenAICompletionRequest, await request.body())
         call = await openai_completion_call(service, body)
         shape = TextShape(
-            request_id=request.state.request_id,
-            created=_created(call),
-            model=body.model,
-            include_usage=_include_usage(body),
+            _envelope(request, body, call),
             echo=_echo(service.tokenizer, body, call) if body.echo else None,
             logprobs=_text_logprobs(service.tokenizer, call),
         )
@@ -80,10 +77,7 @@ def completion_router(context: Context) -> APIRouter:
         body = parse(ChatCompletionRequest, await request.body())
         call = await chat_call(service, body)
         shape = ChatShape(
-            request_id=request.state.request_id,
-            created=_created(call),
-            model=body.model,
-            include_usage=_include_usage(body),
+            _envelope(request, body, call),
             stream=call.stream,
             tokenizer=None if call.config.logprobs is None else service.tokenizer,
         )
@@ -92,12 +86,14 @@ def completion_router(context: Context) -> APIRouter:
     return router
 
 
-def _created(call: Call) -> int:
-    return int(time.time()) if call.resume is None else call.resume.created
-
-
-def _include_usage(body: SharedRequest) -> bool:
-    return body.stream_options is not None and body.stream_options.include_usage
+def _envelope(request: Request, body: SharedRequest, call: Call) -> Envelope:
+    return Envelope(
+        request_id=request.state.request_id,
+        created=int(time.time()) if call.resume is None else call.resume.created,
+        model=body.model,
+        prompt_tokens=call.prompt_tokens,
+        stream_options=body.stream_options,
+    )
 
 
 def _text_logprobs(tokenizer: Tokenizer, call: Call) -> TextLogprobs | None:

@@ -8,13 +8,14 @@ import signal
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Protocol
+from types import FrameType
+from typing import Any, Protocol
 
 from server.api.service import Service
 
 logger = logging.getLogger(__name__)
 
-ServerExit = Callable[[int, None], object]
+ServerExit = Callable[[int, FrameType | None], Any]
 """An HTTP server's own handler of a signal."""
 
 
@@ -54,6 +55,7 @@ class Lifecycle:
         self._drain_timeout = drain_timeout
         self._draining: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
+        self._server_exits: dict[signal.Signals, ServerExit] = {}
 
     @asynccontextmanager
     async def run(self, _app: object = None) -> AsyncIterator[None]:
@@ -96,26 +98,32 @@ class Lifecycle:
             # they fail now: the HTTP server goes only when all of them have been answered
             await self._service.close()
 
-    async def _leave(self, number: signal.Signals, server_exit: ServerExit) -> None:
-        try:
-            await self._drain()
-        finally:
-            server_exit(number, None)
-
     def _take_signals(self) -> None:
         """Put draining in front of the HTTP server's own signal handlers."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             server_exit = signal.getsignal(number)
             if callable(server_exit):
-                loop.add_signal_handler(number, self._on_signal, number, server_exit)
+                self._server_exits[number] = server_exit
+                loop.add_signal_handler(number, self._on_signal, number)
 
-    def _on_signal(self, number: signal.Signals, server_exit: ServerExit) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         if self._draining is None:
             logger.info("draining on %s", number.name)
-            self._draining = asyncio.create_task(self._leave(number, server_exit))
+            self._draining = asyncio.create_task(self._leave(number))
         elif self._patience is not None and not self._patience.expired():
             self._patience.reschedule(0.0)
+
+    async def _leave(self, number: signal.Signals) -> None:
+        try:
+            await self._drain()
+        finally:
+            # give the signals back first: on its way out the server raises this one again
+            loop = asyncio.get_running_loop()
+            for taken, server_exit in self._server_exits.items():
+                loop.remove_signal_handler(taken)
+                signal.signal(taken, server_exit)
+            self._server_exits[number](number, None)
 
 
 def _one_line(error: Exception) -> str:

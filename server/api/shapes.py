@@ -8,11 +8,13 @@ more than all the rest of its path.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from protocol.completion import Usage
+from protocol.openai import StreamOptions
 from server.api.logprobs import TextLogprobs, chat_logprobs
 from server.api.service import Delta
 from server.text.tokenizer import Tokenizer
@@ -23,8 +25,14 @@ Json = dict[str, Any]
 class Shape(Protocol):
     """The answers of one request in the terms of one API, as JSON."""
 
-    def event(self, delta: Delta, first: bool) -> bytes:
-        """A stream's event for the next piece of an answer; `first`: nothing of it was sent yet."""
+    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
+        """A stream's event for the next piece of an answer.
+
+        Args:
+            delta: the piece.
+            first: nothing of its answer was sent yet.
+            tokens: generated tokens of all answers that the stream has dealt with, with this piece.
+        """
         ...
 
     def last_event(self, usage: Usage) -> bytes | None:
@@ -51,7 +59,7 @@ class NativeShape:
             choice["logprobs"] = self._logprobs.write(delta.index, delta.logprobs)
         return choice
 
-    def event(self, delta: Delta, first: bool) -> bytes:
+    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
         return orjson.dumps({"choices": [self._choice(delta)]})
 
     def last_event(self, usage: Usage) -> bytes | None:
@@ -62,23 +70,45 @@ class NativeShape:
         return orjson.dumps({"choices": choices, "usage": usage.model_dump()})
 
 
+@dataclass(slots=True, frozen=True)
+class Envelope:
+    """What stands around the answers on both OpenAI routes."""
+
+    request_id: str
+    created: int
+    model: str
+    prompt_tokens: int
+    stream_options: StreamOptions | None = None
+
+
 class _OpenAIShape:
-    """What the two OpenAI routes share: the envelope and the usage at the end of a stream."""
+    """What the two OpenAI routes share: the envelope, and usage in streams that ask for it."""
 
-    def __init__(self, *, id: str, kind: str, created: int, model: str, include_usage: bool) -> None:
-        self._envelope: Json = {"id": id, "object": kind, "created": created, "model": model}
-        self._include_usage = include_usage
-        # once usage is asked for, every chunk has the field, null but in the last
-        self._chunk_end: Json = {"usage": None} if include_usage else {}
+    def __init__(self, envelope: Envelope, prefix: str, kind: str) -> None:
+        self._envelope: Json = {
+            "id": f"{prefix}-{envelope.request_id}",
+            "object": kind,
+            "created": envelope.created,
+            "model": envelope.model,
+        }
+        self._prompt_tokens = envelope.prompt_tokens
+        options = envelope.stream_options or StreamOptions()
+        self._usage_at_end = options.include_usage
+        self._usage_always = options.continuous_usage_stats
 
-    def _chunk(self, choice: Json) -> bytes:
-        return orjson.dumps({**self._envelope, "choices": [choice], **self._chunk_end})
+    def _chunk(self, choice: Json, tokens: int) -> bytes:
+        chunk = {**self._envelope, "choices": [choice]}
+        if self._usage_always:
+            chunk["usage"] = Usage.of(self._prompt_tokens, tokens).model_dump()
+        elif self._usage_at_end:
+            chunk["usage"] = None  # once it is asked for, every chunk has the field
+        return orjson.dumps(chunk)
 
     def _whole(self, choices: list[Json], usage: Usage) -> bytes:
         return orjson.dumps({**self._envelope, "choices": choices, "usage": usage.model_dump()})
 
     def last_event(self, usage: Usage) -> bytes | None:
-        return self._whole([], usage) if self._include_usage else None
+        return self._whole([], usage) if self._usage_at_end else None
 
 
 class TextShape(_OpenAIShape):
@@ -89,22 +119,9 @@ class TextShape(_OpenAIShape):
     """
 
     def __init__(
-        self,
-        *,
-        request_id: str,
-        created: int,
-        model: str,
-        include_usage: bool,
-        echo: Sequence[str] | None,
-        logprobs: TextLogprobs | None,
+        self, envelope: Envelope, *, echo: Sequence[str] | None, logprobs: TextLogprobs | None
     ) -> None:
-        super().__init__(
-            id=f"cmpl-{request_id}",
-            kind="text_completion",
-            created=created,
-            model=model,
-            include_usage=include_usage,
-        )
+        super().__init__(envelope, "cmpl", "text_completion")
         self._echo = echo
         self._logprobs = logprobs
 
@@ -118,8 +135,8 @@ class TextShape(_OpenAIShape):
             "finish_reason": delta.finish_reason,
         }
 
-    def event(self, delta: Delta, first: bool) -> bytes:
-        return self._chunk(self._choice(delta, first))
+    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
+        return self._chunk(self._choice(delta, first), tokens)
 
     def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
         return self._whole([self._choice(delta, True) for delta in answers], usage)
@@ -132,39 +149,23 @@ class ChatShape(_OpenAIShape):
     sent follows from whether any token was: a stream that is resumed never repeats it.
     """
 
-    def __init__(
-        self,
-        *,
-        request_id: str,
-        created: int,
-        model: str,
-        include_usage: bool,
-        stream: bool,
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        super().__init__(
-            id=f"chatcmpl-{request_id}",
-            kind="chat.completion.chunk" if stream else "chat.completion",
-            created=created,
-            model=model,
-            include_usage=include_usage,
-        )
+    def __init__(self, envelope: Envelope, *, stream: bool, tokenizer: Tokenizer | None) -> None:
+        super().__init__(envelope, "chatcmpl", "chat.completion.chunk" if stream else "chat.completion")
         self._tokenizer = tokenizer
         """Set where log probabilities are wanted."""
 
     def _logprobs(self, delta: Delta) -> Json | None:
         return None if self._tokenizer is None else chat_logprobs(self._tokenizer, delta.logprobs)
 
-    def event(self, delta: Delta, first: bool) -> bytes:
+    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
         message: Json = {"content": delta.text} if delta.text or first else {}
-        return self._chunk(
-            {
-                "index": delta.index,
-                "delta": {"role": "assistant", **message} if first else message,
-                "logprobs": self._logprobs(delta),
-                "finish_reason": delta.finish_reason,
-            }
-        )
+        choice = {
+            "index": delta.index,
+            "delta": {"role": "assistant", **message} if first else message,
+            "logprobs": self._logprobs(delta),
+            "finish_reason": delta.finish_reason,
+        }
+        return self._chunk(choice, tokens)
 
     def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
         choices = [

@@ -77,6 +77,16 @@ async def test_usage_at_the_end(http: aiohttp.ClientSession, service: FakeServic
     assert native or all("usage" in event for event in events)
 
 
+async def test_usage_in_every_chunk(http: aiohttp.ClientSession, service: FakeService, route: str) -> None:
+    if route == "/completion/v2":
+        pytest.skip("the native route has no stream options")
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    data = await stream(http, route, {"x-stream-checkpoint": "1"}, stream_options=options)
+    told = [json.loads(payload)["usage"]["completion_tokens"] for payload in payloads(data)[:-1]]
+    sizes = [len(ids) for _, ids, _ in sse.read_checkpoints(data)]
+    assert told == [*itertools.accumulate(sizes), len(service.reply)]
+
+
 async def test_no_usage_unless_asked_for(http: aiohttp.ClientSession, route: str) -> None:
     if route == "/completion/v2":
         pytest.skip("the native route always reports usage")
@@ -104,7 +114,8 @@ async def test_resumed_anywhere_the_bytes_are_the_same(
     if route == "/completion/v2":
         options["generation_config"] = options["generation_config"] | {"stop": stop, "logprobs": 1}
     else:
-        options |= {"stop": stop, "stream_options": {"include_usage": True}}
+        usage = {"include_usage": True, "continuous_usage_stats": bool(stop)}
+        options |= {"stop": stop, "stream_options": usage}
     whole = await stream(http, route, headers, **options)
     created = json.loads(payloads(whole)[0]).get("created", 0)
     events = [event + b"\n\n" for event in whole.split(b"\n\n")[:-1]]
