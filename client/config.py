@@ -60,7 +60,10 @@ class GatewayConfig(ConfigModel):
     first_byte_timeout_seconds: Seconds = 600
     idle_timeout_seconds: Seconds = Field(300, description="longest silence within an answer")
     client_timeout_seconds: Seconds = Field(60, description="longest pause of a client, sending or reading")
-    drain_timeout_seconds: Seconds = 60
+    drain_timeout_seconds: Seconds = Field(
+        50,
+        description="how long requests in flight have after SIGTERM; less than gunicorn's graceful_timeout",
+    )
 
     # health
     heart_beat_timeout_seconds: Seconds = 3
