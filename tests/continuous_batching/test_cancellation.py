@@ -37,7 +37,9 @@ def test_a_thousand_cancelled_at_random_moments(tiny_model: Path) -> None:
         undisturbed.add(name, prompt, options)
     undisturbed.finish()
 
-    driver = Driver(small_llm(tiny_model, num_blocks=60, num_blocks_cpu=40, watermark=0.0))
+    driver = Driver(
+        small_llm(tiny_model, num_blocks=60, num_blocks_cpu=40, watermark=0.0, swap_policy="swap")
+    )
     engine = driver.engine
     waiting = list(survivors.items())
     alive: list[str] = []
