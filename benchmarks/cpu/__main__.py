@@ -44,7 +44,7 @@ class Peer:
         python = interpreter(engine, environments)
         arguments = [str(model)]
         if engine.module == "llama_cpp_peer":
-            arguments = [str(_gguf(model)), str(threads)]
+            arguments = [str(_gguf(model, python)), str(threads)]
         self._log = (environments / f"{engine.module}.log").open("w")
         self._process = subprocess.Popen(
             [python, "-m", f"benchmarks.cpu.peers.{engine.module}", *arguments],
@@ -82,12 +82,11 @@ class Peer:
         self._log.close()
 
 
-def _gguf(model: Path) -> Path:
+def _gguf(model: Path, python: Path) -> Path:
+    """The checkpoint as llama.cpp reads it, written by the engine's own environment."""
     file = model / "model-bf16.gguf"
     if not file.is_file():
-        from benchmarks.cpu.gguf import convert
-
-        convert(model, file)
+        subprocess.run([python, "-m", "benchmarks.cpu.gguf", model, file], cwd=ROOT, check=True)
     return file
 
 

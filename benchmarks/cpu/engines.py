@@ -34,7 +34,7 @@ ENGINES = {
     "own": Engine("this project", "own"),
     "vllm": Engine("vLLM CPU", "vllm_cpu", _VLLM),
     "vllm-pages": Engine("vLLM CPU, pages kept", "vllm_cpu", _VLLM, keeps_pages=True),
-    "llama.cpp": Engine("llama.cpp", "llama_cpp_peer", ("llama-cpp-python==0.3.36",)),
+    "llama.cpp": Engine("llama.cpp", "llama_cpp_peer", ("llama-cpp-python==0.3.36", "gguf")),
     "hf-static": Engine("transformers static", "hf_static", keeps_pages=True),
     "hf-continuous": Engine("transformers continuous", "hf_continuous", keeps_pages=True),
 }

@@ -1,17 +1,19 @@
 """A Llama checkpoint as a GGUF file in bfloat16: ``python -m benchmarks.cpu.gguf MODEL FILE``.
 
-Written with llama.cpp's own `gguf` package. Queries and keys are permuted as llama.cpp's rotation of
-neighbouring pairs wants them; the tokenizer is a stand-in, for only token ids are sent.
+Written with llama.cpp's own `gguf` package, in that engine's environment, without torch. Queries and
+keys are permuted as llama.cpp's rotation of neighbouring pairs wants them; the tokenizer is a
+stand-in, for only token ids are sent.
 """
 
 from __future__ import annotations
 
 import json
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
 _NAMES = {
     "input_layernorm": "attn_norm",
@@ -35,15 +37,29 @@ def _target(name: str) -> str:
     return f"blk.{layer}.{_NAMES[rest]}.weight"
 
 
-def _interleaved(weight: Tensor, heads: int) -> Tensor:
+def _interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     """Halves of each head → neighbouring pairs."""
-    return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and bits (uint16) of every bfloat16 tensor of a safetensors file."""
+    data = np.memmap(file, np.uint8, mode="r")
+    (size,) = struct.unpack("<Q", data[:8].tobytes())
+    header = json.loads(data[8 : 8 + size].tobytes())
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] != "BF16":
+            raise ValueError(f"{name} in {file} is {entry['dtype']}, not BF16")
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        yield name, data[begin:end].view(np.uint16).reshape(entry["shape"])
 
 
 def convert(model: Path, file: Path) -> None:
     """Write `file` from the checkpoint in directory `model`."""
     import gguf
-    from safetensors.torch import load_file
 
     config = json.loads((model / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -62,15 +78,15 @@ def convert(model: Path, file: Path) -> None:
     writer.add_token_list([f"<{index}>" for index in range(config["vocab_size"])])
     writer.add_token_scores([0.0] * config["vocab_size"])
     writer.add_token_types([gguf.TokenType.NORMAL] * config["vocab_size"])
-    for name, tensor in load_file(model / "model.safetensors").items():
+    for name, bits in _tensors(model / "model.safetensors"):
         target = _target(name)
         if target.endswith(("attn_q.weight", "attn_k.weight")):
-            tensor = _interleaved(tensor, heads if "attn_q" in target else kv_heads)
-        if tensor.dim() == 1:
-            writer.add_tensor(target, tensor.float().numpy())
-            continue
-        raw = tensor.contiguous().view(torch.uint8).numpy()
-        writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+            bits = _interleaved(bits, heads if "attn_q" in target else kv_heads)
+        if bits.ndim == 1:
+            writer.add_tensor(target, (bits.astype(np.uint32) << 16).view(np.float32))
+        else:
+            raw = np.ascontiguousarray(bits).view(np.uint8)
+            writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
