@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--sweep", nargs="*", type=float, default=list(FRACTIONS), metavar="SHARE", help=sweep)
     add("--seconds", type=float, default=3.0, help="length of a run on the fastest endpoint (default: 3)")
     add("--repeats", type=int, default=3, help="runs of every traffic (default: 3)")
-    slo = "objective, as for the load generator; default: 1 s and, per token, five times what one alone takes"
+    slo = "objective, as for the load generator; default: 1 s and, per token, ten times what one alone takes"
     add("--slo", default=None, metavar="NAME=S,…", help=slo)
     add(
         "--output",

@@ -20,7 +20,7 @@ SWEPT = "exponential"
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Rates of the sweep, as shares of the best throughput at saturation."""
 
-TOLERANCE = 5.0
+TOLERANCE = 10.0
 """How much slower than alone a request may be, in the objective that is chosen by default."""
 
 

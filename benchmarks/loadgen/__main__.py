@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--beam_share", type=float, metavar="SHARE", help="share of requests that search beams")
     add("--beams", type=int, metavar="N", help="how many beams these have")
     add("--sampled_share", type=float, metavar="SHARE", help="share of requests that sample")
-    add("--trace", type=Path, metavar="FILE", help="replay a JSONL trace instead (implies --arrivals trace)")
+    add("--trace", type=Path, metavar="FILE", help="requests of a JSONL trace, by default at its times")
     add("--seed", type=int, default=0, help="of lengths, prompts and arrivals")
 
     add = parser.add_argument_group("how").add_argument
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 async def _measure_all(args: argparse.Namespace) -> list[Result]:
     objective = parse_objective(args.slo)
     requests, warm_up, name = _requests(args)
-    texts = ["trace"] if args.trace else args.arrivals or ["closed:8"]
+    texts = args.arrivals or ["trace" if args.trace else "closed:8"]
     return [
         await measure(
             _endpoint(args),

@@ -238,3 +238,7 @@ def test_trace_on_the_command_line(url: str, service: FakeService, tmp_path: Pat
     arguments = ["--trace", str(trace), "--repeats", "1", "--warm_up", "0", "--quiet"]
     assert main(["--url", url, "--model", "fake", *arguments]) == 0
     assert [job.config.max_new_tokens for job in service.jobs] == [3, 2]
+    output = tmp_path / "figures.json"
+    arguments += ["--arrivals", "closed:1", "--output", str(output)]
+    assert main(["--url", url, "--model", "fake", *arguments]) == 0
+    assert json.loads(output.read_text())[0]["arrivals"] == "closed:1"
