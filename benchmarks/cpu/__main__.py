@@ -149,7 +149,8 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor() or platform.machine()
-    lines = dict(line.split("\t: ", 1) for line in info.read_text().splitlines() if "\t: " in line)
+    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    lines = {key.strip(): value.strip() for key, value in pairs}
     special = [
         name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in lines.get("flags", "")
     ]
