@@ -82,9 +82,7 @@ MakeGateway = Callable[..., AbstractAsyncContextManager[GatewayClient]]
 
 
 @asynccontextmanager
-async def running_gateway(
-    servers: Iterable[Stub] = (), *, session_limit: int = 0, **config: Any
-) -> AsyncIterator[GatewayClient]:
+async def running_gateway(servers: Iterable[Stub] = (), **config: Any) -> AsyncIterator[GatewayClient]:
     """A gateway in front of `servers`; `config` overrides the fast defaults.
 
     At its end nothing may be held that belonged to a request.
@@ -97,7 +95,7 @@ async def running_gateway(
     config.setdefault("static_batching_server_urls", urls["static_batching"])
     front = create_app(GatewayConfig.model_validate(config))
     async with serving_here(front) as url:
-        connector = aiohttp.TCPConnector(limit=session_limit)
+        connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(60)
         async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as session:
             client = GatewayClient(front, session, url)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import random
 import signal
 import sys
@@ -136,6 +137,8 @@ def cb_server(port: int) -> Sequence[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="takes minutes: set RUN_SLOW=1")
 async def test_kill_9_of_real_servers(tmp_path: Path) -> None:
     """Whatever serves is killed after two seconds of it; answers equal the undisturbed ones."""
     fleet = Fleet(cb_server, tmp_path)
