@@ -28,36 +28,16 @@ from benchmarks.loadgen.measures import Objective, summarise
 from benchmarks.loadgen.run import run
 from benchmarks.loadgen.traffic import Request
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "then",
-    "it",
-    "ran",
-    "far",
-    "away",
-    "to",
-    "see",
-    "the",
-    "sun",
-    "rise",
-    "over",
-    "hills",
-]
+TEXT = "the cat sat on a mat and then it ran far away to see the sun rise over hills"
 
 Figures = dict[str, float]
 
 
 def requests(count: int, seed: int = 0) -> list[Request]:
     """Text prompts of 10 to 60 words with answers of 16 to 64 tokens."""
-    random = np.random.default_rng(seed)
+    random, words = np.random.default_rng(seed), TEXT.split()
     return [
-        Request(" ".join(random.choice(WORDS, random.integers(10, 61))), int(random.integers(16, 65)))
+        Request(" ".join(random.choice(words, random.integers(10, 61))), int(random.integers(16, 65)))
         for _ in range(count)
     ]
 

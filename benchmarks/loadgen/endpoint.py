@@ -79,7 +79,8 @@ class Record:
     """When it should have been sent."""
     sent: float = 0.0
     first: float | None = None
-    """When the first text came; with answers that come whole, when that was."""
+    """When the first text came, or the end of an answer without any; with answers that come whole,
+    when that was."""
     end: float = 0.0
     pieces: list[float] = field(default_factory=list)
     """When each further piece of text came."""
@@ -136,7 +137,7 @@ async def _read_stream(response: aiohttp.ClientResponse, record: Record, origin:
                 record.error = f"error event: {_error_code(data)}"
                 return
             _read_usage(event, record)
-            if not any(map(_text, event.get("choices", ()))):
+            if not any(map(_shows, event.get("choices", ()))):
                 continue
             if record.first is None:
                 record.first = now
@@ -153,12 +154,11 @@ def _payloads(events: list[bytes]) -> Iterator[bytes]:
                 yield line[5:].strip()
 
 
-def _text(choice: dict[str, Any]) -> str | None:
-    """The text that a choice brings, under the name that each API has for it."""
-    if "text" in choice:
-        return choice["text"] or None
+def _shows(choice: dict[str, Any]) -> bool:
+    """Whether a choice brings text, under the name that each API has for it, or ends its answer:
+    one whose tokens have no text is answered all the same."""
     delta = choice.get("delta") or choice.get("message") or {}
-    return delta.get("content") or None
+    return bool(choice.get("text") or delta.get("content") or choice.get("finish_reason"))
 
 
 def _read_usage(answer: dict[str, Any], record: Record) -> None:

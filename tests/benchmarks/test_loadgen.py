@@ -88,6 +88,13 @@ async def test_a_stream_without_its_end_is_an_error() -> None:
     assert record.error == "the stream was cut"
 
 
+async def test_an_answer_whose_tokens_have_no_text_is_answered(url: str, service: FakeService) -> None:
+    service.reply = [0, 1, 0, 1]  # special tokens
+    (record,) = await run(endpoint(url), [Request("Hi", 4)], parse_arrivals("all"))
+    assert record.error is None and record.first is not None and record.new_tokens == 4
+    assert Objective(ttft=30.0).kept(record)
+
+
 async def test_closed_loop_has_as_many_at_once_as_clients(url: str, service: FakeService) -> None:
     service.seconds_per_token = 0.001
     live: list[int] = []
