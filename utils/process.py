@@ -71,15 +71,16 @@ def stop_group(group: int, marker: str, grace_seconds: float) -> bool:
     leader_lives = any(process.pid == group and marker in process.command for process in processes())
     with suppress(ProcessLookupError):
         (os.kill if leader_lives else os.killpg)(group, signal.SIGTERM)
-    ended = _wait_until(lambda: not group_alive(group, marker), grace_seconds)
+    ended = wait_until(lambda: not group_alive(group, marker), grace_seconds)
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)  # also helpers that outlived the service
     # a dying process loses its command line before it closes its sockets
-    _wait_until(lambda: not any(process.group == group for process in processes()), _KILL_SECONDS)
+    wait_until(lambda: not any(process.group == group for process in processes()), _KILL_SECONDS)
     return ended
 
 
-def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Return once `condition` holds; False if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

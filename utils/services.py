@@ -18,12 +18,13 @@ from pathlib import Path
 from utils.addresses import bracketed, reachable
 from utils.config import ConfigError
 from utils.options import PREFIX, AppOptions, to_environment
-from utils.process import PidFile, group_alive, port_is_free, stop_group
+from utils.process import PidFile, group_alive, port_is_free, stop_group, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 GATEWAY = "client_app"
 GRACE_SECONDS = 75.0
 """How long a service may take to finish its requests; above gunicorn's ``graceful_timeout``."""
+_EXEC_SECONDS = 2.0
 
 
 class ServiceError(Exception):
@@ -152,7 +153,10 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
             start_new_session=True,
         )
     pid_file.write(process.pid, service.url, log)
-    return Running(service.name, pid_file, process.pid, service.url, log, log_start)
+    running = Running(service.name, pid_file, process.pid, service.url, log, log_start)
+    # for a moment after its start a process has no command line to be known by
+    wait_until(lambda: running.alive() or process.poll() is not None, _EXEC_SECONDS)
+    return running
 
 
 def _command(service: Service, gunicorn_config: Path, pid_file: PidFile) -> list[str]:
