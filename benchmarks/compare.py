@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model", default=str(ROOT / "demo_model" / "checkpoint"), help="model that both servers load")
     add("--dtype", default="float32", help="torch_dtype of both (default: %(default)s)")
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    add("--beams", type=int, default=32, help="sequences that each decodes side by side, and clients")
+    add("--beams", type=int, default=16, help="sequences that each decodes side by side, and clients")
     add("--strategies", nargs="*", choices=list(STRATEGIES), default=list(STRATEGIES))
     endpoint = "a further endpoint: NAME=URL[,model=ID][,api=completions|chat|v1|v2][,stream=0|1]"
     add("--endpoint", action="append", default=[], type=parse_endpoint, metavar="NAME=URL,…", help=endpoint)

@@ -20,6 +20,9 @@ SWEPT = "exponential"
 FRACTIONS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Rates of the sweep, as shares of the best throughput at saturation."""
 
+PATIENCE = 4.0
+"""How many times longer than wanted a run may take the slowest endpoint."""
+
 TOLERANCE = 10.0
 """How much slower than alone a request may be, in the objective that is chosen by default."""
 
@@ -84,15 +87,17 @@ async def compare(endpoints: list[Endpoint], settings: Settings, objective: Obje
 async def _saturate(outcome: Outcome, settings: Settings, traffic: Traffic) -> None:
     """The traffic with as many clients as the servers have room for; equal lengths all at once."""
     arrivals = "all" if traffic.name == "equal" else f"closed:{settings.beams}"
-    count = 4 * settings.beams
-    fastest = 0.0
+    rates = []
     for endpoint in outcome.endpoints:  # warms up, and tells how many requests make a run
-        requests = traffic.requests(2 * settings.beams, WARM_UP_SEED)
+        requests = traffic.requests(settings.beams, WARM_UP_SEED)
         records = await run(endpoint, requests, parse_arrivals(arrivals), timeout=settings.timeout)
         _check(endpoint, records)
-        fastest = max(fastest, summarise(records, outcome.objective).requests_per_second)
-    if arrivals != "all":
-        count = max(count, round(fastest * settings.seconds))
+        rates.append(summarise(records, outcome.objective).requests_per_second)
+    # as long as wanted for the fastest, but bearable for the slowest, and never less than two batches
+    wanted = min(max(rates) * settings.seconds, min(rates) * settings.seconds * PATIENCE)
+    count = max(2 * settings.beams, round(wanted))
+    if arrivals == "all":
+        count -= count % settings.beams  # whole packages: static batching at its best
     parts = [traffic.requests(count, seed) for seed in range(settings.repeats)]
     results, samples = await _run_in_turn(outcome, settings, traffic.name, arrivals, parts)
     outcome.saturated[traffic.name] = results
@@ -120,9 +125,10 @@ async def _run_in_turn(
 
 
 async def _at_rate(outcome: Outcome, settings: Settings, rate: float) -> None:
-    """The swept traffic as an open loop at `rate` requests a second."""
-    count = max(24, round(2 * settings.seconds * rate))
-    parts = [BUILT_IN[SWEPT].requests(count, 100 + seed) for seed in range(settings.repeats)]
+    """The swept traffic as an open loop at `rate` requests a second, once: neighbouring rates tell
+    how much of it is chance."""
+    count = max(24, round(1.5 * settings.seconds * rate))
+    parts = [BUILT_IN[SWEPT].requests(count, seed=100)]
     results, _ = await _run_in_turn(outcome, settings, SWEPT, f"poisson:{rate:g}", parts)
     outcome.sweep[rate] = results
 

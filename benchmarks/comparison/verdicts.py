@@ -11,7 +11,7 @@ from benchmarks.loadgen.repeats import Result, Spread
 DESCRIPTIONS = {
     "equal": "equal lengths, all sent at once",
     "exponential": "answers of very different lengths (exponential, mean 64, cap 256)",
-    "sharegpt": "chats (ShareGPT-like lengths, halved)",
+    "sharegpt": "chats (ShareGPT-like lengths, a quarter of them)",
     "shared-prefix": "a shared system prompt of 512 tokens",
     "beams": "half of the requests searching 4 beams",
 }

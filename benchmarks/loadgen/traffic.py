@@ -112,7 +112,7 @@ BUILT_IN = {
         Traffic("uniform", answer="uniform:16:128"),
         Traffic("exponential", answer="exponential:64:256"),
         Traffic("exponential-unbounded", answer="exponential:64"),
-        Traffic("sharegpt", answer="sharegpt-answer:0.5:512", prompt="sharegpt-prompt:0.5:1024"),
+        Traffic("sharegpt", answer="sharegpt-answer:0.25:256", prompt="sharegpt-prompt:0.25:512"),
         Traffic("alpaca", answer="alpaca-answer", prompt="alpaca-prompt"),
         Traffic("shared-prefix", answer="exponential:32:128", prompt="uniform:8:32", prefix=512),
         Traffic("beams", answer="exponential:48:128", beam_share=0.5),
