@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from protocol.completion import FinishReason
 from protocol.generation import GenerationConfig
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.engine.build import build_engine
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.scheduler.request import Request
+from server.offline import Answer, Generation, start_generations
 from server.text.detokenizer import Detokenizer
-from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 
 
 class GenerationError(Exception):
     """A request that the engine refused or gave up; says why."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """One answer to a prompt."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    logprobs: list[TokenLogprob] | None = None
-
-
-@dataclass(slots=True)
-class Generation:
-    """A prompt with its answers, in order."""
-
-    prompt_token_ids: list[int]
-    answers: list[Answer] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """Text of the first answer."""
-        return self.answers[0].text
 
 
 class LLM:
@@ -94,18 +69,11 @@ class LLM:
         Raises:
             GenerationError: the first request that was refused or failed; the others are dropped.
         """
-        if config is None or isinstance(config, GenerationConfig):
-            config = [config or GenerationConfig()] * len(prompts)
-        if len(config) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(config)} configurations")
-        generations = [
-            Generation(self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt))
-            for prompt in prompts
-        ]
+        generations, configs = start_generations(prompts, config, self.tokenizer)
         results: dict[str, tuple[Generation, GenerationConfig]] = {}
         # nobody waits for a single answer: the longest first, so that the batch is full to the end
-        for index in sorted(range(len(prompts)), key=lambda i: -config[i].max_new_tokens):
-            generation, options = generations[index], config[index]
+        for index in sorted(range(len(prompts)), key=lambda i: -configs[i].max_new_tokens):
+            generation, options = generations[index], configs[index]
             results[self._submit(generation.prompt_token_ids, options)] = (generation, options)
         try:
             self._run(results, progress)

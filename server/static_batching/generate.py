@@ -10,24 +10,13 @@ import torch
 from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteriaList
 
-from protocol.completion import FinishReason
 from protocol.generation import GenerationConfig
+from server.offline import Answer
 from server.static_batching.model import LoadedModel
 from server.static_batching.processors import LogprobRecorder, build_processors
 from server.static_batching.prompts import PaddedPrompts, Prompt
 from server.static_batching.stopping import RowStopping, cut
 from server.text.detokenizer import Detokenizer
-from server.text.logprob import TokenLogprob
-
-
-@dataclass(slots=True)
-class Answer:
-    """One answer to a prompt."""
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,14 @@ from tqdm import tqdm
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from server.api.service import Job
+from server.offline import Generation, start_generations
 from server.static_batching.batcher import Batcher, Ticket
 from server.static_batching.config import BatcherConfig, ServerConfig, WorkerConfig
-from server.static_batching.generate import Answer, Batch
+from server.static_batching.generate import Batch
 from server.static_batching.model import load_model
 from server.static_batching.options import check_options, package_key
 from server.static_batching.prompts import Prompt
 from server.static_batching.worker import Worker
-
-
-@dataclass(slots=True)
-class Generation:
-    """A prompt with its answers, in order."""
-
-    prompt_token_ids: list[int]
-    answers: list[Answer]
-
-    @property
-    def text(self) -> str:
-        """Text of the first answer."""
-        return self.answers[0].text
 
 
 class StaticPipeline:
@@ -78,26 +65,22 @@ class StaticPipeline:
         Raises:
             ApiError: an option is not supported, or a package failed.
         """
-        configs = (
-            [config or GenerationConfig()] * len(prompts) if not isinstance(config, Sequence) else config
-        )
-        if len(configs) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(configs)} configurations")
+        generations, configs = start_generations(prompts, config, self.tokenizer)
+        ids = [generation.prompt_token_ids for generation in generations]
         batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
-        ids = [self.tokenizer.encode(p) if isinstance(p, str) else list(p) for p in prompts]
         for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):
             check_options(options, self._model.can_batch)
             key = package_key(Job(str(i), prompt, options), self._model.can_batch)
             batcher.add(Ticket(key, options.num_rows, len(prompt), 0.0, i))
-        answers: dict[int, list[Answer]] = {}
         with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
             while package := [ticket.load for ticket in batcher.take(0.0)]:
 
                 def deliver(part: slice, outcome: Batch | ApiError, package: list[int] = package) -> None:
                     if isinstance(outcome, ApiError):
                         raise outcome
-                    answers.update(zip(package[part], outcome.answers, strict=True))
+                    for i, answers in zip(package[part], outcome.answers, strict=True):
+                        generations[i].answers = answers
                     bar.update(len(outcome.answers))
 
                 self._worker.run([Prompt(ids[i], configs[i]) for i in package], deliver)
-        return [Generation(prompt, answers[i]) for i, prompt in enumerate(ids)]
+        return generations

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from protocol.generation import GenerationConfig
-from server.continuous_batching.decoding.random import uniform
+from server.random import uniform
 from server.static_batching.prompts import PaddedPrompts
 from server.text.logprob import TokenLogprob
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from protocol.errors import ApiError
 from server.api.service import Delta, Job
-from server.static_batching.generate import Answer
+from server.offline import Answer
 
 
 class AnswerStream:

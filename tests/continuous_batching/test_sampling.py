@@ -12,9 +12,9 @@ from transformers.generation import logits_process as hf
 
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.decoding.processors import apply_processors
-from server.continuous_batching.decoding.random import uniform
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
+from server.random import uniform
 
 VOCAB = 24
 PINNED = [0.9803994916520594, 0.7095686014856734, 0.7544147035541825]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from server.continuous_batching.decoding.random import uniform
 from server.continuous_batching.kernels.triton_gemv import gemv
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
 from server.continuous_batching.kernels.triton_sampling import FAILED, sample
+from server.random import uniform
 from tests.kernels.conftest import HALF, relative_error
 
 EPS = 1e-5

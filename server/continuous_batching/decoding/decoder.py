@@ -13,10 +13,10 @@ from server.continuous_batching.decoding.beam import BeamSearch, Candidates, can
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
 from server.continuous_batching.decoding.processors import apply_filters, apply_processors
-from server.continuous_batching.decoding.random import uniform
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
+from server.random import uniform
 
 
 @dataclass(slots=True)

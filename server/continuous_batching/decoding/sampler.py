@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.decoding.processors import apply_filters
-from server.continuous_batching.decoding.random import uniform
 from server.continuous_batching.decoding.rows import RowTable
+from server.random import uniform
 
 FAILED = -1
 """Stands for the token of a row whose scores are not finite."""

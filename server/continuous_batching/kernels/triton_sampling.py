@@ -1,7 +1,7 @@
 """Greedy choice and temperature sampling of a whole batch in two kernels, without a look by the host.
 
 Sampling inverts the distribution's cumulative sum at one uniform number a row, which is the same
-function of (seed, answer, position) as in `decoding.random`. The first kernel reads the logits once
+function of (seed, answer, position) as in `server.random`. The first kernel reads the logits once
 and keeps peak, sum and best token of each tile of the vocabulary; the second finds the tile that the
 number falls into and looks into that one only.
 """
@@ -32,7 +32,7 @@ def _mix(x):
 
 @triton.jit
 def _uniform(seed, answer, position):
-    """A number in (0, 1), float64: `decoding.random.uniform`."""
+    """A number in (0, 1), float64: `server.random.uniform`."""
     golden = -0x61C8864680B583EB
     state = _mix(seed + golden)
     state = _mix(state + (answer + 1) * golden)
