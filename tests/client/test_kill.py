@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
 import signal
 import sys
@@ -136,21 +135,27 @@ def cb_server(port: int) -> Sequence[str]:
     return sys.executable, "continuous_batching_server_app.py", "--port", str(port), "--model_id", "m"
 
 
+REAL = {"max_wait_seconds": 300, "stream_wait_seconds": 300, "replica_wait_seconds": 60}
+
+
+async def undisturbed(session: aiohttp.ClientSession, seed: int) -> list[tuple[str, int, bool, str]]:
+    """200 requests with the answers that they get while nothing happens, half of them streamed."""
+    dice = random.Random(seed)
+    openings = ["Once upon a time", "What is 17 plus 25?", "The old king", "Tell me a story."]
+    work = [(f"{dice.choice(openings)} {i}", dice.randint(1, 150), bool(i % 2)) for i in range(200)]
+    answers = await asyncio.gather(*[complete(session, *item) for item in work])
+    assert {status for status, _ in answers} == {200}
+    return [(*item, text) for item, (_, text) in zip(work, answers, strict=True)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="takes minutes: set RUN_SLOW=1")
 async def test_kill_9_of_real_servers(tmp_path: Path) -> None:
     """Whatever serves is killed after two seconds of it; answers equal the undisturbed ones."""
     fleet = Fleet(cb_server, tmp_path)
-    dice = random.Random(0)
-    openings = ["Once upon a time", "What is 17 plus 25?", "The old king", "Tell me a story."]
-    work = [(f"{dice.choice(openings)} {i}", dice.randint(1, 150), bool(i % 2)) for i in range(200)]
-    config = {"max_wait_seconds": 300, "stream_wait_seconds": 300, "replica_wait_seconds": 60}
     with fleet.run():
-        async with gateway(tmp_path, fleet.urls, patience=180, **config) as (_, session):
-            answers = await asyncio.gather(*[complete(session, *item) for item in work])
-            assert {status for status, _ in answers} == {200}
-            expected = [(*item, text) for item, (_, text) in zip(work, answers, strict=True)]
+        async with gateway(tmp_path, fleet.urls, patience=180, **REAL) as (_, session):
+            expected = await undisturbed(session, 0)
             killing = asyncio.create_task(kill_what_serves(fleet, session))
             wrong = []
             rounds = 0
@@ -159,7 +164,41 @@ async def test_kill_9_of_real_servers(tmp_path: Path) -> None:
                 rounds += 1
             assert killing.cancel()
             assert wrong == []
-            await nothing_is_held(session, (1 + rounds) * len(work))
+            await nothing_is_held(session, (1 + rounds) * len(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_rolling_restart_of_real_servers(tmp_path: Path) -> None:
+    """Each server goes with SIGTERM and the next once it is back; the list of servers changes too."""
+    fleet = Fleet(cb_server, tmp_path)
+    path = tmp_path / "client_config.json"
+
+    async def roll(session: aiohttp.ClientSession) -> None:
+        for number in range(3):
+            await fleet.restart(number, signal.SIGTERM)
+            config = json.loads(path.read_text())
+            path.write_text(json.dumps(config | {"continuous_batching_server_urls": fleet.urls[::-1]}))
+            while await states(session) != ["ready"] * 3:  # noqa: ASYNC110  # processes
+                await asyncio.sleep(0.5)
+
+    with fleet.run():
+        async with gateway(tmp_path, fleet.urls, patience=180, **REAL) as (_, session):
+            expected = await undisturbed(session, 1)
+            rolling = asyncio.create_task(roll(session))
+            wrong = []
+            rounds = 0
+            while not rolling.done():
+                wrong += await compare(session, expected)
+                rounds += 1
+            await rolling
+            assert wrong == []
+            await nothing_is_held(session, (1 + rounds) * len(expected))
+
+
+async def states(session: aiohttp.ClientSession) -> list[str]:
+    async with session.get("/status") as response:
+        return [replica["state"] for replica in (await response.json())["replicas"]]
 
 
 async def kill_what_serves(fleet: Fleet, session: aiohttp.ClientSession) -> None:
