@@ -124,8 +124,7 @@ def _hf_model(
     path = config.model_name_or_path
     _check_quantisation(config, weights)
     dtype = _DTYPES.get(config.torch_dtype)
-    straight = config.low_cpu_mem_usage and device.type != "cpu"
-    options: dict[str, Any] = {"device_map": device} if straight else {}
+    options: dict[str, Any] = {"device_map": device} if config.low_cpu_mem_usage else {}
     if not Path(path).is_dir():
         options["revision"] = config.revision
     try:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.continuous_batching.cache.manager import BlockPair
+from server.continuous_batching.stopwatch import Stopwatch
+from server.continuous_batching.transfer import to_device
+
+Swapped = Callable[[int, float], None]
+"""Hears of a finished swap: how many blocks, how many seconds."""
 
 
 class CacheStorage:
     """Keys and values of all blocks, on the device and on the host.
 
-    A block holds all layers contiguously, so that swapping one is a single copy.
+    A block holds all layers contiguously, so that swapping one is a single copy. On CUDA the copies
+    between the pools run on a stream of their own, by the copy engines, beside the steps.
 
     Args:
         num_blocks: blocks on the device.
@@ -33,28 +42,77 @@ class CacheStorage:
         self.device = torch.zeros((num_blocks, *block_shape), dtype=dtype, device=device)
         pinned = device.type == "cuda" and num_host_blocks > 0
         self.host = torch.empty((num_host_blocks, *block_shape), dtype=dtype, pin_memory=pinned)
+        self.block_size = block_shape[2]
+        self._streams = _Streams(device) if pinned else None
+        self._stopwatch = Stopwatch(device)
 
     @staticmethod
     def bytes_per_block(block_shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return int(torch.Size(block_shape).numel()) * dtype.itemsize
 
-    def swap_out(self, pairs: Sequence[BlockPair]) -> None:
-        """Copy (device, host) pairs."""
-        _copy(self.device, self.host, pairs)
+    def swap(
+        self,
+        swap_out: Sequence[BlockPair],
+        swap_in: Sequence[BlockPair],
+        needed: Container[int],
+        swapped: Swapped,
+    ) -> None:
+        """Copy (device, host) pairs, then (host, device) pairs, beside the next step.
 
-    def swap_in(self, pairs: Sequence[BlockPair]) -> None:
-        """Copy (host, device) pairs."""
-        _copy(self.host, self.device, pairs)
+        Args:
+            needed: device blocks of `swap_out` that the next step writes to: it waits for these.
+                Nothing else of both lists may be touched before `settle`.
+            swapped: hears, some steps later, how long it took.
+        """
+        urgent = [pair for pair in swap_out if pair[0] in needed]
+        others = [pair for pair in swap_out if pair[0] not in needed]
+        with nullcontext() if self._streams is None else self._streams.beside():
+            self._stopwatch.start()
+            _copy(self.device, self.host, urgent)
+            self.settle()
+            _copy(self.device, self.host, others)
+            _copy(self.host, self.device, swap_in)
+            self._stopwatch.stop(partial(swapped, len(swap_out) + len(swap_in)))
+
+    def settle(self) -> None:
+        """Let the steps launched from now on follow all copies so far."""
+        if self._streams is not None:
+            self._streams.join()
 
     def copy(self, pairs: Sequence[BlockPair]) -> None:
         """Copy (device, device) pairs; no block is both source and destination."""
         if pairs:
-            sources, targets = (
-                torch.tensor(side, device=self.device.device) for side in zip(*pairs, strict=True)
-            )
-            self.device[targets] = self.device[sources]
+            index = to_device(np.array(pairs, np.int64).T.copy(), self.device.device)
+            self.device[index[1]] = self.device[index[0]]
+
+
+class _Streams:
+    """The stream of the steps, which is the current one, and one for copies beside it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._steps = torch.cuda.current_stream(device)
+        self._copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def beside(self) -> AbstractContextManager[object]:
+        """What is launched in here follows all steps so far, and runs beside later ones."""
+        self._copies.wait_stream(self._steps)
+        return torch.cuda.stream(self._copies)
+
+    def join(self) -> None:
+        """Steps launched from now on follow the copies so far."""
+        self._steps.wait_stream(self._copies)
 
 
 def _copy(source: Tensor, target: Tensor, pairs: Sequence[BlockPair]) -> None:
-    for from_block, to_block in pairs:
-        target[to_block].copy_(source[from_block], non_blocking=True)
+    for from_block, to_block, count in _runs(pairs):
+        target[to_block : to_block + count].copy_(source[from_block : from_block + count], non_blocking=True)
+
+
+def _runs(pairs: Sequence[BlockPair]) -> Iterator[tuple[int, int, int]]:
+    """(first source block, first target block, count) of pairs that follow each other on both sides."""
+    begin = 0
+    for end in range(1, len(pairs) + 1):
+        source, target = pairs[end - 1]
+        if end == len(pairs) or pairs[end] != (source + 1, target + 1):
+            yield (*pairs[begin], end - begin)
+            begin = end

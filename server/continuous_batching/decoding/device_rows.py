@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.decoding.params import SamplingParams
+from server.continuous_batching.transfer import to_device
 
 
 class DeviceRows:
@@ -27,14 +28,10 @@ class DeviceRows:
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self.device = device
         self.last_tokens = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
-        self._host = (
-            np.zeros(num_rows + 1, np.float32),
-            np.zeros(num_rows + 1, np.int64),
-            np.zeros(num_rows + 1, np.int64),
-        )
-        self._temperatures, self._seeds, self._answers = (
-            torch.from_numpy(values).to(device, copy=True) for values in self._host
-        )
+        self._host: list[np.ndarray] = [
+            np.zeros(num_rows + 1, dtype) for dtype in (np.float32, np.int64, np.int64)
+        ]
+        self._temperatures, self._seeds, self._answers = (to_device(values, device) for values in self._host)
         self._joined: dict[int, int] = {}
 
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
@@ -50,15 +47,15 @@ class DeviceRows:
         if self._joined:
             tables = (self._temperatures, self._seeds, self._answers)
             for table, values in zip(tables, self._host, strict=True):
-                table.copy_(torch.from_numpy(values))
+                table.copy_(to_device(values, self.device))
             rows, tokens = np.array(list(self._joined)), np.array(list(self._joined.values()))
             self._joined.clear()
             self.record(rows, tokens)
 
     def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         """Tokens that the host chose."""
-        index = torch.from_numpy(rows).to(self.device)
-        self.last_tokens[index] = torch.from_numpy(tokens.astype(np.int32)).to(self.device)
+        index = to_device(rows, self.device)
+        self.last_tokens.index_copy_(0, index, to_device(tokens.astype(np.int32), self.device))
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Choose greedily or by temperature alone; the tokens become the rows' last ones.

@@ -15,56 +15,7 @@ from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, Paged
 from server.continuous_batching.engine.batch import ForwardBatch
 from server.continuous_batching.scheduler.plan import Chunk, Plan
 from server.continuous_batching.scheduler.request import Sequence
-
-_ALIGNMENT = 32
-"""Elements; sections of the packed array begin at multiples of it, so that kernels may load wide."""
-
-
-class PackedTransfer:
-    """Sends int32 arrays to a fixed place on the device, all of a step in one copy.
-
-    Two host buffers take turns: a step may be prepared while the copy of the one before still waits
-    for its place in the stream.
-
-    Args:
-        capacity: elements.
-    """
-
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        pinned = device.type == "cuda"
-        self._target = torch.zeros(capacity, dtype=torch.int32, device=device)
-        self._buffers = [torch.zeros(capacity, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
-        self._copied = [_event() if pinned else None for _ in range(2)]
-        self._turn = 0
-
-    def send(self, arrays: Seq[np.ndarray]) -> list[Tensor]:
-        """Copy `arrays`, one behind the other; returns where each lies on the device."""
-        self._turn ^= 1
-        buffer, copied = self._buffers[self._turn], self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        view, begin, places = buffer.numpy(), 0, []
-        for array in arrays:
-            view[begin : begin + array.size] = array.ravel()
-            places.append(self.place(begin, array.size))
-            begin += aligned(array.size)
-        self._target[:begin].copy_(buffer[:begin], non_blocking=True)
-        if copied is not None:
-            copied.record()
-        return places
-
-    def place(self, begin: int, size: int) -> Tensor:
-        """Elements `begin` to `begin + size` on the device."""
-        return self._target[begin : begin + size]
-
-
-def _event() -> torch.cuda.Event:
-    return torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
-def aligned(size: int) -> int:
-    """`size` rounded up to where the next section may begin."""
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+from server.continuous_batching.transfer import PackedTransfer, aligned
 
 
 class PagedBatchBuilder:
@@ -85,7 +36,7 @@ class PagedBatchBuilder:
         self._block_size = block_size
         self._last_tokens = last_tokens
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=last_tokens.device)
-        capacity = 4 * max_tokens + 8 * max_rows + 2 * max_rows * max_blocks + 16 * _ALIGNMENT
+        capacity = 4 * max_tokens + 8 * max_rows + 2 * max_rows * max_blocks + 16 * aligned(1)
         self._transfer = PackedTransfer(capacity, last_tokens.device)
 
     def decode_batch(self, size: int) -> ForwardBatch:

@@ -16,11 +16,11 @@ from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder, ForwardBatch
 from server.continuous_batching.engine.cuda_graphs import DecodeGraphs
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
-from server.continuous_batching.engine.stopwatch import Stopwatch
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.plan import Plan
+from server.continuous_batching.stopwatch import Stopwatch
 
 
 class ModelRunner:
@@ -53,13 +53,11 @@ class ModelRunner:
         self._stopwatch = Stopwatch(storage.device.device)
 
     def copy_blocks(self, plan: Plan) -> None:
-        """Carry out the plan's swaps and copies."""
-        swapped = len(plan.swap_out) + len(plan.swap_in)
-        if swapped:
-            self._stopwatch.start()
-            self._storage.swap_out(plan.swap_out)
-            self._storage.swap_in(plan.swap_in)
-            self._stopwatch.stop(partial(self._cost.observe_copy, swapped))
+        """Start the plan's swaps, which run beside its forward pass, and its copies, which precede it."""
+        self._storage.settle()
+        if plan.swap_out or plan.swap_in:
+            needed = plan.written_blocks(self._storage.block_size) if plan.swap_out else ()
+            self._storage.swap(plan.swap_out, plan.swap_in, needed, self._cost.observe_copy)
         self._storage.copy(plan.copies)
 
     @torch.inference_mode()

@@ -28,7 +28,10 @@ class Chunk:
 
 @dataclass(slots=True)
 class Plan:
-    """One step: block copies in this order (out, in, copies), then one forward pass.
+    """One step: copies within the device pool, then one forward pass; beside it, swaps, out before in.
+
+    The forward pass neither reads nor writes what is swapped in. It may write to blocks that are
+    swapped out; these are to be copied before.
 
     Attributes:
         decodes: sequences whose last token is computed and whose next one is chosen.
@@ -65,6 +68,14 @@ class Plan:
     def sequences(self) -> list[Sequence]:
         """All sequences of the forward pass, in its order."""
         return self.decodes + [chunk.sequence for chunk in self.chunks]
+
+    def written_blocks(self, block_size: int) -> set[int]:
+        """Device blocks that the copies and the forward pass write to."""
+        written = {target for _, target in self.copies}
+        written.update(s.blocks[s.num_computed // block_size] for s in self.decodes)
+        for chunk in self.chunks:
+            written.update(chunk.sequence.blocks[chunk.start // block_size : -(-chunk.end // block_size)])
+        return written
 
     def by_request(self) -> list[Plan]:
         """The forward pass of this plan, split so that each part concerns one request."""

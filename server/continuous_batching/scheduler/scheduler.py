@@ -192,10 +192,10 @@ class Scheduler:
                 return
             if request.phase is Phase.SWAPPED:
                 growth = self.cache.blocks_to_grow(request.sequences)
-                if budget < request.width or not self._fits(self.cache.blocks_held(request) + growth):
+                if not self._fits(self.cache.blocks_held(request) + growth):
                     return
-                self._swap_in(request, plan)
-                budget -= request.width
+                plan.swap_in += self.cache.swap_in(request)
+                self._enter(self.swapped, request, plan)  # its next token is the next step's
             else:
                 if budget <= 0 or not self._fits(self.cache.blocks_to_admit(request)):
                     return
@@ -225,15 +225,6 @@ class Scheduler:
             sequence.row = request.spare_rows.pop()
         insort(self.running, request, key=_by_order)
         plan.joined.append(request)
-
-    def _swap_in(self, request: Request, plan: Plan) -> None:
-        plan.swap_in += self.cache.swap_in(request)
-        self._enter(self.swapped, request, plan)
-        plan.decodes.extend(request.sequences)
-        for sequence in request.sequences:
-            copy = self.cache.grow(sequence)
-            if copy is not None:
-                plan.copies.append(copy)
 
     # -- leaving ---------------------------------------------------------------------------
 
