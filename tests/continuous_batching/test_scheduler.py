@@ -171,6 +171,20 @@ def test_the_newest_leave_first_and_return_in_order() -> None:
     assert not simulation.scheduler.requests(), "all have finished"
 
 
+def test_no_step_touches_what_is_swapped_in_beside_it() -> None:
+    simulation = Simulation(num_blocks=9, host=20, policy="swap")
+    for name in "abc":
+        simulation.add(name, prompt=8, new=16)
+    arrivals = 0
+    while simulation.scheduler.requests():
+        plan = simulation.step()
+        arriving = {block for _, block in plan.swap_in}
+        arrivals += len(arriving)
+        read = {block for sequence in plan.sequences() for block in sequence.blocks}
+        assert not arriving & read
+    assert arrivals > 0
+
+
 def test_a_full_host_pool_means_recomputation() -> None:
     simulation = Simulation(num_blocks=9, host=1, policy="swap")
     for name in "abc":

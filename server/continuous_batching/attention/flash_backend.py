@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionShape
-from server.continuous_batching.attention.paged import Chunks, PagedAttention, PagedBatch
-from server.continuous_batching.attention.triton_decode import decode_attention
-from server.continuous_batching.attention.triton_rotary import rotate_and_store
+from server.continuous_batching.attention.paged import Chunks, PagedBatch
+from server.continuous_batching.attention.triton_backend import TritonAttention
 from server.continuous_batching.layers.rotary import Rotary
 
 
@@ -31,7 +29,7 @@ def flash_attention() -> Callable[..., Tensor]:
     return flash_attn_varlen_func  # type: ignore[no-any-return]
 
 
-class FlashAttention(PagedAttention):
+class FlashAttention(TritonAttention):
     """FlashAttention-3 for chunks, own split-K kernel for decodes."""
 
     name = "flash"
@@ -49,22 +47,12 @@ class FlashAttention(PagedAttention):
             width = -(-batch.chunks.longest_context // self.shape.block_size)
             self._tables = batch.tables[:, :width].index_select(0, batch.chunks.rows)
 
-    def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch = self.batch
-        rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch)
-        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if batch.num_decodes:
-            decodes = slice(0, batch.num_decodes)
-            decode_attention(query[decodes], self.cache, layer, batch, output[decodes])
-        if batch.chunks is not None:
-            self._chunks(layer, query[batch.num_decodes :], batch.chunks, output[batch.num_decodes :])
-        return output.flatten(1)
-
-    def _chunks(self, layer: int, query: Tensor, chunks: Chunks, output: Tensor) -> None:
+    def _attend_chunks(self, layer: int, query: Tensor, chunks: Chunks, output: Tensor) -> None:
+        first = self.batch.num_decodes
         keys, values = self.cache[:, layer].unbind(1)
         self._attend(
-            query, keys, values,
+            query[first:], keys, values,
             max_seqlen_q=chunks.longest, cu_seqlens_q=chunks.bounds,
             max_seqlen_k=chunks.longest_context, seqused_k=chunks.lengths,
-            block_table=self._tables, causal=True, fa_version=3, out=output,
+            block_table=self._tables, causal=True, fa_version=3, out=output[first:],
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from server.continuous_batching.attention.paged import PagedAttention
+from server.continuous_batching.attention.paged import Chunks, PagedAttention
 from server.continuous_batching.attention.triton_decode import decode_attention
 from server.continuous_batching.attention.triton_prefill import chunk_attention
 from server.continuous_batching.attention.triton_rotary import rotate_and_store
@@ -24,5 +24,9 @@ class TritonAttention(PagedAttention):
             decodes = slice(0, batch.num_decodes)
             decode_attention(query[decodes], self.cache, layer, batch, output[decodes])
         if batch.chunks is not None:
-            chunk_attention(query, self.cache, layer, batch, output)
+            self._attend_chunks(layer, query, batch.chunks, output)
         return output.flatten(1)
+
+    def _attend_chunks(self, layer: int, query: Tensor, chunks: Chunks, output: Tensor) -> None:
+        """Fill the rows of `output` behind those of the decodes."""
+        chunk_attention(query, self.cache, layer, self.batch, output)

@@ -1,0 +1,71 @@
+"""From the host to the device without waiting for what the device still has to do.
+
+A copy from ordinary memory makes the host wait until the device has caught up; then the device has
+nothing to do until the host has launched more. So everything that a step sends is pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 32
+"""Elements; sections of a packed array begin at multiples of it, so that kernels may load wide."""
+
+
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """A copy of `values` on `device`, in the order of its stream."""
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor.to(device, copy=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class PackedTransfer:
+    """Sends int32 arrays to a fixed place on the device, all of a step in one copy.
+
+    Two host buffers take turns: a step may be prepared while the copy of the one before still waits
+    for its place in the stream.
+
+    Args:
+        capacity: elements.
+    """
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        pinned = device.type == "cuda"
+        self._target = torch.zeros(capacity, dtype=torch.int32, device=device)
+        self._buffers = [torch.zeros(capacity, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
+        self._copied = [_event() if pinned else None for _ in range(2)]
+        self._turn = 0
+
+    def send(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
+        """Copy `arrays`, one behind the other; returns where each lies on the device."""
+        self._turn ^= 1
+        buffer, copied = self._buffers[self._turn], self._copied[self._turn]
+        if copied is not None:
+            copied.synchronize()
+        view, begin, places = buffer.numpy(), 0, []
+        for array in arrays:
+            view[begin : begin + array.size] = array.ravel()
+            places.append(self.place(begin, array.size))
+            begin += aligned(array.size)
+        self._target[:begin].copy_(buffer[:begin], non_blocking=True)
+        if copied is not None:
+            copied.record()
+        return places
+
+    def place(self, begin: int, size: int) -> Tensor:
+        """Elements `begin` to `begin + size` on the device."""
+        return self._target[begin : begin + size]
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to where the next section may begin."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
