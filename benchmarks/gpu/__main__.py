@@ -1,20 +1,24 @@
 """Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--vllm SITE] [--out DIR]``.
 
 Every engine and cache size is a process of its own, on the same GPU one after the other; the result is
-one JSON file and one table.  vLLM takes part where it is installed, or lies in the
-directory SITE.
+one JSON file, written anew after each of them, and one table.  vLLM takes part where it is installed, or
+lies in the directory SITE.  What does not fit into ``--minutes`` any more is left out and said so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,45 @@ UNITS = {
     "requests_per_second": ("req/s", 2),
 }
 PLAIN = ["W1", "W2", "W3", "W4"]
+EXTRA = ["SWAP", "BEAM", "FULL"]
+REST_SECONDS = 2.0
+"""Between two engines: the processes of the first let go of the GPU's memory some time after they end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One process of one engine.
+
+    Attributes:
+        module: in this package.
+        workloads: what it runs.
+        seconds: about how long that takes with three repeats.
+        label: tells it from other stages of the engine.
+        flags: of its command line.
+    """
+
+    module: str
+    workloads: list[str]
+    seconds: int
+    label: str = ""
+    flags: dict[str, int] = field(default_factory=dict)
+
+
+def stages(shape: str, vllm: bool) -> list[Stage]:
+    """What there is to measure of a shape, the bars' own figures and their peers' first."""
+    large = shape == "8b"
+    own = [*PLAIN, "SWAP", *(["BEAM"] if large else [])]
+    found = [Stage("own", own, 150 if large else 60, flags={"host_blocks": 1000})]
+    if vllm:
+        found.append(Stage("peer_vllm", PLAIN, 160 if large else 130))
+    if large:
+        blocks = peak_blocks(workload("FULL"), 16) // 4
+        found.append(Stage("own", ["FULL"], 115, "-full", {"blocks": blocks, "host_blocks": 4000}))
+        if vllm:
+            found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
+    else:
+        found.append(Stage("peer_transformers", ["W1", "W3"], 70))
+    return found
 
 
 def environment(site: Path | None) -> dict[str, str]:
@@ -37,38 +80,58 @@ def environment(site: Path | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **offline}
 
 
-def measure(
-    engine: str, shape: str, names: list[str], arguments: argparse.Namespace, label: str = "", **flags: int
-) -> dict[str, Any] | None:
-    """Run one engine; returns what it wrote, or None if it failed (its log says why)."""
-    out = arguments.out / f"{engine}-{shape}{label}.json"
-    command = [sys.executable, "-m", f"benchmarks.gpu.{engine}", shape, ",".join(names), str(out)]
-    for flag, value in {"repeats": arguments.repeats, **flags}.items():
+def measure(stage: Stage, shape: str, arguments: argparse.Namespace, limit: float) -> dict[str, Any] | None:
+    """Run a stage for at most `limit` seconds; returns what it wrote, also where it failed half-way."""
+    names = [name for name in stage.workloads if name in arguments.workloads]
+    out = arguments.out / f"{stage.module}-{shape}{stage.label}.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.gpu.{stage.module}", shape, ",".join(names), str(out)]
+    for flag, value in {"repeats": arguments.repeats, **stage.flags}.items():
         command += [f"--{flag.replace('_', '-')}", str(value)]
+    begin = time.monotonic()
     with out.with_suffix(".log").open("wb") as log:
-        status = subprocess.run(
-            command, env=environment(arguments.vllm), stdout=log, stderr=subprocess.STDOUT
+        child = subprocess.Popen(
+            command,
+            env=environment(arguments.vllm),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-    if status.returncode != 0:
-        print(f"{engine} {shape}{label} failed, see {out.with_suffix('.log')}", flush=True)
+        try:
+            status: int | str = child.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # its own children too: they hold GPU memory
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+    print(
+        f"{out.stem}: {time.monotonic() - begin:.0f} s, status {status}, see {out.with_suffix('.log')}",
+        flush=True,
+    )
+    time.sleep(REST_SECONDS)
     return json.loads(out.read_text()) if out.exists() else None
 
 
-def measure_shape(shape: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All engines and workloads of one model."""
-    found = []
+def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """All stages of all shapes for which there is time; the results so far are always on disk."""
     has_vllm = arguments.vllm is not None or importlib.util.find_spec("vllm") is not None
-    plain = [name for name in PLAIN if name in arguments.workloads]
-    if plain:
-        found.append(measure("own", shape, plain, arguments))
-    if "BEAM" in arguments.workloads:
-        found.append(measure("own", shape, ["BEAM"], arguments, "-beam"))
-    if "FULL" in arguments.workloads:
-        blocks = peak_blocks(workload("FULL"), 16) // 4
-        found.append(measure("own", shape, ["FULL"], arguments, "-full", blocks=blocks, host_blocks=4000))
-    if plain and has_vllm:  # last: its processes let go of the memory some time after they end
-        found.append(measure("peer_vllm", shape, plain, arguments))
-    return [result for result in found if result is not None]
+    end = time.monotonic() + 60 * arguments.minutes
+    results: list[dict[str, Any]] = []
+    for shape in arguments.shapes:
+        for stage in stages(shape, has_vllm):
+            if not set(stage.workloads) & set(arguments.workloads):
+                continue
+            left = end - time.monotonic()
+            if left < stage.seconds * arguments.repeats / 3:
+                print(f"{stage.module} {shape}{stage.label} left out: {left:.0f} s are left", flush=True)
+                continue
+            result = measure(stage, shape, arguments, left)
+            if result is not None:
+                results.append(result)
+            report = {"versions": versions(), "results": results}
+            (arguments.out / "results.json").write_text(json.dumps(report, indent=1))
+    return results
 
 
 def versions() -> dict[str, str]:
@@ -96,6 +159,13 @@ def table(results: list[dict[str, Any]]) -> str:
                 f"| {result['shape']} | {name} | {result['engine']} | {figure[key]:,.{digits}f} {unit} "
                 f"| {min(seconds):.3f} to {max(seconds):.3f} |"
             )
+        for way in ("out", "in"):
+            if "swap" in result:
+                figure = result["swap"][way]
+                lines.append(
+                    f"| {result['shape']} | SWAP {way} | own | {figure['gigabytes_per_second']:.1f} GB/s "
+                    f"| steps {figure['slowdown']:+.1%} |"
+                )
     return "\n".join(lines)
 
 
@@ -103,19 +173,16 @@ def main() -> None:
     """Run what was asked for; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", type=lambda names: names.split(","), default=["1b", "8b"])
-    parser.add_argument("--workloads", type=lambda names: names.split(","), default=[*PLAIN, "BEAM", "FULL"])
+    parser.add_argument("--workloads", type=lambda names: names.split(","), default=[*PLAIN, *EXTRA])
     parser.add_argument("--vllm", type=Path, help="directory that holds vLLM and what it needs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/gpu"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60.0, help="for all of it")
     arguments = parser.parse_args()
     if unknown := set(arguments.shapes) - set(SHAPES):
         parser.error(f"unknown shapes: {', '.join(sorted(unknown))}")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    for shape in arguments.shapes:
-        results += measure_shape(shape, arguments)
-        report = {"versions": versions(), "results": results}
-        (arguments.out / "results.json").write_text(json.dumps(report, indent=1))
+    results = measure_all(arguments)
     print(json.dumps(versions()))
     print(table(results))
 

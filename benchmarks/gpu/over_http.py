@@ -1,7 +1,7 @@
 """The server's own ``/completion/v2`` under a workload: ``python -m benchmarks.gpu.over_http SHAPE``.
 
 Starts the server app on a checkpoint with random weights, sends all requests of W1 at once and
-compares with the same requests through `LLM`.
+then the same requests through `LLM` in this process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.checkpoints import SHAPES, describe_llama
-from benchmarks.gpu.own import random_weights
+from benchmarks.gpu import own
 from benchmarks.gpu.workloads import Workload, figures, workload
 
 
@@ -34,7 +34,7 @@ def save_checkpoint(shape: str, directory: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[shape])
     weights = Decoder(DecoderConfig.load(path), torch.bfloat16, torch.device("cuda")).weights()
-    random_weights(path, weights)
+    own.random_weights(path, weights)
     save_file(
         {name: tensor.contiguous().cpu() for name, tensor in weights.items()}, path / "model.safetensors"
     )
@@ -104,7 +104,8 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--models", type=Path, default=Path("/tmp/http-models"))
     parser.add_argument("--port", type=int, default=8701)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     path = save_checkpoint(arguments.shape, arguments.models)
     config = path / "server.json"
@@ -113,20 +114,34 @@ def main() -> None:
     command = [sys.executable, str(app), "--port", str(arguments.port), "--server_config_file_path"]
     server = subprocess.Popen([*command, str(config), "--model_id", "m"])
     try:
-        asyncio.run(measure(f"http://127.0.0.1:{arguments.port}", server, arguments.repeats))
+        result = asyncio.run(measure(f"http://127.0.0.1:{arguments.port}", server, arguments.repeats))
     finally:
         server.terminate()
         server.wait(30)
+    result["offline_seconds"] = offline(arguments.shape, arguments.models, arguments.repeats)
+    result["share"] = min(result["offline_seconds"]) / min(result["seconds"])
+    print(json.dumps(result))
+    if arguments.out:
+        arguments.out.write_text(json.dumps(result, indent=1))
 
 
-async def measure(url: str, server: subprocess.Popen[bytes], repeats: int) -> None:
-    """Wait for the server, warm it up, print the figures."""
-    print(f"ready after {await until_ready(url, server):.1f} s", flush=True)
+async def measure(url: str, server: subprocess.Popen[bytes], repeats: int) -> dict[str, Any]:
+    """Wait for the server, warm it up, time W1."""
+    result: dict[str, Any] = {"start_seconds": await until_ready(url, server), "seconds": []}
     timed = workload("W1")
     await run(url, "m", timed.shortened(24))
     for _ in range(repeats):
         seconds = await run(url, "m", timed)
+        result["seconds"].append(seconds)
         print(f"W1 over HTTP: {seconds:.3f} s", figures("W1", timed, seconds), flush=True)
+    return result
+
+
+def offline(shape: str, directory: Path, repeats: int) -> list[float]:
+    """Seconds that W1 takes without HTTP."""
+    llm, timed = own.load(shape, directory), workload("W1")
+    own.run(llm, timed.shortened(24))
+    return [own.run(llm, timed) for _ in range(repeats)]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoints import SHAPES, describe_llama
+from benchmarks.gpu import swap
 from benchmarks.gpu.workloads import Workload, figures, workload
 from protocol.generation import GenerationConfig
 
@@ -92,6 +93,11 @@ def main() -> None:
         "workloads": {},
     }
     for name in arguments.workloads:
+        if name == "SWAP":
+            result["swap"] = swap.measure(llm)
+            print(arguments.shape, name, result["swap"], flush=True)
+            arguments.out.write_text(json.dumps(result, indent=1))
+            continue
         timed = workload(name)
         run(llm, timed.shortened(24))
         seconds = [run(llm, timed) for _ in range(arguments.repeats)]

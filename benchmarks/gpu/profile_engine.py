@@ -6,6 +6,9 @@ Prints the share of the time in which the GPU computes, and the kernels that it 
 from __future__ import annotations
 
 import argparse
+import statistics
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,11 @@ from benchmarks.gpu.workloads import workload
 
 
 def main() -> None:
-    """Profile one workload, answers cut to a length that a trace can hold."""
+    """Profile one workload."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("workload")
-    parser.add_argument("--new-tokens", type=int, default=100)
+    parser.add_argument("--new-tokens", type=int, default=10**6, help="cut answers to so many")
     parser.add_argument("--rows", type=int, default=22)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()
@@ -39,23 +42,36 @@ def covered(spans: list[tuple[float, float]]) -> float:
     return total
 
 
+def idle(spans: list[tuple[float, float]], pieces: int = 10) -> list[float]:
+    """Share of each tenth of the time in which nothing runs."""
+    first, last = spans[0][0], max(end for _, end in spans)
+    piece = (last - first) / pieces
+    borders = [first + piece * i for i in range(pieces + 1)]
+    return [
+        1.0 - covered([(max(b, low), min(e, high)) for b, e in spans if b < high and e > low]) / piece
+        for low, high in pairwise(borders)
+    ]
+
+
 def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     """Run a workload under the profiler and print what it saw."""
     timed = workload(name).shortened(new_tokens)
-    run(llm, timed)
+    alone = run(llm, timed)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         seconds = run(llm, timed)
-    events = sorted(trace.key_averages(), key=lambda event: -event.device_time_total)
-    spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in trace.events() or ()
-        if event.device_type == DeviceType.CUDA
-    )
-    busy = covered(spans) / (spans[-1][1] - spans[0][0])
-    print(f"{name}: {seconds:.3f} s, GPU busy {busy:.1%} of the time between its first and last kernel")
-    for event in events[:rows]:
-        mean = event.device_time_total / event.count
-        print(f"{event.device_time_total / 1e3:9.1f} ms {event.count:7d} x {mean:8.1f} us  {event.key[:90]}")
+    # as the tracer gave them: whole workloads have a million events, too many for torch's own tables
+    events = [e for e in trace.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+    spans = sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in events)
+    busy = covered(spans) / (max(end for _, end in spans) - spans[0][0])
+    print(f"{name}: {seconds:.3f} s under the profiler, {alone:.3f} s without")
+    print(f"GPU busy {busy:.1%} of the time between its first and last kernel; idle in each tenth of it:")
+    print(" ".join(f"{share:.1%}" for share in idle(spans)))
+    totals: dict[str, list[int]] = defaultdict(list)
+    for event in events:
+        totals[event.name()].append(event.duration_ns())
+    for kernel, times in sorted(totals.items(), key=lambda item: -sum(item[1]))[:rows]:
+        total, mean = sum(times) / 1e6, statistics.mean(times) / 1e3
+        print(f"{total:9.1f} ms {len(times):7d} x {mean:8.1f} us  {kernel[:90]}")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from benchmarks.gpu.own import load
 
 
 @torch.inference_mode()
-def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
-    """Median milliseconds of a step of `rows` decodes, each at position `context`."""
+def place_decodes(llm: Any, rows: int, context: int) -> None:
+    """Let replays of `rows` decodes attend to `context` tokens each, and to the new one."""
     runner = llm.engine.runner
     batch = runner._builder.decode_batch(rows)
     blocks = -(-(context + 1) // llm.engine.cache.block_size)
@@ -29,12 +29,18 @@ def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
     tables[:rows, :blocks] = spread.view(rows, blocks)
     batch.sample_rows.copy_(torch.arange(rows, dtype=torch.int32))
     batch.sample_positions.fill_(context)
+
+
+@torch.inference_mode()
+def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
+    """Median milliseconds of a step of `rows` decodes, each at position `context`."""
+    place_decodes(llm, rows, context)
     times = []
     for _ in range(5):
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(replays):
-            runner._graphs.replay(rows)
+            llm.engine.runner._graphs.replay(rows)
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / replays)

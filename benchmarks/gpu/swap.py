@@ -1,0 +1,81 @@
+"""Swapping, alone and beside decoding: what `benchmarks.gpu.own` runs under the name SWAP."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.step_time import place_decodes
+
+BLOCKS = 900
+"""In a shot: more would fill the queue of the copies' stream and hold up the host."""
+SHOTS = 7
+HEAD_START_CYCLES = 40_000_000
+"""The GPU waits for so long (some 20 ms) before a shot, while the host launches all of it."""
+
+Pairs = list[tuple[int, int]]
+
+
+def measure(llm: Any, rows: int = 128, context: int = 512) -> dict[str, Any]:
+    """Bandwidth each way, and how much slower decode steps are while it goes on.
+
+    Args:
+        llm: with at least `BLOCKS` blocks on the host.
+        rows: decodes of a step.
+        context: tokens that each attends to.
+    """
+    cache, storage = llm.engine.cache, llm.engine.runner._storage
+    rng = random.Random(0)
+    device_blocks = rng.sample(range(cache.device.num_blocks), BLOCKS)  # far apart: nothing to join
+    host_blocks = rng.sample(range(cache.host.num_blocks), BLOCKS)
+    out = list(zip(device_blocks, host_blocks, strict=True))
+    back = [(host, device) for device, host in out]
+    size = storage.device[0].nbytes
+    directions: dict[str, tuple[Pairs, Pairs]] = {"out": (out, []), "in": ([], back)}
+    place_decodes(llm, rows, context)
+    alone, _ = _shoot(llm, rows, ([], []))
+    result: dict[str, Any] = {"block_bytes": size, "rows": rows, "context": context, "step_ms": alone}
+    for name, pairs in directions.items():
+        _, copying = _shoot(llm, 0, pairs)
+        beside, _ = _shoot(llm, rows, pairs)
+        result[name] = {
+            "gigabytes_per_second": BLOCKS * size / copying / 1e6,
+            "step_ms_beside": beside,
+            "slowdown": beside / alone - 1.0,
+        }
+    return result
+
+
+@torch.inference_mode()
+def _shoot(llm: Any, rows: int, pairs: tuple[Pairs, Pairs]) -> tuple[float, float]:
+    """Median milliseconds of (a step, all copies), launched together; `rows` 0: no steps."""
+    runner = llm.engine.runner
+    steps, copies = [], []
+    for _ in range(SHOTS):
+        heard: list[float] = []
+        torch.cuda.synchronize()
+        torch.cuda._sleep(HEAD_START_CYCLES)
+        if pairs[0] or pairs[1]:
+            runner._storage.swap(*pairs, (), lambda _, seconds, heard=heard: heard.append(1e3 * seconds))
+        if rows:
+            steps.append(_timed(lambda: runner._graphs.replay(rows), 3))
+        torch.cuda.synchronize()
+        runner._storage._stopwatch.start()  # tells what is over
+        runner._storage.settle()
+        copies += heard
+    return (statistics.median(steps) if steps else 0.0, statistics.median(copies) if copies else 0.0)
+
+
+def _timed(launch: Callable[[], object], count: int) -> float:
+    """Milliseconds of each of `count` launches in a row."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    for _ in range(count):
+        launch()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / count
