@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from server.gptq.checkpoint import GPTQCheckpoint
 from server.gptq.config import GPTQError
 from server.gptq.kernels.base import GPTQKernel
-from server.gptq.kernels.select import KernelChoice
+from server.gptq.kernels.select import KernelChoice, choose_kernels
 from server.gptq.memory import return_freed_pages
 from server.gptq.weight import QuantisedWeight, weight_of
 
@@ -108,6 +109,13 @@ class GPTQLinear(nn.Module):
                 part["g_idx"] = g_idx
         return parts
 
+    def shares_order(self) -> bool:
+        """Whether the inputs of all projections are in groups of the same members."""
+        if self.g_idx is None:
+            return True
+        first, *others = torch.split(self.g_idx, self.inputs)
+        return all(torch.equal(first, other) for other in others)
+
     def quantised_weights(self) -> list[QuantisedWeight]:
         """What the checkpoint's tensors say: one matrix where the orders of all projections agree,
         else one for each.
@@ -116,11 +124,9 @@ class GPTQLinear(nn.Module):
             GPTQError: tensors that contradict each other.
         """
         assert self.qweight is not None and self.qzeros is not None and self.scales is not None, "packed"
-        orders = [None] if self.g_idx is None else list(torch.split(self.g_idx, self.inputs))
-        first = orders[0]
-        if first is None or all(torch.equal(first, other) for other in orders[1:] if other is not None):
-            whole = (self.qweight, self.qzeros, self.scales, first)
-            return [weight_of(self.config, *whole, name=self.names[0])]
+        if self.shares_order():
+            order = None if self.g_idx is None else self.g_idx[: self.inputs]
+            return [weight_of(self.config, self.qweight, self.qzeros, self.scales, order, self.names[0])]
         return [
             weight_of(self.config, part["qweight"], part["qzeros"], part["scales"], part["g_idx"], name)
             for name, part in zip(self.names, self._parts(), strict=True)
@@ -134,6 +140,10 @@ class GPTQLinear(nn.Module):
         """
         for weight in self.quantised_weights():
             self.kernels.append(choice.kernel_for(weight))
+        self.release()
+
+    def release(self) -> None:
+        """Let the checkpoint's tensors go, once something else holds the weights."""
         self.qweight = self.qzeros = self.scales = self.g_idx = None
         return_freed_pages()
 
@@ -149,3 +159,25 @@ class GPTQLinear(nn.Module):
     def extra_repr(self) -> str:
         kernels = {kernel.name for kernel in self.kernels if isinstance(kernel, GPTQKernel)}
         return f"{self.inputs}, {self.outputs}, bits={self.config.bits}, kernels={sorted(kernels)}"
+
+
+def pack_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, str] | None:
+    """Give the loaded weights of every quantised layer of `model` to the fastest kernel, layer by layer.
+
+    Args:
+        dtype: of the activations.
+
+    Returns:
+        Which kernels these are and why, for the operator; None: no layer is quantised.
+
+    Raises:
+        GPTQError: tensors that contradict each other.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GPTQLinear)]
+    if not layers:
+        return None
+    assert layers[0].qweight is not None, "packed already"
+    choice = choose_kernels(layers[0].config.bits, layers[0].qweight.device, dtype)
+    for layer in tqdm(layers, "packing weights", unit="layer", mininterval=1.0):
+        layer.pack(choice)
+    return choice.describe()

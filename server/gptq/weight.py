@@ -41,6 +41,11 @@ class QuantisedWeight:
     def outputs(self) -> int:
         return self.qweight.shape[1]
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle of the codes."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
+
     def codes(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes of outputs `start` to `stop`, inputs in order of groups: uint8 [inputs, stop - start]."""
         codes = unpack_rows(self.qweight[:, start:stop], self.bits)

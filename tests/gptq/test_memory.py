@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from server.continuous_batching.config import ModelLoadingConfig
+from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.kernels.select import choose_kernels
 from server.continuous_batching.models.config import DecoderConfig
 from server.continuous_batching.models.load import load_model
 from server.gptq.checkpoint import GPTQCheckpoint
@@ -35,11 +37,15 @@ def anonymous():
 def load(which, path):
     cpu = torch.device("cpu")
     if which == "static":
-        return load_quantised(GPTQCheckpoint.open(Path(path)), dtype=torch.bfloat16, device=cpu)[0]
+        return load_quantised(GPTQCheckpoint.open(Path(path)), dtype=torch.bfloat16, device=cpu)
     config = ModelLoadingConfig(
         model_name_or_path=path, quantize_method="gptq", torch_dtype="bfloat16", device="cpu"
     )
-    return load_model(config, DecoderConfig.load(Path(path)), torch.bfloat16, cpu)[0]
+    model = load_model(config, DecoderConfig.load(Path(path)), torch.bfloat16, cpu)
+    kernels = Kernels() if which == "torch" else choose_kernels(cpu, torch.bfloat16, model)[0]
+    assert which == "torch" or kernels.name.startswith("native")
+    kernels.prepare(model, torch.bfloat16)
+    return model, kernels
 
 which, warm, path = sys.argv[1:]
 load(which, warm)
@@ -54,10 +60,11 @@ def watch():
 
 thread = threading.Thread(target=watch)
 thread.start()
-model = load(which, path)
+model, holder = load(which, path)
 done = True
 thread.join()
 kept = sum(t.nbytes for t in {*model.parameters(), *model.buffers()})
+kept += holder.packed_bytes if which == "native" else 0
 print(peak - base, kept)
 """
 
@@ -105,7 +112,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return quantised(tiny_llama(path / "float", hidden=128), path / "q", group_size=32)
 
 
-@pytest.mark.parametrize("server", ["continuous", "static"])
+@pytest.mark.parametrize("server", ["native", "torch", "static"])
 def test_peak_while_loading(server: str, checkpoint: Path, small: Path) -> None:
     command = [sys.executable, "-c", _MEASURE, server, str(small), str(checkpoint)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)

@@ -101,7 +101,10 @@ def test_projections_of_one_order_stay_fused(llama: Path, tmp_path: Path) -> Non
 
 
 def test_nothing_of_the_checkpoint_is_kept_beside_the_kernels(llama: Path, tmp_path: Path) -> None:
-    for layer in layers_of(engine(quantised(llama, tmp_path / "q", group_size=64))):
+    path = quantised(llama, tmp_path / "q", group_size=64)
+    model, _ = load_quantised(GPTQCheckpoint.open(path), dtype=torch.float32, device=CPU)
+    by_torch = [module for module in model.modules() if isinstance(module, GPTQLinear)]
+    for layer in [*layers_of(engine(path)), *by_torch]:
         assert layer.qweight is layer.qzeros is layer.scales is layer.g_idx is None
         names = {name.split(".")[-1] for name, _ in layer.named_buffers()}
         assert names <= {"packed", "scales_and_offsets", "bias"}
@@ -110,7 +113,7 @@ def test_nothing_of_the_checkpoint_is_kept_beside_the_kernels(llama: Path, tmp_p
 
 def test_status_names_the_kernels(llama: Path, tmp_path: Path) -> None:
     path = quantised(llama, tmp_path / "q", group_size=64)
-    assert engine(path).capabilities["weights"]["name"] == "torch-int4 (8 layers)"
+    assert engine(path).capabilities["weights"]["name"] == "native-int4 (8 layers)"
     worker = load_model(WorkerConfig(model_name_or_path=str(path), is_gptq_quantized=True))
     assert worker.capabilities["weights"]["name"] == "torch-int4 (14 layers)"
     assert worker.capabilities["dtype"]["name"] == "bfloat16"

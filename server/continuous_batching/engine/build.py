@@ -32,6 +32,7 @@ from server.continuous_batching.models.load import load_model
 from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.scheduler import Scheduler
+from server.gptq.config import GPTQError
 from server.text.vocabulary import Vocabulary
 
 CPU_CHUNK_TOKENS = 512
@@ -75,7 +76,9 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
     shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
     max_length = loading.model_max_length or shape.max_position_embeddings
-    model, weights = load_model(loading, shape, dtype, device)
+    model = load_model(loading, shape, dtype, device)
+    kernels, kernels_reason = choose_kernels(device, dtype, model)
+    weights = _prepare(kernels, model, dtype)
     limits, num_host_blocks, block_shape = _size_cache(config, shape, max_length, dtype, device)
     cache = CacheManager(
         limits.num_blocks,
@@ -92,8 +95,6 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     rotary = Rotary(shape.hf, max_length, dtype=dtype, device=device)
     backend, attention_reason = choose_attention(attention_shape, device)
     attention = backend(attention_shape, rotary, storage.device)
-    kernels, kernels_reason = choose_kernels(device, dtype, model)
-    kernels.prepare(model)
     runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
     decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
@@ -112,6 +113,15 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         "swap_policy": config.cache_config.swap_policy,
     }
     return BuiltEngine(engine, shape, capabilities)
+
+
+def _prepare(kernels: Kernels, model: DecoderModel, dtype: torch.dtype) -> dict[str, str]:
+    """Let `kernels` have the weights; returns in what form they are and why, for the operator."""
+    try:
+        quantised = kernels.prepare(model, dtype)
+    except GPTQError as error:
+        raise ModelError(str(error)) from error
+    return quantised or {"name": str(dtype).removeprefix("torch."), "reason": "quantize_method is null"}
 
 
 def _make_runner(

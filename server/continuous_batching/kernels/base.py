@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from torch.nn import functional
 
 from server.continuous_batching.layers.linear import Linear
 from server.continuous_batching.layers.norm import RMSNorm
+from server.gptq.linear import pack_weights
 
 if TYPE_CHECKING:
     from server.continuous_batching.attention.base import AttentionBackend
@@ -26,8 +28,19 @@ class Kernels:
 
     name = "torch"
 
-    def prepare(self, model: nn.Module) -> None:
-        """Bring the weights of `model` into the form that is fastest; called once, when loaded."""
+    def prepare(self, model: Decoder, dtype: torch.dtype) -> dict[str, str] | None:
+        """Bring the weights of `model` into the form that is fastest; called once, when loaded.
+
+        Args:
+            dtype: of the activations.
+
+        Returns:
+            What multiplies with quantised weights and why, for the operator; None: there are none.
+
+        Raises:
+            GPTQError: tensors that contradict each other.
+        """
+        return pack_weights(model, dtype)
 
     def run(
         self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from ctypes import addressof, c_char
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionBackend
 from server.continuous_batching.attention.native_attention import HEAD_MULTIPLE, NativeAttention
 from server.continuous_batching.kernels.base import Kernels
-from server.continuous_batching.layers.linear import Linear, empty_parameter
+from server.continuous_batching.layers.linear import Linear
 from server.continuous_batching.native.library import DTYPES, NativeLibrary, NativeModel
-from server.continuous_batching.native.memory import map_huge_pages
 from server.continuous_batching.native.structs import LayerWeights, OuterWeights, Shape
+from server.continuous_batching.native.weights import BITS, PackedWeights, linears_of
+from server.gptq.linear import GPTQLinear
 
 if TYPE_CHECKING:
     from server.continuous_batching.models.decoder import Decoder, Layer
@@ -27,8 +27,10 @@ def objection(model: Decoder, dtype: torch.dtype) -> str | None:
     """Why the kernels cannot run a model, or None."""
     if dtype not in DTYPES:
         return f"they compute in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if any(type(linear) is not Linear for linear in _linears(model)):
-        return "they multiply plain weights, not quantised ones"
+    for linear in linears_of(model):
+        reason = _objection_to_layer(linear)
+        if reason is not None:
+            return reason
     config = model.config
     widths = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
     if config.head_dim % HEAD_MULTIPLE:
@@ -39,31 +41,14 @@ def objection(model: Decoder, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _linears(model: Any) -> list[Any]:
-    """Every linear layer of a `Decoder`."""
-    found = [model.head]
-    for layer in model.layers:
-        found += [layer.attention.qkv, layer.attention.output]
-        found += [layer.feed_forward.gate_up, layer.feed_forward.down]
-    return found
-
-
-class WeightStore:
-    """One piece of memory for packed weights, in the order in which a step reads them.
-
-    Args:
-        size: bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._memory = map_huge_pages(size)
-        self._next = addressof(c_char.from_buffer(self._memory))
-
-    def take(self, size: int) -> int:
-        """Address of the next `size` bytes."""
-        address = self._next
-        self._next += size
-        return address
+def _objection_to_layer(linear: Linear | GPTQLinear) -> str | None:
+    if not isinstance(linear, GPTQLinear):
+        return None
+    if linear.config.bits != BITS:
+        return f"they multiply weights of {BITS} bits, not of {linear.config.bits}"
+    if not linear.shares_order():
+        return f"the inputs of {linear.names[0]} are in another order than those of its neighbours"
+    return None
 
 
 class NativeKernels(Kernels):
@@ -80,19 +65,31 @@ class NativeKernels(Kernels):
         self._logits = torch.empty(0)
         self._native: NativeModel | None = None
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: Decoder, dtype: torch.dtype) -> dict[str, str] | None:
         """Pack every linear layer and free its own weight.
 
         The embedding stays as it is, for a step looks up rows of it.
         """
-        decoder: Any = model  # a Decoder; torch's stubs know no attribute of a module
-        self._store = WeightStore(sum(self._packed_bytes(linear.weight) for linear in _linears(decoder)))
+        decoder: Any = model  # torch's stubs know no attribute of a module's children
+        self._weights = PackedWeights(self._library, linears_of(decoder))
         self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         self._outer = OuterWeights(
             embedding=decoder.embedding.data_ptr(),
             norm=self._wide(decoder.norm.weight),
-            head=self._pack(decoder.head),
+            head=self._weights.pack(decoder.head).data,
         )
+        count = sum(isinstance(linear, GPTQLinear) for linear in linears_of(decoder))
+        if not count:
+            return None
+        return {
+            "name": f"native-int4 ({count} layers)",
+            "reason": "dequantised in the registers of own kernels",
+        }
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weights; known once there are any."""
+        return self._weights.size
 
     def run(
         self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]
@@ -134,28 +131,18 @@ class NativeKernels(Kernels):
         query_norm, key_norm = attention.query_norm, attention.key_norm
         return LayerWeights(  # in the order of use: a step streams through the weights from end to end
             attention_norm=self._wide(layer.attention_norm.weight),
-            qkv=self._pack(attention.qkv),
+            qkv=self._weights.pack(attention.qkv),
             qkv_bias=self._wide(attention.qkv.bias),
             query_norm=None if query_norm is None else self._wide(query_norm.weight),
             key_norm=None if key_norm is None else self._wide(key_norm.weight),
-            out=self._pack(attention.output),
+            out=self._weights.pack(attention.output),
             out_bias=self._wide(attention.output.bias),
             feed_forward_norm=self._wide(layer.feed_forward_norm.weight),
-            gate_up=self._pack(feed_forward.gate_up, halves=True),
+            gate_up=self._weights.pack(feed_forward.gate_up, halves=True),
             gate_up_bias=self._wide(feed_forward.gate_up.bias),
-            down=self._pack(feed_forward.down),
+            down=self._weights.pack(feed_forward.down),
             down_bias=self._wide(feed_forward.down.bias),
         )
-
-    def _pack(self, linear: Linear, *, halves: bool = False) -> int:
-        weight = linear.weight
-        address = self._store.take(self._packed_bytes(weight))
-        self._library.pack(weight, address, halves=halves)
-        linear.weight = empty_parameter(0, dtype=weight.dtype, device=weight.device)
-        return address
-
-    def _packed_bytes(self, weight: Tensor) -> int:
-        return self._library.packed_bytes(weight.dtype, *weight.shape)
 
     def _wide(self, tensor: Tensor | None) -> int | None:
         """Address of a float32 copy that lives as long as this object."""

@@ -6,11 +6,16 @@ that is as much work as the product.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from server.continuous_batching.models.decoder import Decoder
 
 _ROWS_HINT = 16
 """Tokens a step that the packing is made for."""
@@ -51,8 +56,10 @@ class PackedKernels(Kernels):
 
     name = "torch (packed by oneDNN)"
 
-    def prepare(self, model: nn.Module) -> None:
+    def prepare(self, model: Decoder, dtype: torch.dtype) -> dict[str, str] | None:
+        quantised = super().prepare(model, dtype)
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if type(child) is Linear:
                     setattr(module, name, PackedLinear(child))
+        return quantised

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.native.build import NativeError, build
-from server.continuous_batching.native.structs import Batch, LayerWeights, OuterWeights, Shape
+from server.continuous_batching.native.structs import (
+    Batch,
+    Int4Source,
+    LayerWeights,
+    Matrix,
+    OuterWeights,
+    Shape,
+)
 from server.continuous_batching.native.variants import Variant, usable_variants
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -38,6 +45,10 @@ class NativeLibrary:
         functions.native_packed_bytes.restype = c_int64
         functions.native_packed_bytes.argtypes = [c_int, c_int64, c_int64]
         functions.native_pack.argtypes = [c_int, c_void_p, c_int, c_int, c_bool, c_void_p, c_int]
+        functions.native_int4_bytes.restype = c_int64
+        functions.native_int4_bytes.argtypes = [c_int64, c_int64, c_int, c_bool]
+        functions.native_pack_int4.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int]
+        functions.native_multiply.argtypes = [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p, c_int]
         functions.native_model.restype = c_void_p
         functions.native_model.argtypes = [c_int, c_void_p, c_void_p, c_void_p]
         functions.native_free.argtypes = [c_void_p]
@@ -62,6 +73,39 @@ class NativeLibrary:
         self._functions.native_pack(
             DTYPES[weight.dtype], weight.data_ptr(), outputs, inputs, halves, target, torch.get_num_threads()
         )
+
+    def int4_bytes(self, outputs: int, inputs: int, group: int, *, has_zeros: bool) -> int:
+        """Size of a matrix of 4-bit codes once packed."""
+        return int(self._functions.native_int4_bytes(outputs, inputs, group, has_zeros))
+
+    def pack_int4(self, matrix: Matrix, source: Int4Source, outputs: int, inputs: int) -> None:
+        """Pack a matrix of 4-bit codes where `matrix` says that it lies."""
+        self._functions.native_pack_int4(
+            ctypes.byref(matrix), ctypes.byref(source), outputs, inputs, torch.get_num_threads()
+        )
+
+    def multiply(self, dtype: torch.dtype, matrix: Matrix, outputs: int, x: Tensor) -> Tensor:
+        """x Wᵀ with a packed matrix, computed in `dtype`.
+
+        Args:
+            x: float32 [rows, inputs], contiguous; inputs in the order that the matrix has them in.
+
+        Returns:
+            float32 [rows, outputs].
+        """
+        rows, inputs = x.shape
+        y = torch.empty(rows, outputs)
+        self._functions.native_multiply(
+            DTYPES[dtype],
+            ctypes.byref(matrix),
+            outputs,
+            inputs,
+            x.data_ptr(),
+            rows,
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return y
 
     def model(
         self, dtype: torch.dtype, shape: Shape, layers: list[LayerWeights], outer: OuterWeights

@@ -15,17 +15,29 @@ class Shape(Structure):
     )
 
 
-class LayerWeights(Structure):
-    """Addresses of one layer's weights (``model.h``)."""
+class Matrix(Structure):
+    """A packed matrix: numbers, or codes of 4 bits if `group` is not 0 (``int4.h``)."""
 
-    _fields_ = tuple(
-        (name, c_void_p)
-        for name in (
-            "attention_norm", "feed_forward_norm", "query_norm", "key_norm",
-            "qkv", "out", "gate_up", "down",
-            "qkv_bias", "out_bias", "gate_up_bias", "down_bias",
-        )
-    )  # fmt: skip
+    _fields_ = (("data", c_void_p), ("order", c_void_p), ("group", c_int32), ("has_zeros", c_int32))
+
+
+class Int4Source(Structure):
+    """Addresses of what a matrix of codes is packed from (``int4.h``)."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("words", "scales", "zeros", "order", "outputs")),
+        ("columns", c_int64),
+    )
+
+
+class LayerWeights(Structure):
+    """One layer's matrices, and the addresses of its other weights (``model.h``)."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("attention_norm", "feed_forward_norm", "query_norm", "key_norm")),
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("qkv_bias", "out_bias", "gate_up_bias", "down_bias")),
+    )
 
 
 class OuterWeights(Structure):

@@ -40,7 +40,7 @@ class MarlinKernel(GPTQKernel):
             parts = range(0, outputs, OUTPUTS_AT_ONCE)
             packed = [pack_rows(weight.codes(at, at + OUTPUTS_AT_ONCE), weight.bits) for at in parts]
             words = torch.cat(packed, dim=1)
-        self.symmetric = bool((weight.zeros == 1 << (weight.bits - 1)).all())
+        self.symmetric = weight.symmetric
         self.bits = weight.bits
         self.register_buffer("words", ops.gptq_marlin_repack(words, inputs, outputs, weight.bits))
         scales = weight.scales.to(dtype).contiguous()
@@ -75,10 +75,8 @@ class MarlinKernel(GPTQKernel):
     def refuses_weight(cls, weight: QuantisedWeight) -> str | None:
         from vllm.model_executor.layers.quantization.utils import marlin_utils
 
-        symmetric = bool((weight.zeros == 1 << (weight.bits - 1)).all())
-        if _scalar_type(weight.bits, symmetric) not in marlin_utils.query_marlin_supported_quant_types(
-            has_zp=not symmetric
-        ):
+        supported = marlin_utils.query_marlin_supported_quant_types(has_zp=not weight.symmetric)
+        if _scalar_type(weight.bits, weight.symmetric) not in supported:
             return f"{weight.bits} bits with zero points are not supported"
         fits, reason = marlin_utils.check_marlin_supports_shape(
             weight.outputs, weight.inputs, weight.inputs, weight.group_size

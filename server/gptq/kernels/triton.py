@@ -40,8 +40,7 @@ class TritonKernel(GPTQKernel):
             words[:, part] = pack_blocks(weight.codes(start, start + OUTPUTS_AT_ONCE), weight.bits)
         self.register_buffer("words", words)
         self.register_buffer("scales", weight.scales.clone())
-        middle = 1 << (weight.bits - 1)
-        self.zero = middle if bool((weight.zeros == middle).all()) else -1
+        self.zero = 1 << (weight.bits - 1) if weight.symmetric else -1
         self.register_buffer("zeros", weight.zeros if self.zero < 0 else None)
         from server.gptq.kernels import triton_product
 

@@ -56,6 +56,26 @@ void attend_all(const Shape& shape, const Batch& batch, const OuterWeights& oute
     }
 }
 
+template <class T>
+void multiply_all(const Matrix& matrix, int outputs, int inputs, const float* x, int rows, float* y, int threads) {
+    const int tiles = int(ceil_div(inputs, kDepth<T>));
+    std::vector<T> packed(size_t(ceil_div(rows, 32)) * 2 * tiles * kTile<T>);
+    const PackedRows<T> input{packed.data(), tiles};
+    Team team(threads);
+#pragma omp parallel num_threads(threads)
+    {
+        [[maybe_unused]] const TileRegisters registers;
+        Scratch scratch;
+        Member me(team, omp_get_thread_num());
+        me.share(rows, [&](int row) {
+            for (int i = 0; i < inputs; i += 16) input.put(row, i, load(x + int64_t(row) * inputs + i));
+        });
+        with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) {
+            linear_to<false>(me, input, rows, weight, scratch, nullptr, y);
+        });
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -76,6 +96,24 @@ int64_t native_packed_bytes(int dtype, int64_t outputs, int64_t inputs) {
 
 void native_pack(int dtype, const void* weight, int outputs, int inputs, bool halves, void* target, int threads) {
     (dtype ? pack_all<bf16> : pack_all<float>)(weight, outputs, inputs, halves, target, threads);
+}
+
+int64_t native_int4_bytes(int64_t outputs, int64_t inputs, int group, bool has_zeros) {
+    const Int4Weight weight{nullptr, int(outputs), int(inputs), group, has_zeros};
+    return weight.stripes() * weight.stripe_size();
+}
+
+// Pack all of a weight at matrix->data; source->outputs has a place for each output of every stripe.
+void native_pack_int4(const Matrix* matrix, const Int4Source* source, int outputs, int inputs, int threads) {
+    const Int4Weight weight = int4_weight(*matrix, outputs, inputs);
+#pragma omp parallel for num_threads(threads)
+    for (int stripe = 0; stripe < weight.stripes(); ++stripe) pack_int4_stripe(*source, weight, stripe);
+}
+
+// y [rows, outputs] = x [rows, inputs] · matrixᵀ; x in the order of the matrix, float like y.
+void native_multiply(int dtype, const Matrix* matrix, int outputs, int inputs, const float* x, int rows, float* y,
+                     int threads) {
+    (dtype ? multiply_all<bf16> : multiply_all<float>)(*matrix, outputs, inputs, x, rows, y, threads);
 }
 
 AnyModel* native_model(int dtype, const Shape* shape, const LayerWeights* layers, const OuterWeights* outer) {

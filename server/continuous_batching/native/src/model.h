@@ -7,7 +7,7 @@
 
 #include "attend_decode.h"
 #include "attend_span.h"
-#include "linear.h"
+#include "int4.h"
 #include "rows.h"
 
 // Sizes of a model, as the Python side hands them over.
@@ -16,19 +16,33 @@ struct Shape {
     float norm_eps;
 };
 
-// Weights of one layer: products packed in T (qkv, out, down in a row; gate_up in halves), the rest
-// float32. Biases and head norms may be null.
+// Weights of one layer: matrices packed (qkv, out, down in a row; gate_up in halves), the rest float32.
+// Biases and head norms may be null.
 struct LayerWeights {
     const float *attention_norm, *feed_forward_norm, *query_norm, *key_norm;
-    const void *qkv, *out, *gate_up, *down;
+    Matrix qkv, out, gate_up, down;
     const float *qkv_bias, *out_bias, *gate_up_bias, *down_bias;
 };
 
-// Weights around the layers; cosine and sine are [positions, head_dim / 2].
+// Weights around the layers, in T; cosine and sine are float32 [positions, head_dim / 2].
 struct OuterWeights {
     const void *embedding, *head;
     const float *norm, *cosine, *sine;
 };
+
+template <class T>
+PackedWeight<T> packed_weight(const void* data, int outputs, int inputs) {
+    return {static_cast<const T*>(data), outputs, int(ceil_div(inputs, kDepth<T>))};
+}
+
+// Call body with the weight that a matrix is.
+template <class T, class Body>
+void with_weight(const Matrix& matrix, int outputs, int inputs, const Body& body) {
+    if (matrix.group)
+        body(int4_weight(matrix, outputs, inputs));
+    else
+        body(packed_weight<T>(matrix.data, outputs, inputs));
+}
 
 // Queries, rotated keys and values of the step's tokens, and where they go: attention of one layer.
 template <class T>
@@ -105,7 +119,10 @@ class Model {
    public:
     Model(const Shape& shape, const LayerWeights* layers, const OuterWeights& outer)
         : shape_(shape), layers_(layers, layers + shape.layers), outer_(outer), team_(shape.threads),
-          scratch_(shape.threads) {}
+          scratch_(shape.threads) {
+        for (const LayerWeights& w : layers_)
+            reorders_ |= w.qkv.order || w.out.order || w.gate_up.order || w.down.order;
+    }
 
     // cache: [blocks, layers, 2, block_size, kv_heads, head_dim]; logits: [num_logits, vocab].
     void forward(const Batch& batch, T* cache, float* logits) {
@@ -127,8 +144,9 @@ class Model {
                 norm(x_ + batch.logit_rows[row] * shape_.hidden, outer_.norm, shape_.hidden, shape_.norm_eps,
                      normed_, row);
             });
-            linear_to<false>(me, normed_, int(batch.num_logits), packed(outer_.head, shape_.vocab, shape_.hidden),
-                             nullptr, logits);
+            linear_to<false>(me, normed_, int(batch.num_logits),
+                             packed_weight<T>(outer_.head, shape_.vocab, shape_.hidden), scratch_[rank], nullptr,
+                             logits);
         }
     }
 
@@ -141,17 +159,35 @@ class Model {
                 norm(x_ + int64_t(row) * hidden, weight, hidden, shape_.norm_eps, normed_, row);
             });
         };
+        // body(input, weight): the product of `matrix` and its input, in the order that it has inputs in
+        const auto product = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const auto& body) {
+            const PackedRows<T> input = in_order(me, matrix, x, inputs, rows);
+            with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) { body(input, weight); });
+        };
         norm_all(w.attention_norm);
-        linear_to<false>(me, normed_, rows, packed(w.qkv, int(attention.row_size()), hidden), w.qkv_bias, qkv_);
+        product(w.qkv, int(attention.row_size()), hidden, normed_, [&](PackedRows<T> input, const auto& weight) {
+            linear_to<false>(me, input, rows, weight, scratch, w.qkv_bias, qkv_);
+        });
         attention.run(me, cache, w, qkv_, attended_, scratch);
-        linear_to<true>(me, attended_, rows, packed(w.out, hidden, width), w.out_bias, x_);
+        product(w.out, hidden, width, attended_, [&](PackedRows<T> input, const auto& weight) {
+            linear_to<true>(me, input, rows, weight, scratch, w.out_bias, x_);
+        });
         norm_all(w.feed_forward_norm);
-        gated_linear(me, normed_, rows, packed(w.gate_up, 2 * inner, hidden), w.gate_up_bias, inner_);
-        linear_to<true>(me, inner_, rows, packed(w.down, hidden, inner), w.down_bias, x_);
+        product(w.gate_up, 2 * inner, hidden, normed_, [&](PackedRows<T> input, const auto& weight) {
+            gated_linear(me, input, rows, weight, scratch, w.gate_up_bias, inner_);
+        });
+        product(w.down, hidden, inner, inner_, [&](PackedRows<T> input, const auto& weight) {
+            linear_to<true>(me, input, rows, weight, scratch, w.down_bias, x_);
+        });
     }
 
-    static PackedWeight<T> packed(const void* weight, int outputs, int inputs) {
-        return {static_cast<const T*>(weight), outputs, int(ceil_div(inputs, kDepth<T>))};
+    PackedRows<T> in_order(Member& me, const Matrix& matrix, PackedRows<T> x, int inputs, int rows) {
+        if (!matrix.order) return x;
+        const PackedRows<T> ordered{ordered_.data, x.depth_tiles};
+        me.share(rows, [&](int row) {
+            for (int i = 0; i < inputs; ++i) *ordered.at(row, i) = *x.at(row, matrix.order[i]);
+        });
+        return ordered;
     }
 
     LayerCache<T> layer_cache(T* cache, int layer) const {
@@ -164,8 +200,9 @@ class Model {
     // the products read and nobody looks at.
     void arrange(int64_t rows, int64_t qkv_size) {
         const int64_t padded = ceil_div(rows, 32) * 32;
-        const int64_t widths[] = {shape_.hidden, qkv_size, shape_.hidden, int64_t(shape_.heads) * shape_.head_dim,
-                                  shape_.inner};
+        const int64_t attended = int64_t(shape_.heads) * shape_.head_dim;
+        const int64_t ordered = reorders_ ? std::max({int64_t(shape_.hidden), attended, int64_t(shape_.inner)}) : 0;
+        const int64_t widths[] = {shape_.hidden, qkv_size, shape_.hidden, attended, shape_.inner, ordered};
         int64_t total = 0;
         for (int64_t width : widths) total += padded * ceil_div(width, 32) * 32;
         float* at = buffers_.floats(size_t(total));
@@ -182,6 +219,7 @@ class Model {
         normed_ = rows_of(widths[2]);
         attended_ = rows_of(widths[3]);
         inner_ = rows_of(widths[4]);
+        ordered_ = rows_of(widths[5]);
     }
 
     const Shape shape_;
@@ -189,7 +227,8 @@ class Model {
     const OuterWeights outer_;
     Team team_;
     std::vector<Scratch> scratch_;
+    bool reorders_ = false;
     Scratch buffers_;
     float *x_ = nullptr, *qkv_ = nullptr;
-    PackedRows<T> normed_{}, attended_{}, inner_{};
+    PackedRows<T> normed_{}, attended_{}, inner_{}, ordered_{};
 };

@@ -78,6 +78,14 @@ INLINE void store(bf16* p, F16 x) {
     std::memcpy(p + 8, &b, 16);
 }
 
+// pairs[lane] = (low[lane], high[lane]) as bf16: the operand format of dot products of pairs
+INLINE void store_pairs(bf16* pairs, F16 low, F16 high) {
+    const HalfBits a = round_to_bf16(low.a) | round_to_bf16(high.a) << 16;
+    const HalfBits b = round_to_bf16(low.b) | round_to_bf16(high.b) << 16;
+    std::memcpy(pairs, &a, 32);
+    std::memcpy(pairs + 16, &b, 32);
+}
+
 // c + a.low · b.low + a.high · b.high per lane; `pair` is the same for all lanes
 INLINE F16 dot_pairs(F16 c, const bf16* pair, const bf16* pairs) {
     HalfBits w[2];

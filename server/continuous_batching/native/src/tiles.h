@@ -1,10 +1,21 @@
 // Products of tiles: up to 32 rows of activations with one stripe of weights.
 //
-// multiply() leaves C [32][32] floats: rows of activations × outputs of the stripe. There is one
+// multiply() leaves or adds to C [32][32] floats: rows of activations × outputs of the stripe, over
+// `depth` tiles; `stride` is how far (in numbers) the second 16 rows are from the first. There is one
 // for AMX (bf16) and one for vectors (bf16 or float); both read the layouts of layout.h.
 #pragma once
 
 #include "layout.h"
+
+// Memory that is brought into the second-level cache meanwhile: so many lines with every depth tile.
+struct Fetch {
+    const char* next;
+    int lines;
+
+    INLINE void step() {
+        for (int i = 0; i < lines; ++i, next += 64) prefetch_far(next);
+    }
+};
 
 #ifdef __AMX_BF16__
 
@@ -26,36 +37,46 @@ class TileRegisters {
     static constexpr Config kConfig{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 };
 
-INLINE void multiply(const bf16* rows, const bf16* stripe, int depth, int count, float* c) {
-    const bf16* below = rows + int64_t(depth) * kTile<bf16>;  // the next 16 rows
-    _tile_zero(0);
-    _tile_zero(1);
-    if (count <= 16) {
-        for (int k = 0; k < depth; ++k, rows += kTile<bf16>, stripe += 2 * kTile<bf16>) {
-            _tile_loadd(4, rows, 64);
-            _tile_loadd(6, stripe, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, stripe + kTile<bf16>, 64);
-            _tile_dpbf16ps(1, 4, 7);
-        }
+// kBlocks times 16 rows.
+template <int kBlocks>
+INLINE void multiply_tiles(const bf16* rows, const bf16* below, const bf16* stripe, int depth, bool add, Fetch fetch,
+                           float* c) {
+    if (add) {
+        _tile_loadd(0, c, 128);
+        _tile_loadd(1, c + 16, 128);
+        if constexpr (kBlocks == 2) _tile_loadd(2, c + 16 * 32, 128);
+        if constexpr (kBlocks == 2) _tile_loadd(3, c + 16 * 32 + 16, 128);
     } else {
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int k = 0; k < depth; ++k, rows += kTile<bf16>, below += kTile<bf16>, stripe += 2 * kTile<bf16>) {
-            _tile_loadd(4, rows, 64);
-            _tile_loadd(6, stripe, 64);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, stripe + kTile<bf16>, 64);
-            _tile_dpbf16ps(1, 4, 7);
+        _tile_zero(0);
+        _tile_zero(1);
+        if constexpr (kBlocks == 2) _tile_zero(2);
+        if constexpr (kBlocks == 2) _tile_zero(3);
+    }
+    for (int k = 0; k < depth; ++k, rows += kTile<bf16>, below += kTile<bf16>, stripe += 2 * kTile<bf16>) {
+        _tile_loadd(4, rows, 64);
+        _tile_loadd(6, stripe, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, stripe + kTile<bf16>, 64);
+        _tile_dpbf16ps(1, 4, 7);
+        if constexpr (kBlocks == 2) {
             _tile_loadd(5, below, 64);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        _tile_stored(2, c + 16 * 32, 128);
-        _tile_stored(3, c + 16 * 32 + 16, 128);
+        fetch.step();
     }
     _tile_stored(0, c, 128);
     _tile_stored(1, c + 16, 128);
+    if constexpr (kBlocks == 2) _tile_stored(2, c + 16 * 32, 128);
+    if constexpr (kBlocks == 2) _tile_stored(3, c + 16 * 32 + 16, 128);
+}
+
+INLINE void multiply(const bf16* rows, int64_t stride, const bf16* stripe, int depth, int count, bool add, Fetch fetch,
+                     float* c) {
+    if (count <= 16)
+        multiply_tiles<1>(rows, rows, stripe, depth, add, fetch, c);
+    else
+        multiply_tiles<2>(rows, rows + stride, stripe, depth, add, fetch, c);
 }
 
 #else
@@ -78,32 +99,33 @@ INLINE void multiply_tile(const bf16* rows, const bf16* panel, F16 (&acc)[R]) {
         for (int r = 0; r < R; ++r) acc[r] = dot_pairs(acc[r], rows + r * 32 + 2 * k, panel + k * 32);
 }
 
-// `R` rows with `P` panels, over the whole depth.
+// `R` rows with `P` panels.
 template <int R, int P, class T>
-void multiply_rows(const T* rows, const T* stripe, int depth, float* c) {
+void multiply_rows(const T* rows, const T* stripe, int depth, bool add, Fetch fetch, float* c) {
     F16 acc[P][R];
     for (int p = 0; p < P; ++p)
-        for (int r = 0; r < R; ++r) acc[p][r] = splat(0.0f);
+        for (int r = 0; r < R; ++r) acc[p][r] = add ? load(c + r * 32 + p * 16) : splat(0.0f);
     for (int k = 0; k < depth; ++k, rows += kTile<T>, stripe += 2 * kTile<T>) {
         for (int p = 0; p < P; ++p) multiply_tile<R>(rows, stripe + p * kTile<T>, acc[p]);
+        fetch.step();
     }
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) store(c + r * 32 + p * 16, acc[p][r]);
 }
 
 template <class T>
-void multiply(const T* rows, const T* stripe, int depth, int count, float* c) {
+void multiply(const T* rows, int64_t stride, const T* stripe, int depth, int count, bool add, Fetch fetch, float* c) {
     constexpr int R = kKernelRows, P = kKernelPanels;
     for (int panel = 0; panel < 2; panel += P)
-        for (int r = 0; r < count;) {
-            const T* part = rows + r / 16 * int64_t(depth) * kTile<T> + r % 16 * kDepth<T>;
+        for (int r = 0; r < count; fetch.lines = 0) {  // the first rows fetch for all
+            const T* part = rows + r / 16 * stride + r % 16 * kDepth<T>;
             const T* weights = stripe + panel * kTile<T>;
             float* out = c + r * 32 + panel * 16;
             if (count - r == 1) {
-                multiply_rows<1, P>(part, weights, depth, out);
+                multiply_rows<1, P>(part, weights, depth, add, fetch, out);
                 r += 1;
             } else {
-                multiply_rows<R, P>(part, weights, depth, out);
+                multiply_rows<R, P>(part, weights, depth, add, fetch, out);
                 r += R;
             }
         }
