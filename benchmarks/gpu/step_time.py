@@ -14,21 +14,7 @@ import torch
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load
-
-
-@torch.inference_mode()
-def place_decodes(llm: Any, rows: int, context: int) -> None:
-    """Let replays of `rows` decodes attend to `context` tokens each, and to the new one."""
-    runner = llm.engine.runner
-    batch = runner._builder.decode_batch(rows)
-    blocks = -(-(context + 1) // llm.engine.cache.block_size)
-    tables = batch.attention.tables
-    spread = (
-        torch.arange(rows * blocks, device=tables.device, dtype=torch.int32) % llm.engine.limits.num_blocks
-    )
-    tables[:rows, :blocks] = spread.view(rows, blocks)
-    batch.sample_rows.copy_(torch.arange(rows, dtype=torch.int32))
-    batch.sample_positions.fill_(context)
+from benchmarks.gpu.replays import place_decodes
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.step_time import place_decodes
+from benchmarks.gpu.replays import place_decodes
 
 BLOCKS = 900
 """In a shot: more would fill the queue of the copies' stream and hold up the host."""

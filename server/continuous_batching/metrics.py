@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from server.continuous_batching.engine.engine import EngineStats
+from server.continuous_batching.engine.stats import EngineStats
 
 _GAUGES = {
     "vllm:num_requests_running": ("running", "Requests in the batch."),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionShape
+from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
 from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
 from server.continuous_batching.attention.triton_backend import TritonAttention
 from tests.kernels.conftest import HALF, relative_error
@@ -99,6 +100,7 @@ def check(
     block_size: int,
     decodes: list[int],
     chunks: list[tuple[int, int]],
+    kind: type[TritonAttention] = TritonAttention,
 ) -> None:
     num_heads, kv_heads, head_dim = heads
     batch = paged_batch(decodes, chunks, block_size, device)
@@ -112,7 +114,7 @@ def check(
     expected, stored = reference(query, key, value, rotary, cache[:, layer], batch)
     untouched = cache[:, [0, 2]].clone()
 
-    backend = TritonAttention(AttentionShape(num_heads, kv_heads, head_dim, block_size, dtype), rotary, cache)
+    backend = kind(AttentionShape(num_heads, kv_heads, head_dim, block_size, dtype), rotary, cache)
     backend.prepare(batch)
     attended = backend.forward(layer, query, key, value)
 
@@ -138,6 +140,16 @@ def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -
 @pytest.mark.parametrize("block_size", [16, 256])
 def test_a_chunk_that_begins_and_ends_within_blocks(device: torch.device, block_size: int) -> None:
     check(device, HALF, (4, 2, 64), block_size, [], [(7, 7 + QUERY_TILE + 5)])
+
+
+@pytest.mark.parametrize("heads", [(4, 2, 64), (8, 1, 128)])
+def test_flash_attention(device: torch.device, heads: tuple[int, int, int]) -> None:
+    try:
+        flash_attention()
+    except ImportError as error:
+        pytest.skip(str(error))
+    check(device, HALF, heads, 16, [0, 15, 130], [(0, 20), (33, 180)], FlashAttention)
+    check(device, HALF, heads, 16, [], [(0, 200), (0, 1)], FlashAttention)
 
 
 def test_padding_stores_nothing(device: torch.device) -> None:

@@ -56,5 +56,5 @@ def _choose_cuda(shape: AttentionShape, device: torch.device) -> tuple[Backend, 
 
         flash_attention()
     except ImportError as error:
-        return TritonAttention, f"own kernels; vLLM's FlashAttention 3 cannot be imported: {error}"
+        return TritonAttention, f"own kernels; no FlashAttention 3: {error}"
     return FlashAttention, "FlashAttention 3 of vLLM for prompts, own kernels for decoding"

@@ -13,37 +13,13 @@ from server.continuous_batching.decoding.decoder import Decoded, Decoder, Pendin
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.engine.runner import ModelRunner
+from server.continuous_batching.engine.stats import EngineStats
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.plan import Plan
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class EngineStats:
-    """A snapshot of load, cache and counters, for metrics and ``/status``."""
-
-    running: int = 0
-    waiting: int = 0
-    swapped: int = 0
-    running_rows: int = 0
-    pending_tokens: int = 0
-    cache_usage: float = 0.0
-    cached_blocks: int = 0
-    host_cache_usage: float = 0.0
-    steps: int = 0
-    generated_tokens: int = 0
-    computed_prompt_tokens: int = 0
-    prefix_queries: int = 0
-    prefix_hits: int = 0
-    preempted_by_swap: int = 0
-    preempted_by_recompute: int = 0
-    swapped_out_blocks: int = 0
-    swapped_in_blocks: int = 0
-    copies_on_write: int = 0
-    step_failures: int = 0
 
 
 @dataclass(slots=True)

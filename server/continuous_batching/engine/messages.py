@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from server.continuous_batching.decoding.params import SamplingParams
-from server.continuous_batching.engine.engine import EngineStats
 from server.continuous_batching.engine.outputs import StepOutput
+from server.continuous_batching.engine.stats import EngineStats
 from server.continuous_batching.scheduler.limits import Limits
 
 
