@@ -1,7 +1,7 @@
-"""From the host to the device without waiting for what the device still has to do.
+"""Between host and device without waiting for what the device still has to do.
 
-A copy from ordinary memory makes the host wait until the device has caught up; then the device has
-nothing to do until the host has launched more. So everything that a step sends is pinned.
+A copy from or to ordinary memory makes the host wait until the device has caught up; then the device
+has nothing to do until the host has launched more. So everything that a step sends is pinned.
 """
 
 from __future__ import annotations
@@ -22,6 +22,14 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device, copy=True)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """A copy of `tensor` in host memory; on CUDA it is there once its stream has come so far."""
+    if not tensor.is_cuda:
+        return tensor
+    target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return target.copy_(tensor, non_blocking=True)
 
 
 class PackedTransfer:

@@ -84,7 +84,7 @@ def test_tokens_are_those_of_transformers(
     token nobody has read; with beams, steps that wait and steps that do not, by turns."""
     requests = mixed_requests(reference, 24, seed=5, longest=100)
     if not beams:
-        single = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "min_new_tokens": 0}
+        single = {"num_beams": 1, "num_return_sequences": 1}
         requests = [(prompt, config.model_copy(update=single)) for prompt, config in requests]
     llm = overlapped_llm(model, monkeypatch, num_blocks=num_blocks)
     generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
@@ -99,6 +99,36 @@ def test_tokens_are_those_of_transformers(
     assert stats.step_failures == 0
     assert stats.cache_usage == 0.0
     assert (stats.preempted_by_swap + stats.preempted_by_recompute > 0) == (num_blocks == 60)
+
+
+def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters, penalties, biases and reports of steps that do not wait are those of steps that do."""
+    options: list[dict[str, object]] = [
+        {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {"typical_p": 0.7}, {"top_k": 20, "top_p": 0.9},
+        {"repetition_penalty": 1.5}, {"frequency_penalty": 0.7, "presence_penalty": 0.4}, {},
+        {"do_sample": False, "frequency_penalty": 1.0, "logprobs": 2},
+        {"logit_bias": {7: 4.0, 9: -100.0}, "logprobs": 0},
+        {"min_new_tokens": 20, "eos_token_id": list(range(3, 40)), "logprobs": 3},
+    ]  # fmt: skip
+    configs = [
+        GenerationConfig(**{"max_new_tokens": 30, "do_sample": True, "seed": seed, **chosen})
+        for seed, chosen in enumerate(options)
+    ]
+    prompts = [[5 + index, 7, 9] * (1 + index % 5) for index in range(len(configs))]
+    waiting = small_llm(model).generate(prompts, configs)
+    llm = overlapped_llm(model, monkeypatch, num_blocks=400)
+    overlapped = llm.generate(prompts, configs)
+    assert not llm.engine._dependent and llm.engine.stats().step_failures == 0
+    for expected, generation in zip(waiting, overlapped, strict=True):
+        (answer,), (reference,) = generation.answers, expected.answers
+        assert answer.token_ids == reference.token_ids
+        assert (answer.logprobs is None) == (reference.logprobs is None)
+        for report, other in zip(answer.logprobs or [], reference.logprobs or [], strict=True):
+            assert (report.token_id, [i for i, _ in report.top]) == (
+                other.token_id,
+                [i for i, _ in other.top],
+            )
+            assert report.logprob == pytest.approx(other.logprob, abs=1e-5)
 
 
 def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(

@@ -12,10 +12,15 @@ from torch import Tensor
 from server.continuous_batching.decoding.beam import BeamSearch, Candidates, candidates_needed
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
-from server.continuous_batching.decoding.processors import apply_filters, apply_processors
+from server.continuous_batching.decoding.processors import (
+    apply_filters,
+    apply_processors,
+    exclude_filtered,
+)
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
+from server.continuous_batching.transfer import to_host
 from server.random import uniform
 
 
@@ -58,14 +63,14 @@ class PendingTokens:
 
     Args:
         tokens: int32 [sampled] on the device.
+        logprobs: to be reported with them; sent already.
     """
 
-    def __init__(self, tokens: Tensor) -> None:
+    def __init__(self, tokens: Tensor, logprobs: StepLogprobs) -> None:
+        self._tokens = to_host(tokens)
+        self._logprobs = logprobs
         self._copied: torch.cuda.Event | None = None
-        self._tokens = tokens
         if tokens.is_cuda:
-            self._tokens = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._tokens.copy_(tokens, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
@@ -73,8 +78,7 @@ class PendingTokens:
         """Wait for them."""
         if self._copied is not None:
             self._copied.synchronize()
-        tokens = self._tokens.tolist()
-        return Decoded(tokens, StepLogprobs(self._tokens, np.full(len(tokens), -1)))
+        return Decoded(self._tokens.tolist(), self._logprobs)
 
 
 class Decoder:
@@ -110,7 +114,7 @@ class Decoder:
             self.table.assign(sequence.row, request.params, sequence.index, prompt, generated)
 
     def choose(self, forward: StepLogits, sequences: Seq[Sequence]) -> Decoded | PendingTokens:
-        """Choose the next token of every sequence, on the device alone where their options allow it.
+        """Choose the next token of every sequence; on the device, where it keeps tokens and none is a beam.
 
         Args:
             forward: logits of `sequences`, in their order; overwritten.
@@ -118,10 +122,22 @@ class Decoder:
         """
         device_rows = self.table.device_rows
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
-        if device_rows is not None and self.table.plain[rows].all():
-            assert forward.rows is not None and forward.positions is not None
-            return PendingTokens(device_rows.sample(forward.logits, forward.rows, forward.positions))
-        return self.decode(forward.logits.float(), sequences)
+        if device_rows is None or self.table.beams[rows].any():
+            return self.decode(forward.logits.float(), sequences)
+        assert forward.rows is not None and forward.positions is not None
+        logits, logprobs = forward.logits, StepLogprobs(forward.logits, self.table.logprobs[rows])
+        plain = bool(self.table.plain[rows].all())
+        if not plain:
+            logits = logits.float()
+            generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
+            apply_processors(logits, self.table, rows, generated)
+            exclude_filtered(logits, self.table, rows)
+        tokens = device_rows.sample(logits, forward.rows, forward.positions)
+        if not plain or logprobs:
+            chosen = tokens.long().clamp(min=0)
+            self.table.note(rows, chosen)
+            logprobs.send(chosen)
+        return PendingTokens(tokens, logprobs)
 
     def decode(self, logits: Tensor, sequences: Seq[Sequence]) -> Decoded:
         """Choose the next token of every sequence.
@@ -167,7 +183,7 @@ class Decoder:
         if any(sampled):
             lines = np.flatnonzero(np.repeat(sampled, [r.params.num_beams for r in requests]))
             scores[lines] = apply_filters(scores[lines], self.table, rows[lines])
-        scores += torch.from_numpy(running).to(scores.device).unsqueeze(1)
+        scores += self.table.on_device(running).unsqueeze(1)
         keys = scores
         if any(sampled):
             keys = scores.clone()

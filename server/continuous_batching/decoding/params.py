@@ -48,14 +48,8 @@ class SamplingParams:
         """Whether the next token follows from the logits and the temperature alone."""
         filtered = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
         held = self.min_new_tokens > 0 and bool(self.eos_token_ids)
-        reported = self.logprobs is not None
         return not (
-            self.uses_beams
-            or (self.do_sample and filtered)
-            or held
-            or reported
-            or self.logit_bias
-            or self.needs_history
+            self.uses_beams or (self.do_sample and filtered) or held or self.logit_bias or self.needs_history
         )
 
     @property

@@ -27,17 +27,18 @@ def apply_processors(scores: Tensor, table: RowTable, rows: np.ndarray, generate
     """
     biased = np.flatnonzero(table.biased[rows])
     if biased.size:
-        scores[biased] += table.bias[rows[biased]]
+        scores.index_add_(0, table.on_device(biased), table.bias[table.on_device(rows[biased])])
     penalised = np.flatnonzero(table.penalised[rows])
     if penalised.size:
-        scores[penalised] = _penalise(scores[penalised], table, rows[penalised])
+        lines = table.on_device(penalised)
+        scores[lines] = _penalise(scores[lines], table, rows[penalised])
     short = np.flatnonzero(generated < table.integers["min_new_tokens"][rows])
     if short.size:
         _suppress_eos(scores, table, short, rows[short])
 
 
 def _penalise(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
-    index = torch.from_numpy(rows).to(scores.device)
+    index = table.on_device(rows)
     repetition = table.column(table.floats["repetition_penalty"], rows)
     repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
     scores = torch.where(table.seen[index], repeated, scores)
@@ -50,7 +51,7 @@ def _suppress_eos(scores: Tensor, table: RowTable, index: np.ndarray, rows: np.n
     counts = table.eos_count[rows]
     lines = np.repeat(index, counts)
     columns = table.eos[rows][np.arange(table.eos.shape[1]) < counts[:, None]]
-    scores[torch.from_numpy(lines), torch.from_numpy(columns)] = _EXCLUDED
+    scores[table.on_device(lines), table.on_device(columns)] = _EXCLUDED
 
 
 def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
@@ -67,10 +68,11 @@ def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
     if not chosen.size:
         return scores
     rows = rows[chosen]
-    part = scores[chosen]
+    lines = table.on_device(chosen)
+    part = scores[lines]
     # beam search must keep a way on beside every end of sequence, as in transformers
     least = np.where(table.beams[rows], table.eos_count[rows] + 1, 1)
-    keep = torch.from_numpy(np.minimum(least, scores.shape[1])).to(scores.device).unsqueeze(1)
+    keep = np.minimum(least, scores.shape[1])
     for applies, keep_tokens in (
         (table.integers["top_k"][rows] > 0, _top_k),
         (table.floats["top_p"][rows] < 1.0, _top_p),
@@ -79,36 +81,56 @@ def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
     ):
         some = np.flatnonzero(applies)
         if some.size:
-            part[some] = keep_tokens(part[some], table, rows[some], keep[some])
-    scores[chosen] = part
+            index = table.on_device(some)
+            part[index] = keep_tokens(part[index], table, rows[some], keep[some])
+    scores[lines] = part
     return scores
 
 
-def _top_k(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
-    k = torch.maximum(table.column(table.integers["top_k"], rows), keep).clamp(max=scores.shape[1])
+def exclude_filtered(logits: Tensor, table: RowTable, rows: np.ndarray) -> None:
+    """What `apply_filters` would exclude becomes -inf, in place; the rest stays as it is.
+
+    Args:
+        logits: float32 [rows, vocab], processed.
+    """
+    chosen = np.flatnonzero(table.filtered[rows] & table.samples[rows])
+    if chosen.size:
+        lines = table.on_device(chosen)
+        part = logits[lines]
+        excluded = apply_filters(part, table, rows[chosen]) == _EXCLUDED
+        logits[lines] = part.masked_fill_(excluded, _EXCLUDED)
+
+
+def _column(table: RowTable, values: np.ndarray) -> Tensor:
+    return table.on_device(values).unsqueeze(1)
+
+
+def _top_k(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
+    k = np.maximum(table.integers["top_k"][rows], keep).clip(max=scores.shape[1])
     best = torch.topk(scores, int(k.max()), dim=-1).values
-    return scores.masked_fill(scores < best.gather(1, k - 1), _EXCLUDED)
+    worst = best.gather(1, _column(table, k - 1))
+    return scores.masked_fill(scores < worst, _EXCLUDED)
 
 
-def _top_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+def _top_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
     """Nucleus sampling (Holtzman et al., 2020)."""
     ordered, order = torch.sort(scores, dim=-1)
     below = ordered.softmax(dim=-1).cumsum(dim=-1)
     remove = below <= table.column(1.0 - table.floats["top_p"], rows)
-    remove &= torch.arange(scores.shape[1], device=scores.device) < scores.shape[1] - keep
+    remove &= torch.arange(scores.shape[1], device=scores.device) < scores.shape[1] - _column(table, keep)
     return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)
 
 
-def _min_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+def _min_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
     """Relative to the likeliest token (Nguyen et al., 2024)."""
     probabilities = scores.softmax(dim=-1)
     best = torch.topk(probabilities, int(keep.max()), dim=-1).values
     remove = probabilities < table.column(table.floats["min_p"], rows) * best[:, :1]
-    remove &= probabilities < best.gather(1, keep - 1)
+    remove &= probabilities < best.gather(1, _column(table, keep - 1))
     return scores.masked_fill(remove, _EXCLUDED)
 
 
-def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) -> Tensor:
+def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
     """Locally typical sampling (Meister et al., 2022)."""
     logs = scores.log_softmax(dim=-1)
     entropy = -(logs * logs.exp()).nansum(dim=-1, keepdim=True)
@@ -117,5 +139,5 @@ def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: Tensor) 
     last = (mass < table.column(table.floats["typical_p"], rows)).sum(dim=1, keepdim=True)
     last = last.clamp(max=scores.shape[1] - 1)
     remove = surprise > surprise.gather(1, last)
-    remove &= torch.arange(scores.shape[1], device=scores.device) >= keep
+    remove &= torch.arange(scores.shape[1], device=scores.device) >= _column(table, keep)
     return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)

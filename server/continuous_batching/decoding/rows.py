@@ -14,6 +14,7 @@ from torch import Tensor
 
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.params import SamplingParams
+from server.continuous_batching.transfer import to_device
 
 _FLOATS = [
     "temperature", "top_p", "min_p", "typical_p",
@@ -105,14 +106,15 @@ class RowTable:
         self.penalised[row] = params.needs_history
         if params.needs_history:
             self.seen[row] = False
-            self.seen[row, torch.tensor([*prompt, *generated], device=self.device)] = True
-            size = self._shape[1]
-            self.counts[row] = torch.bincount(torch.tensor(generated, dtype=torch.long), minlength=size)
+            self.seen[row, self.on_device(np.array([*prompt, *generated], np.int64))] = True
+            counts = np.bincount(np.array(generated, np.int64), minlength=self._shape[1])
+            self.counts[row] = self.on_device(counts.astype(np.float32))
         self.biased[row] = bool(params.logit_bias)
         if params.logit_bias:
             self.bias[row] = 0.0
-            ids = torch.tensor(list(params.logit_bias), device=self.device)
-            self.bias[row, ids] = torch.tensor(list(params.logit_bias.values()), device=self.device)
+            ids = np.array(list(params.logit_bias), np.int64)
+            values = np.array(list(params.logit_bias.values()), np.float32)
+            self.bias[row, self.on_device(ids)] = self.on_device(values)
 
     def _assign_eos(self, row: int, ids: tuple[int, ...]) -> None:
         if len(ids) > self.eos.shape[1]:
@@ -128,19 +130,27 @@ class RowTable:
             self._counts[list(targets)] = self._counts[list(sources)]
 
     def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
-        """Rows got one more token each; only rows whose scores depend on history are noted."""
-        if self.device_rows is not None:
-            self.device_rows.record(rows, tokens)
-        chosen = self.penalised[rows]
-        if chosen.any():
-            index = torch.from_numpy(rows[chosen]).to(self.device)
-            token = torch.from_numpy(tokens[chosen]).to(self.device)
+        """Rows got one more token each, chosen by the host."""
+        if rows.size:
+            if self.device_rows is not None:
+                self.device_rows.record(rows, tokens)
+            self.note(rows, self.on_device(tokens))
+
+    def note(self, rows: np.ndarray, tokens: Tensor) -> None:
+        """Rows got one more token each (int64 [rows] beside the logits): kept where it changes scores."""
+        chosen = np.flatnonzero(self.penalised[rows])
+        if chosen.size:
+            index, token = self.on_device(rows[chosen]), tokens[self.on_device(chosen)]
             self.seen[index, token] = True
             self.counts[index, token] += 1.0
+
+    def on_device(self, values: np.ndarray) -> Tensor:
+        """`values` beside the logits, without waiting for what is computed there."""
+        return to_device(values, self.device)
 
     def column(self, values: np.ndarray, rows: np.ndarray) -> Tensor:
         """`values` of these rows as a tensor [rows, 1] beside the logits (floats in float32)."""
         chosen = values[rows]
         if chosen.dtype == np.float64:
             chosen = chosen.astype(np.float32)
-        return torch.from_numpy(chosen).to(self.device).unsqueeze(1)
+        return self.on_device(chosen).unsqueeze(1)

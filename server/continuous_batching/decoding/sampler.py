@@ -30,8 +30,8 @@ def choose_tokens(scores: Tensor, table: RowTable, rows: np.ndarray, positions: 
     tokens = torch.where(torch.isfinite(best), tokens, FAILED)
     chosen = np.flatnonzero(table.samples[rows])
     if chosen.size:
-        drawn = _draw(scores[chosen], table, rows[chosen], positions[chosen])
-        sampled = torch.from_numpy(chosen).to(scores.device)
+        sampled = table.on_device(chosen)
+        drawn = _draw(scores[sampled], table, rows[chosen], positions[chosen])
         tokens[sampled] = torch.where(tokens[sampled] == FAILED, FAILED, drawn)
     return tokens.cpu().numpy()
 
@@ -44,7 +44,7 @@ def _draw(scores: Tensor, table: RowTable, rows: np.ndarray, positions: np.ndarr
     number = uniform(
         table.column(table.integers["seed"], rows),
         table.column(table.answer, rows),
-        torch.from_numpy(positions).to(scores.device).unsqueeze(1),
+        table.on_device(positions).unsqueeze(1),
     )
     # strictly above the target: a token of probability zero adds nothing and is never hit
     return torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True).squeeze(1)

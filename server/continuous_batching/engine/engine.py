@@ -62,7 +62,7 @@ class Engine:
         self._overlap = overlap
         self._launched: Launched | None = None
         self._requests: dict[str, Request] = {}
-        self._dependent: set[str] = set()  # live requests that need the host to choose their tokens
+        self._dependent: set[str] = set()  # live requests whose tokens the host chooses: beams
         self._steps = 0
         self._prompt_tokens = 0
         self._step_failures = 0
@@ -84,7 +84,7 @@ class Engine:
         refusal = self._refusal(request)
         if refusal is None:
             self._requests[request.id] = request
-            if not request.params.is_plain:
+            if request.params.uses_beams:
                 self._dependent.add(request.id)
             self._collector.watch(request)
             self.scheduler.add(request)
