@@ -10,13 +10,14 @@ constexpr int64_t kPassBytes = 1 << 20;
 constexpr int kPassRows = 512;
 // Depth tiles of a stripe that all rows pass by before the next ones: they stay in the first level.
 constexpr int kDepthBlock = 8;
-constexpr int kFewRows = 8;
+constexpr int64_t kAheadBytes = 3072;
 
 // Compute `stripes` stripes of rows × weightᵀ; stripe_at(index) is where one lies, and finish(row, count,
 // stripe, c) takes each piece, `count` rows from `row` on, as c [count][32].
 //
-// While rows pass by a stripe, the next one is fetched: what follows it in memory. With few rows the
-// processor's own fetching ahead is never interrupted, and better.
+// Weights are fetched ahead, at the pace at which they are used: by a whole stripe while many rows pass
+// by this one; else by just as much as hides the memory's latency, which the processor's own fetching
+// does for a page at a time only.
 template <class T, class Finish, class StripeAt>
 void linear_passes(Member& me, PackedRows<T> x, int rows, int stripes, const Finish& finish, const StripeAt& stripe_at) {
     if (rows == 0) return;
@@ -29,8 +30,8 @@ void linear_passes(Member& me, PackedRows<T> x, int rows, int stripes, const Fin
         const int begin = task / stripes * pass, end = std::min(rows, begin + pass);
         const T* stripe = stripe_at(task % stripes);
         const int blocks = int(ceil_div(end - begin, 32)), block = blocks == 1 ? depth : kDepthBlock;
-        const int lines = rows <= kFewRows ? 0 : int(ceil_div(32, blocks));
-        Fetch fetch{reinterpret_cast<const char*>(stripe + 2 * stride), lines};
+        Fetch fetch{reinterpret_cast<const char*>(stripe), int(ceil_div(32, blocks))};
+        fetch.next += blocks == 1 ? kAheadBytes : 2 * stride * int64_t(sizeof(T));
         for (int k = 0; k < depth; k += block) {
             const int tiles = std::min(block, depth - k);
             for (int row = begin; row < end; row += 32) {
