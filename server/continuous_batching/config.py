@@ -27,6 +27,8 @@ class ModelLoadingConfig(ConfigModel):
     gptq_model_base_name: str | None = None
     gptq_config_base_name: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: PositiveInt | None = None
+    """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
 
     @property
     def tokenizer_path(self) -> str:

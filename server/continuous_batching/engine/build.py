@@ -72,6 +72,8 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         ModelError: the checkpoint cannot be served as configured.
     """
     loading = config.model_loading_config
+    if loading.num_threads is not None:
+        torch.set_num_threads(loading.num_threads)
     path = Path(loading.model_name_or_path)
     device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
     shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
@@ -103,6 +105,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     capabilities = {
         "device": str(device),
         "dtype": loading.torch_dtype,
+        "num_threads": torch.get_num_threads(),
         "weights": weights,
         "attention": {"name": attention.name, "reason": attention_reason},
         "kernels": {"name": kernels.name, "reason": kernels_reason},
