@@ -1,0 +1,140 @@
+"""C1 as clients see it: streamed over HTTP from the server, and through the gateway, on the same processors.
+
+    python -m benchmarks.cpu.served
+
+The engine alone, the server and the gateway take turns on one checkpoint; ``served.json`` has the output
+tokens a second of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.checkpoints import SHAPES, make_llama
+from benchmarks.comparison.servers import MODEL_ID, ROOT, started
+from benchmarks.cpu.__main__ import Peer
+from benchmarks.cpu.engines import ENGINES
+from benchmarks.cpu.workloads import Request, figure, requests
+from utils.readiness import health
+
+_WORKLOAD = "C1"
+_PAUSE_SECONDS = 1.0
+_START_SECONDS = 60.0
+
+
+@contextmanager
+def started_gateway(server: str, directory: Path) -> Iterator[str]:
+    """Run the gateway in front of `server`; yields its URL once it routes."""
+    config = directory / "client_config.json"
+    config.write_text(json.dumps({"continuous_batching_server_urls": [server]}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = ["--port", str(port), "--client_config_file_path", str(config)]
+    with (directory / "gateway.log").open("wb") as log:
+        command = [sys.executable, str(ROOT / "client_app.py"), *flags]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not health(url).ready:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the gateway did not start:\n" + (directory / "gateway.log").read_text())
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def time_served(url: str, work: list[Request]) -> float:
+    """Seconds until the last of all requests, sent at once, has streamed its last token."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, connector=connector) as session:
+        begin = time.perf_counter()
+        counts = await asyncio.gather(*(_stream(session, prompt, new) for prompt, new in work))
+        seconds = time.perf_counter() - begin
+    if counts != [new for _, new in work]:
+        raise RuntimeError(f"{counts} tokens were generated, not {[new for _, new in work]}")
+    return seconds
+
+
+async def _stream(session: aiohttp.ClientSession, prompt: list[int], new: int) -> int:
+    """Tokens that the answer reports."""
+    body = {
+        "model": MODEL_ID,
+        "prompt": prompt,
+        "max_tokens": new,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    tokens = -1
+    async with session.post("/v1/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if line.startswith(b"data: {") and (usage := json.loads(line[6:]).get("usage")):
+                tokens = usage["completion_tokens"]
+    return tokens
+
+
+def main() -> None:
+    """Parse the command line, measure, report."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.cpu.served")
+    parser.add_argument("--shape", choices=SHAPES, default="125m")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--environments", type=Path, default=ROOT / "build" / "cpu-engines")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "local" / "cpu")
+    options = parser.parse_args()
+    model = make_llama(options.environments / f"llama-{options.shape}", SHAPES[options.shape])
+    figures: dict[str, list[float]] = {"engine": [], "server": [], "gateway": []}
+    with ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        config = {
+            "model_loading_config": {
+                "model_name_or_path": str(model),
+                "torch_dtype": "bfloat16",
+                "device": "cpu",
+            },
+            "cache_config": {"enable_prefix_cache": False},
+        }
+        server = stack.enter_context(started("continuous_batching_server_app.py", config, directory))
+        gateway = stack.enter_context(started_gateway(server, directory))
+        peer = Peer(ENGINES["own"], model, options.environments, options.threads)
+        stack.callback(peer.close)
+        for repetition in range(-1, options.repetitions):  # the first one warms up
+            work = requests(_WORKLOAD, repetition)
+            for name, values in figures.items():
+                time.sleep(_PAUSE_SECONDS)
+                url = gateway if name == "gateway" else server
+                offline = name == "engine"
+                seconds = peer.time(_WORKLOAD, repetition) if offline else asyncio.run(time_served(url, work))
+                if repetition >= 0:
+                    values.append(figure(_WORKLOAD, seconds, 0.0))
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "served.json").write_text(
+        json.dumps({"shape": options.shape, "C1": figures}, indent=1) + "\n"
+    )
+    for name, median in medians.items():
+        print(f"{name}: {median:,.0f} output tok/s, {median / medians['engine']:.0%} of the engine alone")
+
+
+if __name__ == "__main__":
+    main()
