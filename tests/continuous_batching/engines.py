@@ -19,12 +19,18 @@ def small_llm(
     tokens: int = 96,
     chunk: int = 64,
     max_length: int = 1024,
+    quantize_method: str | None = None,
     **cache: Any,
 ) -> LLM:
     """An `LLM` on the CPU with those sizes."""
     return LLM(
         path,
-        model_loading_config={"torch_dtype": dtype, "model_max_length": max_length, "device": "cpu"},
+        model_loading_config={
+            "torch_dtype": dtype,
+            "model_max_length": max_length,
+            "device": "cpu",
+            "quantize_method": quantize_method,
+        },
         batcher_config={
             "batch_max_tokens": tokens,
             "batch_max_beams": beams,

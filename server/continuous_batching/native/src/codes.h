@@ -38,6 +38,8 @@ INLINE F16 second_of(CodePairs x) {
     return {_mm512_castsi512_ps(_mm512_and_si512(x.v, _mm512_set1_epi32(int(0xffff0000))))};
 }
 
+INLINE void store_codes(bf16* place, CodePairs x) { _mm512_storeu_si512(place, x.v); }
+
 #else
 
 struct CodePairs {
@@ -58,8 +60,14 @@ INLINE CodePairs unpack_codes(const uint8_t* vector) {
 
 INLINE F16 first_of(CodePairs x) { return x.first; }
 INLINE F16 second_of(CodePairs x) { return x.second; }
+INLINE void store_codes(bf16* place, CodePairs x) { store_pairs(place, x.first, x.second); }
 
 #endif
+
+INLINE void store_codes(float* place, CodePairs x) {
+    store(place, first_of(x));
+    store(place + 16, second_of(x));
+}
 
 // c + a[0] · first + a[1] · second per lane
 template <class T>

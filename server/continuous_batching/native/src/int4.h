@@ -96,12 +96,29 @@ inline void pack_int4_stripe(const Int4Source& source, const Int4Weight& weight,
             *out++ = uint8_t(columns[n] < 0 ? 0 : source.zeros[group * source.columns + columns[n]] - kCodesMiddle);
 }
 
-// Write a stripe as numbers of type T, as pack_stripe() would.
-INLINE void store_inputs(bf16* panel, int k, F16 first, F16 second) { store_pairs(panel + k * 16, first, second); }
-INLINE void store_inputs(float* panel, int k, F16 first, F16 second) {
-    store(panel + k * 16, first);
-    store(panel + k * 16 + 16, second);
+// Call put(pairs, k, panel) for every two inputs k, k + 1 of a group and each panel.
+template <class Put>
+INLINE void each_pair(const uint8_t* codes, int group, const Put& put) {
+    for (int k = 0; k < group; k += 4, codes += kCodesVector) {
+        put(unpack_codes<0>(codes), k, 0);
+        put(unpack_codes<1>(codes), k, 1);
+        put(unpack_codes<2>(codes), k + 2, 0);
+        put(unpack_codes<3>(codes), k + 2, 1);
+    }
 }
+
+// Where inputs k, k + 1 of a panel lie in a packed stripe.
+template <class T>
+INLINE T* place_of(T* stripe, int k, int panel) {
+    return stripe + (k / kDepth<T> * 2 + panel) * kTile<T> + k % kDepth<T> * 16;
+}
+INLINE void put_inputs(bf16* place, F16 first, F16 second) { store_pairs(place, first, second); }
+INLINE void put_inputs(float* place, F16 first, F16 second) {
+    store(place, first);
+    store(place + 16, second);
+}
+
+// Write a stripe as numbers of type T, as pack_stripe() would.
 template <class T>
 void dequantise_stripe(const Int4Weight& weight, int stripe, T* target) {
     GroupWalk walk(weight, stripe);
@@ -111,24 +128,17 @@ void dequantise_stripe(const Int4Weight& weight, int stripe, T* target) {
             scale[p] = walk.scale(p);
             offset[p] = walk.zeros ? splat(0.0f) - walk.zero(p) * scale[p] : splat(0.0f);
         }
-        const uint8_t* codes = walk.codes();
-        for (int k = first; k < first + weight.group; k += 4, codes += kCodesVector) {
-            T* tile = target + k / kDepth<T> * 2 * kTile<T>;
-            const auto put = [&](CodePairs pairs, int pair, int panel) {
-                store_inputs(tile + panel * kTile<T>, k % kDepth<T> + 2 * pair,
-                             fma(first_of(pairs), scale[panel], offset[panel]),
-                             fma(second_of(pairs), scale[panel], offset[panel]));
-            };
-            put(unpack_codes<0>(codes), 0, 0);
-            put(unpack_codes<1>(codes), 0, 1);
-            put(unpack_codes<2>(codes), 1, 0);
-            put(unpack_codes<3>(codes), 1, 1);
-        }
+        each_pair(walk.codes(), weight.group, [&](CodePairs pairs, int k, int panel) {
+            put_inputs(place_of(target, first + k, panel), fma(first_of(pairs), scale[panel], offset[panel]),
+                       fma(second_of(pairs), scale[panel], offset[panel]));
+        });
     }
 }
 
-// Rows that are multiplied with codes; more of them share the work of dequantising.
-constexpr int kCodeRows = kKernelRows / 2;
+// Up to so many rows are multiplied with codes in registers; up to kGroupRows with whole numbers of type
+// T, a group at a time; for more, a stripe is dequantised.
+constexpr int kCodeRows = kKernelRows / 4;
+constexpr int kGroupRows = 32;
 
 // `R` rows from `x` on with one stripe: c [R][32]. sums [rows][groups]: what the inputs of a group add
 // up to, for weights with zero points.
@@ -161,17 +171,27 @@ void multiply_codes(const Int4Weight& weight, int stripe, const T* x, const floa
         for (int p = 0; p < 2; ++p) store(c + r * 32 + p * 16, total[r][p]);
 }
 
+// As above, for up to kGroupRows rows; numbers: memory for one group of a stripe.
 template <class T>
-void multiply_codes(const Int4Weight& weight, int stripe, PackedRows<T> x, int rows, const float* sums, float* c) {
-    for (int row = 0; row < rows;) {
-        const T* part = x.at(row, 0);
-        const float* part_sums = sums + row * weight.groups();
-        if (rows - row == 1) {
-            multiply_codes<1>(weight, stripe, part, part_sums, c + row * 32);
-            row += 1;
-        } else {
-            multiply_codes<2>(weight, stripe, part, part_sums, c + row * 32);
-            row += 2;
+void multiply_groups(const Int4Weight& weight, int stripe, PackedRows<T> x, int rows, const float* sums, T* numbers,
+                     float* c) {
+    alignas(64) float part[kGroupRows * 32];
+    const int groups = weight.groups(), tiles = weight.group / kDepth<T>;
+    const int64_t stride = int64_t(x.depth_tiles) * kTile<T>;
+    std::memset(c, 0, size_t(rows) * 32 * sizeof(float));
+    GroupWalk walk(weight, stripe);
+    for (int g = 0; g < groups; ++g, walk.next()) {
+        each_pair(walk.codes(), weight.group, [&](CodePairs pairs, int k, int panel) {
+            store_codes(place_of(numbers, k, panel), pairs);
+        });
+        multiply(x.at(0, g * weight.group), stride, numbers, tiles, rows, false, Fetch{nullptr, 0}, part);
+        for (int p = 0; p < 2; ++p) {
+            const F16 scale = walk.scale(p), zero = walk.zeros ? walk.zero(p) : splat(0.0f);
+            for (int r = 0; r < rows; ++r) {
+                F16 product = load(part + r * 32 + p * 16);
+                if (walk.zeros) product = product - zero * splat(sums[r * groups + g]);
+                store(c + r * 32 + p * 16, fma(product, scale, load(c + r * 32 + p * 16)));
+            }
         }
     }
 }
@@ -189,19 +209,25 @@ void sum_groups(const Int4Weight& weight, PackedRows<T> x, int rows, float* sums
 // As linear() with plain weights; each thread brings its own scratch.
 template <class T, class Finish>
 void linear(Member& me, PackedRows<T> x, int rows, const Int4Weight& weight, Scratch& scratch, const Finish& finish) {
-    if (rows > kCodeRows) {
-        T* stripe = reinterpret_cast<T*>(scratch.floats(size_t(weight.inputs) * 32 * sizeof(T) / sizeof(float)));
+    const int groups = weight.groups(), span = rows > kGroupRows ? weight.inputs : weight.group;
+    T* numbers = reinterpret_cast<T*>(scratch.floats(size_t(span) * 32 + size_t(kGroupRows) * groups));
+    if (rows > kGroupRows) {
         linear_passes(me, x, rows, weight.stripes(), finish, [&](int index) {
-            dequantise_stripe(weight, index, stripe);
-            return stripe;
+            dequantise_stripe(weight, index, numbers);
+            return numbers;
         });
         return;
     }
-    float* sums = scratch.floats(size_t(rows) * weight.groups());
+    float* sums = reinterpret_cast<float*>(numbers + size_t(span) * 32);
     if (weight.has_zeros) sum_groups(weight, x, rows, sums);
     me.share(weight.stripes(), [&](int index) {
-        alignas(64) float c[kCodeRows * 32];
-        multiply_codes(weight, index, x, rows, sums, c);
+        alignas(64) float c[kGroupRows * 32];
+        if (rows > kCodeRows)
+            multiply_groups(weight, index, x, rows, sums, numbers, c);
+        else if (rows == 2)
+            multiply_codes<2>(weight, index, x.at(0, 0), sums, c);
+        else
+            multiply_codes<1>(weight, index, x.at(0, 0), sums, c);
         finish(0, rows, index, c);
     });
 }
