@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from server.gptq.weight import QuantisedWeight
 
 
-class GPTQKernel(nn.Module):
+class GPTQKernel(nn.Module, ABC):
     """Holds one `QuantisedWeight`, in whatever form it multiplies fastest with.
 
     A subclass copies what it needs of the weight when it is made: the tensors given to it go away.
@@ -30,19 +31,19 @@ class GPTQKernel(nn.Module):
         self.register_buffer("order", weight.order)
 
     @classmethod
+    @abstractmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot be used for a model on `device`, of the kind it is for; None: it can."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def refuses_weight(cls, weight: QuantisedWeight) -> str | None:
         """Why it cannot hold this weight; None: it can."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """[rows, inputs] → [rows, outputs], in the type of x."""
         return self.multiply(x if self.order is None else x[:, self.order])
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """As `forward`, with the inputs of x in the order of the groups."""
-        raise NotImplementedError

@@ -15,6 +15,8 @@ SUB_BLOCK = 16
 DENSE_ROWS = 128
 """Rows from which on the whole weight is dequantised for cuBLAS. Not measured yet: an estimate from
 the bytes that each way moves; `benchmarks/gptq_kernels.py` on a GPU tells."""
+FUSED_ROWS = 256
+"""The most rows that the product with codes takes."""
 OUTPUTS_AT_ONCE = 1024
 """Outputs whose codes are unpacked at the same time while the weight is packed."""
 
@@ -44,7 +46,7 @@ class TritonKernel(GPTQKernel):
         self.register_buffer("zeros", weight.zeros if self.zero < 0 else None)
         from server.gptq.kernels import triton_product
 
-        tiles = triton_product.tiles_at_most(DENSE_ROWS, weight.outputs)
+        tiles = triton_product.tiles_at_most(FUSED_ROWS, weight.outputs)
         self.register_buffer("arrivals", words.new_zeros(tiles))
 
     @classmethod
@@ -63,13 +65,23 @@ class TritonKernel(GPTQKernel):
         return f"{weight.inputs} inputs are not a multiple of {block}" if weight.inputs % block else None
 
     def multiply(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        return self.dense(x) if x.shape[0] >= DENSE_ROWS else self.fused(x)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """The product with codes of up to `FUSED_ROWS` rows; x is contiguous."""
         from server.gptq.kernels import triton_product
 
-        x = x.contiguous()
-        weight = (self.words, self.scales, self.zeros, self.bits, self.group_size, self.zero)
-        if x.shape[0] >= DENSE_ROWS:
-            return x @ triton_product.dequantise(*weight, dtype=x.dtype)
-        return triton_product.product(x, *weight, arrivals=self.arrivals)
+        return triton_product.product(x, *self._weight(), arrivals=self.arrivals)
+
+    def dense(self, x: Tensor) -> Tensor:
+        """The product with the dequantised weight."""
+        from server.gptq.kernels import triton_product
+
+        return x @ triton_product.dequantise(*self._weight(), dtype=x.dtype)
+
+    def _weight(self) -> tuple[Tensor, Tensor, Tensor | None, int, int, int]:
+        return self.words, self.scales, self.zeros, self.bits, self.group_size, self.zero
 
 
 def pack_blocks(codes: Tensor, bits: int) -> Tensor:
