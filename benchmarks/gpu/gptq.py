@@ -26,7 +26,7 @@ from server.gptq.kernels.select import choose_kernels
 from server.gptq.kernels.triton import TritonKernel
 
 GROUP = 128
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+ROWS = (1, 16, 64, 256)
 CONTEXTS = (128, 512)
 PROJECTIONS = {"self_attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 
@@ -80,7 +80,7 @@ def load(shape: str, directory: Path) -> Any:
                 "model_max_length": 4096,
                 "quantize_method": "gptq",
             },
-            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
+            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 256, "prefill_chunk_tokens": 8192},
             cache_config={"enable_prefix_cache": False, "num_blocks_cpu": 0},
         )
 

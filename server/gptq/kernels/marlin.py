@@ -1,7 +1,8 @@
 """Products on NVIDIA GPUs with Marlin (Frantar et al., 2024), by way of vLLM where it is installed.
 
-Checked against the interface of vLLM 0.32, in whose layout groups must stand in order: inputs of
-``desc_act`` checkpoints are permuted before the product, as for every kernel here.
+Written for the interfaces of vLLM 0.26 (which takes an order of the inputs, left empty here) and 0.32.
+Groups must stand in order: inputs of ``desc_act`` checkpoints are permuted before the product, as for
+every kernel here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from server.gptq.weight import QuantisedWeight
 
 OUTPUTS_AT_ONCE = 1024
 """Outputs whose codes are unpacked at the same time while the weight is packed."""
+
+BLOCKS_PER_MULTIPROCESSOR = 4
+"""The most that Marlin starts at once; its workspace holds a lock for each."""
 
 
 class MarlinKernel(GPTQKernel):
@@ -42,20 +46,20 @@ class MarlinKernel(GPTQKernel):
             words = torch.cat(packed, dim=1)
         self.symmetric = weight.symmetric
         self.bits = weight.bits
-        self.register_buffer("words", ops.gptq_marlin_repack(words, inputs, outputs, weight.bits))
+        self.no_order = _no_order(marlin_utils, words.device)
+        repacked = ops.gptq_marlin_repack(words, *self.no_order[:1], inputs, outputs, weight.bits)
+        self.register_buffer("words", repacked)
         scales = weight.scales.to(dtype).contiguous()
         self.register_buffer(
             "scales", marlin_utils.marlin_permute_scales(scales, inputs, outputs, weight.group_size)
         )
         if self.symmetric:
-            zeros = marlin_utils.marlin_make_empty(words.device)
+            zeros = words.new_empty(0)
         else:
             groups = weight.zeros.shape[0]
             zeros = marlin_utils.marlin_zero_points(weight.zeros.int(), groups, outputs, weight.bits)
         self.register_buffer("zeros", zeros)
-        workspace = marlin_utils.marlin_make_workspace_new(
-            words.device, marlin_utils.MARLIN_MAX_BLOCKS_PER_SM
-        )
+        workspace = marlin_utils.marlin_make_workspace_new(words.device, BLOCKS_PER_MULTIPROCESSOR)
         self.register_buffer("workspace", workspace)
 
     @classmethod
@@ -86,6 +90,10 @@ class MarlinKernel(GPTQKernel):
     def multiply(self, x: Tensor) -> Tensor:
         from vllm.model_executor.layers.quantization.utils import marlin_utils
 
+        order: dict[str, Any] = {}
+        if self.no_order:
+            g_idx, indices = self.no_order
+            order = {"g_idx": g_idx, "g_idx_sort_indices": indices, "is_k_full": True}
         y: Tensor = marlin_utils.apply_gptq_marlin_linear(
             input=x,
             weight=self.words,
@@ -95,8 +103,15 @@ class MarlinKernel(GPTQKernel):
             wtype=_scalar_type(self.bits, self.symmetric),
             output_size_per_partition=self.outputs,
             input_size_per_partition=self.inputs,
+            **order,
         )
         return y
+
+
+def _no_order(marlin_utils: Any, device: torch.device) -> tuple[Tensor, ...]:
+    """Two empty orders where this vLLM wants them, else nothing."""
+    make = getattr(marlin_utils, "marlin_make_empty_g_idx", None)
+    return () if make is None else (make(device), make(device))
 
 
 def _scalar_type(bits: int, symmetric: bool) -> Any:

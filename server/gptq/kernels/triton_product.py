@@ -38,8 +38,9 @@ def _codes(words, sub: tl.constexpr, zero, BITS: tl.constexpr, DTYPE: tl.constex
 def _zero_of(zeros, offset, columns, N, ZERO: tl.constexpr):
     """Zero points of a group as float32 [columns]; ZERO ≥ 0: they are all that."""
     if ZERO >= 0:
-        return tl.full(columns.shape, ZERO, tl.float32)
-    return tl.load(zeros + offset + columns, mask=columns < N, other=0).to(tl.float32)
+        return columns.to(tl.float32) * 0 + ZERO
+    else:  # noqa: RET505 - Triton compiles what follows a return, and there may be no zeros
+        return tl.load(zeros + offset + columns, mask=columns < N, other=0).to(tl.float32)
 
 
 @triton.jit
