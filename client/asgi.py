@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from client.gateway import Gateway, shutting_down
@@ -34,6 +34,7 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 CLIENT_GONE = 499
 """The status under which requests whose client left are counted, as nginx does; never sent."""
 
+ID_BYTES = 12
 _ID = re.compile(rb"[\w.:-]{1,128}")
 _REQUEST_ID = REQUEST_ID.encode()
 _CHECKPOINT = STREAM_CHECKPOINT.encode()
@@ -44,10 +45,10 @@ class Headers:
 
     __slots__ = ("_values", "request_id")
 
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]) -> None:
         self._values = dict(raw)
         given = self._values.get(_REQUEST_ID)
-        self.request_id = given.decode() if given and _ID.fullmatch(given) else os.urandom(12).hex()
+        self.request_id = given.decode() if given and _ID.fullmatch(given) else new_id()
 
     @property
     def content_length(self) -> int:
@@ -64,12 +65,21 @@ class Headers:
         return self._values.get(b"authorization", b"")
 
 
+def random_ids() -> Iterator[str]:
+    """Ids that nobody can guess; the system is asked for many at a time."""
+    while True:
+        block = os.urandom(256 * ID_BYTES).hex()
+        for begin in range(0, len(block), 2 * ID_BYTES):
+            yield block[begin : begin + 2 * ID_BYTES]
+
+
 class CompletionFront:
     """Serves the completion routes of `gateway`; hands all other requests to `app`."""
 
     def __init__(self, gateway: Gateway, app: AsgiApp) -> None:
         self.gateway = gateway
         self._app = app
+        self._new_id = random_ids().__next__
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] in KINDS and scope["method"] == "POST":
@@ -80,7 +90,7 @@ class CompletionFront:
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, route = self.gateway, scope["path"]
         gateway.metrics.received[route] += 1
-        headers = Headers(scope["headers"])
+        headers = Headers(scope["headers"], self._new_id)
         reply = Reply(send, headers.request_id)
         status = CLIENT_GONE
         with gateway.watchman.watch() as watch:

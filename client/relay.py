@@ -21,7 +21,6 @@ from client.classify import (
     Verdict,
     describe,
     of_error,
-    of_status,
 )
 from client.config import GatewayConfig, Settings
 from client.exchange import Answer, Exchange
@@ -88,12 +87,10 @@ class Relay:
             pieces = journal.pieces if journal else 0
             result = await self._attempt(request, replica, watch, reply, journal)
             if result is None:
-                self._judge(replica, OK, "")
+                self._judge(replica, OK, result)
                 return
-            verdict = (
-                of_status(result.status, result.body) if isinstance(result, Answer) else of_error(result)
-            )
-            self._judge(replica, verdict, str(result) if isinstance(result, Answer) else describe(result))
+            verdict = result.verdict() if isinstance(result, Answer) else of_error(result)
+            self._judge(replica, verdict, result)
             if not verdict.retry:
                 break
             attempts.note(replica, progressed=journal is not None and journal.pieces > pieces)
@@ -150,12 +147,14 @@ class Relay:
         attempts.tried.clear()
         return await self._router.wait(request, watch, patience)
 
-    def _judge(self, replica: Replica, verdict: Verdict, reason: str) -> None:
+    def _judge(self, replica: Replica, verdict: Verdict, result: Answer | Exception | None) -> None:
         """Draw the consequences of an attempt for the replica."""
         self._metrics.attempt(replica, verdict.outcome)
         if verdict.outcome is Outcome.SUCCESS:
             replica.breaker.success()
-        elif verdict.outcome is Outcome.FAILURE:
+            return
+        reason = describe(result) if isinstance(result, Exception) else str(result)
+        if verdict.outcome is Outcome.FAILURE:
             logger.warning("%s: %s", replica.url, reason)
             replica.breaker.failure(self._clock())
         else:

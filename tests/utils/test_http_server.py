@@ -12,7 +12,7 @@ import uvicorn
 
 from tests.serving import eventually
 from utils import http_server
-from utils.http_server import HttpProtocol, allow_open_files
+from utils.http_server import HttpProtocol, JoiningTransport, allow_open_files
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -78,6 +78,47 @@ async def test_requests_may_take_longer_than_their_heads(port: int) -> None:
     async with asyncio.timeout(2):
         assert await reader.read() == b""
     writer.close()
+
+
+class Transport:
+    """Notes each write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.writes.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+async def test_a_head_goes_out_with_what_follows_at_once() -> None:
+    inner: Any = Transport()
+    transport = JoiningTransport(inner, asyncio.get_running_loop())
+    transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    transport.write(b"body")
+    transport.write(b"more")
+    assert inner.writes == [b"HTTP/1.1 200 OK\r\n\r\nbody", b"more"]
+    assert not transport.is_closing()
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_head_alone_is_not_held_back(closing: bool) -> None:
+    inner: Any = Transport()
+    transport = JoiningTransport(inner, asyncio.get_running_loop())
+    transport.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    if closing:
+        transport.close()
+    else:
+        await asyncio.sleep(0)
+    assert inner.writes == [b"HTTP/1.1 204 No Content\r\n\r\n"] and inner.closed is closing
+    await asyncio.sleep(0)
+    assert len(inner.writes) == 1
 
 
 def test_the_limit_of_open_files_is_raised() -> None:
