@@ -93,22 +93,23 @@ class CompletionFront:
         headers = Headers(scope["headers"], self._new_id)
         reply = Reply(send, headers.request_id)
         status = CLIENT_GONE
-        with gateway.watchman.watch() as watch:
-            gateway.in_flight[headers.request_id] = watch
+        watch = gateway.watchman.open()
+        gateway.in_flight[headers.request_id] = watch
+        try:
             try:
-                try:
-                    await self._answer(route, headers, watch, receive, reply)
-                except (ClientGone, ClientStalled):
-                    raise
-                except Exception as error:
-                    await self._fail(error, watch, reply)
-                status = reply.status
+                await self._answer(route, headers, watch, receive, reply)
             except (ClientGone, ClientStalled):
-                reply.failed = True  # the server closes the connection if it still stands
-            finally:
-                if gateway.in_flight.get(headers.request_id) is watch:
-                    del gateway.in_flight[headers.request_id]
-                gateway.metrics.finish(route, status, gateway.clock() - watch.started, reply.failed)
+                raise
+            except Exception as error:
+                await self._fail(error, watch, reply)
+            status = reply.status
+        except (ClientGone, ClientStalled):
+            reply.failed = True  # the server closes the connection if it still stands
+        finally:
+            if gateway.in_flight.get(headers.request_id) is watch:
+                del gateway.in_flight[headers.request_id]
+            gateway.watchman.close(watch)
+            gateway.metrics.finish(route, status, gateway.clock() - watch.started, reply.failed)
 
     async def _fail(self, error: Exception, watch: Watch, reply: Reply) -> None:
         """Tell the client of `error`."""

@@ -45,7 +45,6 @@ class Reply:
         self,
         status: int,
         body: bytes,
-        content_type: bytes = JSON,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         self.status = status
@@ -65,7 +64,10 @@ class Reply:
             self.status = 200
             headers = [*_STREAM_HEADERS, self._request_id]
             await self._message({"type": "http.response.start", "status": 200, "headers": headers})
-        await self._message({"type": "http.response.body", "body": data, "more_body": True})
+        try:  # as `_message` does, without a coroutine more for every piece
+            await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except OSError as error:
+            raise ClientGone from error
 
     async def end(self) -> None:
         """The stream is complete."""

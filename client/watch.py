@@ -8,8 +8,7 @@ times a second, and gives up those that have waited too long or whose client has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any
 
@@ -118,16 +117,15 @@ class Watchman:
         self._clock = clock
         self.watches: set[Watch] = set()
 
-    @contextmanager
-    def watch(self) -> Iterator[Watch]:
-        """A watch for the running task."""
+    def open(self) -> Watch:
+        """A watch for the running task, to be given back by `close`."""
         watch = Watch(self._clock())
         self.watches.add(watch)
-        try:
-            yield watch
-        finally:
-            self.watches.discard(watch)
-            watch.close()
+        return watch
+
+    def close(self, watch: Watch) -> None:
+        self.watches.discard(watch)
+        watch.close()
 
     async def run(self) -> None:
         """Look over the watches until cancelled."""
