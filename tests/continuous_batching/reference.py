@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from protocol.generation import GenerationConfig
+from server.offline import Generation
 
 PADDING = -1
 """No token, so that padding cannot be taken for an answer's end."""
@@ -23,6 +25,16 @@ class Reference:
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.vocab_size = self.model.config.vocab_size
+
+    def contradicted(
+        self, requests: Sequence[tuple[list[int], GenerationConfig]], generations: Sequence[Generation]
+    ) -> list[int]:
+        """Which of `generations` hold other tokens than `answers` gives for their requests."""
+        return [
+            index
+            for index, ((prompt, config), generation) in enumerate(zip(requests, generations, strict=True))
+            if [answer.token_ids for answer in generation.answers] != self.answers(prompt, config)
+        ]
 
     def answers(self, prompt: list[int], config: GenerationConfig) -> list[list[int]]:
         """Generated tokens of each answer; padding behind the end is cut off."""

@@ -26,8 +26,7 @@ def test_mixed_requests(model: Path, low_cpu_mem_usage: bool) -> None:
     pipeline = StaticPipeline(model, worker_config=worker, batcher_config={"package_max_workload": 32})
     assert pipeline.capabilities["device"]["name"] == "cuda:0"
     generations = pipeline.generate([p for p, _ in requests], [c for _, c in requests])
-    for (prompt, config), generation in zip(requests, generations, strict=True):
-        assert [answer.token_ids for answer in generation.answers] == reference.answers(prompt, config)
+    assert not reference.contradicted(requests, generations)
 
 
 def test_seeded_samples_do_not_depend_on_the_package(model: Path) -> None:

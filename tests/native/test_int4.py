@@ -18,7 +18,7 @@ from tests.continuous_batching.engines import small_llm
 from tests.gptq.checkpoints import FORMS, Form, filled_linear, random_layer, save_layers
 from tests.gptq.models import dequantised, quantised, shuffle_groups
 from tests.models import tiny_llama
-from tests.native.test_model import watch_steps
+from tests.native.test_model import assert_logits
 
 FORMS_4 = [form for form in FORMS if form.bits == 4 and form.version == 2]
 ROWS = (1, 2, 3, 16, 17, 32, 33, 70)
@@ -117,12 +117,4 @@ def test_logits_of_prompts_and_decodes(
     assert llm.capabilities["weights"]["name"] == "native-int4 (8 layers)"
     torch.manual_seed(7)
     prompts = [torch.randint(3, 500, (length,)).tolist() for length in (70, 33, 1)]
-    found: list[tuple[list[int], torch.Tensor]] = []
-    watch_steps(llm.engine.runner, found)
-    llm.generate(prompts)
-    assert len(found) > 30
-    for tokens, logits in found:
-        with torch.inference_mode():
-            expected = model(torch.tensor([tokens])).logits[0, -1]
-        error = (logits.double() - expected).square().mean().sqrt()
-        assert error < tolerance * expected.std()
+    assert_logits(llm, model, prompts, tolerance)

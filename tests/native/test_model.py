@@ -18,6 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from server.continuous_batching import LLM
 from server.continuous_batching.attention import select as attention_select
 from server.continuous_batching.engine.runner import ModelRunner
 from server.continuous_batching.kernels import select as kernels_select
@@ -77,6 +78,11 @@ def test_logits_of_prompts_and_decodes(tmp_path: Path, kind: str, dtype: str, to
     llm = small_llm(tmp_path, dtype=dtype)
     assert llm.capabilities["kernels"]["name"].startswith("native")
     prompts = [torch.randint(3, 517, (length,)).tolist() for length in (70, 33, 1)]
+    assert_logits(llm, model, prompts, tolerance)
+
+
+def assert_logits(llm: LLM, model: Any, prompts: list[list[int]], tolerance: float) -> None:
+    """Each choice while `prompts` are answered is made from the logits of `model`, in float64."""
     found: list[tuple[list[int], Tensor]] = []
     watch_steps(llm.engine.runner, found)
     llm.generate(prompts)
