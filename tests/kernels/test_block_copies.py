@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 
+from server.continuous_batching.cache.block_copies import BatchedBlockCopies, BlockCopies, choose_block_copies
 from server.continuous_batching.cache.storage import CacheStorage
+from server.continuous_batching.native.build import find_compiler
 
 BLOCKS, HOST_BLOCKS = 48, 40
 
@@ -60,3 +66,57 @@ def test_copies_within_the_pool(device: torch.device) -> None:
     storage.copy([(0, 3), (5, 1)])
     storage.copy([])
     assert filled(storage) == [0.0, 5.0, 2.0, 0.0, 4.0, 5.0]
+
+
+PAIRS = [(0, 4), (1, 5), (2, 6), (5, 1), (7, 7)]
+DRIVER = """
+#include <cstddef>
+#include <cstring>
+struct Location { int type, id; };
+struct Attributes { int order; Location source, target; unsigned flags; };  // as cuda.h declares them
+extern "C" int cuMemcpyBatchAsync(unsigned long long *targets, unsigned long long *sources, size_t *sizes,
+                                  size_t count, Attributes *attributes, size_t *firsts, size_t types,
+                                  size_t *failed, void *stream) {
+    if (types != 1 || firsts[0] != 0 || attributes->order != 1 || attributes->flags != 1) return 1;
+    if (attributes->source.type || attributes->target.type || stream != (void *)0x57) return 2;
+    for (size_t i = 0; i < count; i++) {
+        if (sizes[i] != 48) { *failed = i; return 3; }
+        memcpy((void *)targets[i], (void *)sources[i], sizes[i]);
+    }
+    return 0;
+}
+"""
+"""Stands for the driver of a GPU: the function as CUDA 12.8 declares it, copying at once."""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    source = tmp_path_factory.mktemp("driver") / "driver.cpp"
+    source.write_text(DRIVER)
+    library = source.with_suffix(".so")
+    subprocess.run([*find_compiler(), "-shared", "-fPIC", source, "-o", library], check=True)
+    return str(library)
+
+
+def test_many_copies_in_one_call(driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0x57))
+    source = torch.randn(8, 3, 4)
+    one_by_one, batched = torch.zeros(8, 3, 4), torch.zeros(8, 3, 4)
+    BlockCopies()(source, one_by_one, PAIRS)
+    BatchedBlockCopies(driver)(source, batched, PAIRS)
+    assert torch.equal(batched, one_by_one)
+    assert torch.equal(batched[[4, 5, 6, 1, 7]], source[[0, 1, 2, 5, 7]])
+    assert not batched[[0, 2, 3]].any()
+    with pytest.raises(RuntimeError, match="status 3 at copy 0 of 5"):
+        BatchedBlockCopies(driver)(source[:, :2].contiguous(), batched, PAIRS)
+
+
+def test_an_older_driver_is_told_from_a_newer_one(tmp_path: Path) -> None:
+    library = tmp_path / "older.so"
+    subprocess.run([*find_compiler(), "-shared", "-x", "c++", "/dev/null", "-o", library], check=True)
+    with pytest.raises(AttributeError, match="cuMemcpyBatchAsync"):
+        BatchedBlockCopies(str(library))
+
+
+def test_a_cpu_has_no_driver_to_ask() -> None:
+    assert choose_block_copies(torch.device("cpu")).name == BlockCopies.name

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from server.continuous_batching.cache.block_copies import choose_block_copies
 from server.continuous_batching.cache.manager import BlockPair
 from server.continuous_batching.stopwatch import Stopwatch
 from server.continuous_batching.transfer import to_device
@@ -44,6 +44,7 @@ class CacheStorage:
         self.host = torch.empty((num_host_blocks, *block_shape), dtype=dtype, pin_memory=pinned)
         self.block_size = block_shape[2]
         self._streams = _Streams(device) if pinned else None
+        self.block_copies = choose_block_copies(device)
         self._stopwatch = Stopwatch(device)
 
     @staticmethod
@@ -68,10 +69,10 @@ class CacheStorage:
         others = [pair for pair in swap_out if pair[0] not in needed]
         with nullcontext() if self._streams is None else self._streams.beside():
             self._stopwatch.start()
-            _copy(self.device, self.host, urgent)
+            self.block_copies(self.device, self.host, urgent)
             self.settle()
-            _copy(self.device, self.host, others)
-            _copy(self.host, self.device, swap_in)
+            self.block_copies(self.device, self.host, others)
+            self.block_copies(self.host, self.device, swap_in)
             self._stopwatch.stop(partial(swapped, len(swap_out) + len(swap_in)))
 
     def settle(self) -> None:
@@ -101,18 +102,3 @@ class _Streams:
     def join(self) -> None:
         """Steps launched from now on follow the copies so far."""
         self._steps.wait_stream(self._copies)
-
-
-def _copy(source: Tensor, target: Tensor, pairs: Sequence[BlockPair]) -> None:
-    for from_block, to_block, count in _runs(pairs):
-        target[to_block : to_block + count].copy_(source[from_block : from_block + count], non_blocking=True)
-
-
-def _runs(pairs: Sequence[BlockPair]) -> Iterator[tuple[int, int, int]]:
-    """(first source block, first target block, count) of pairs that follow each other on both sides."""
-    begin = 0
-    for end in range(1, len(pairs) + 1):
-        source, target = pairs[end - 1]
-        if end == len(pairs) or pairs[end] != (source + 1, target + 1):
-            yield (*pairs[begin], end - begin)
-            begin = end

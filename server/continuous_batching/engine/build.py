@@ -114,6 +114,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         "block_size": limits.block_size,
         "prefix_cache": config.cache_config.enable_prefix_cache,
         "swap_policy": config.cache_config.swap_policy,
+        "block_copies": storage.block_copies.name,
     }
     return BuiltEngine(engine, shape, capabilities)
 
