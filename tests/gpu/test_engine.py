@@ -11,6 +11,7 @@ import torch
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
 from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.kernels.draws import worst_miss
 from tests.models import tiny_llama
 
 
@@ -57,6 +58,21 @@ def test_overlapped_steps_give_the_same_samples_as_steps_that_wait(model: Path) 
     llm.engine._overlap = False
     waiting = [g.answers[0].token_ids for g in llm.generate(prompts, configs)]
     assert overlapped == waiting
+
+
+def test_samples_are_drawn_at_their_own_numbers(model: Path, reference: Reference) -> None:
+    """Alone and in a batch: the arithmetic of a batch of one is another, so a number within rounding of
+    the border between two tokens may fall to either, but to no other."""
+    llm = cuda_llm(model)
+    configs = [
+        GenerationConfig(max_new_tokens=30, do_sample=True, temperature=0.8, seed=s) for s in range(20)
+    ]
+    prompts = [[5 + s, 7, 9] * (1 + s % 9) for s in range(20)]
+    together = llm.generate(prompts, configs)
+    alone = [llm.generate([p], [c])[0] for p, c in zip(prompts, configs, strict=True)]
+    for generations in (together, alone):
+        answers = [generation.answers[0].token_ids for generation in generations]
+        assert worst_miss(reference.model, prompts, configs, answers) < 1e-3
 
 
 def test_bfloat16_is_close(model: Path, reference: Reference) -> None:

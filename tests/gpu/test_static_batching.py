@@ -10,6 +10,7 @@ import torch
 from protocol.generation import GenerationConfig
 from server.static_batching.pipeline import StaticPipeline
 from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.kernels.draws import worst_miss
 from tests.models import tiny_llama
 
 
@@ -30,12 +31,15 @@ def test_mixed_requests(model: Path, low_cpu_mem_usage: bool) -> None:
 
 
 def test_seeded_samples_do_not_depend_on_the_package(model: Path) -> None:
+    """But for numbers within rounding of the border between two tokens: other packages, other roundings."""
     pipeline = StaticPipeline(model, worker_config={"device": "cuda", "torch_dtype": "float32"})
     prompts = [[5 + s, 7, 9] * (1 + s % 5) for s in range(8)]
     configs = [GenerationConfig(max_new_tokens=8, do_sample=True, seed=s) for s in range(8)]
-    together = pipeline.generate(prompts, configs)
-    # the arithmetic of other batch sizes differs in its last bits: most choices are not that close
-    alone = [pipeline.generate([p], [c])[0] for p, c in zip(prompts, configs, strict=True)]
-    same = sum(a.answers[0].token_ids == t.answers[0].token_ids for a, t in zip(alone, together, strict=True))
-    assert same >= 7
+    together = [g.answers[0].token_ids for g in pipeline.generate(prompts, configs)]
+    alone = [
+        pipeline.generate([p], [c])[0].answers[0].token_ids for p, c in zip(prompts, configs, strict=True)
+    ]
+    reference = Reference(model).model
+    assert worst_miss(reference, prompts, configs, together) < 1e-3
+    assert worst_miss(reference, prompts, configs, alone) < 1e-3
     assert torch.cuda.memory_allocated() > 0

@@ -22,6 +22,7 @@ from server.continuous_batching.engine.runner import PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.kernels.draws import worst_miss
 from tests.models import tiny_llama
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
@@ -124,6 +125,23 @@ def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.Monk
                 [i for i, _ in other.top],
             )
             assert report.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def test_samples_are_drawn_at_their_own_numbers(
+    model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers of different lengths, so that rows change hands between requests of other seeds."""
+    configs = [
+        GenerationConfig(max_new_tokens=6 + 5 * (s % 4), do_sample=True, temperature=0.8, seed=s)
+        for s in range(40)
+    ]
+    prompts = [[5 + s, 7, 9] * (1 + s % 5) for s in range(40)]
+    generations = overlapped_llm(model, monkeypatch, num_blocks=60).generate(prompts, configs)
+    answers = [generation.answers[0].token_ids for generation in generations]
+    assert worst_miss(reference.model, prompts, configs, answers) < 1e-3
+    assert worst_miss(reference.model, prompts, configs[1:] + configs[:1], answers) > 0.1, (
+        "a check that checks"
+    )
 
 
 def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(

@@ -91,6 +91,18 @@ def test_sampling_inverts_the_distribution(device: torch.device, dtype: torch.dt
     assert torch.equal(last[lines].long(), tokens)
 
 
+def test_a_row_is_drawn_alike_alone_and_among_others(device: torch.device) -> None:
+    """Equal scores give equal tokens, to the bit, whatever else is in the batch and wherever the row is."""
+    logits = torch.randn(6, 9001, device=device) * 3
+    rows, positions, *options = options_of(device, [0.7, 1.0, 0.0, 1.3, 1.0, 0.7])
+    last = torch.zeros(6, dtype=torch.int32, device=device)
+    together = sample(logits, rows, positions, *options, last)
+    alone = [sample(logits[[i]], rows[[i]], positions[[i]], *options, last) for i in range(6)]
+    assert torch.equal(torch.cat(alone), together)
+    moved = torch.tensor([4, 0, 5, 2, 1, 3], device=device)
+    assert torch.equal(sample(logits[moved], rows[moved], positions[moved], *options, last), together[moved])
+
+
 def test_sampling_reports_scores_that_are_not_finite(device: torch.device) -> None:
     logits = torch.randn(4, 5000, device=device)
     logits[0, 17] = float("nan")
