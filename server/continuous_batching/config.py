@@ -29,6 +29,8 @@ class ModelLoadingConfig(ConfigModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: PositiveInt | None = None
     """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
+    attention_backend: Literal["auto", "triton", "flash", "varlen"] = "auto"
+    """On a GPU, what computes attention; auto: what was measured fastest of those that run there."""
 
     @property
     def tokenizer_path(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
 from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
+from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.attention.triton_backend import TritonAttention
+from server.continuous_batching.attention.varlen_backend import VarlenAttention, varlen_attention
+from server.continuous_batching.models.config import ModelError
 from tests.kernels.conftest import HALF, relative_error
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -150,6 +155,88 @@ def test_flash_attention(device: torch.device, heads: tuple[int, int, int]) -> N
         pytest.skip(str(error))
     check(device, HALF, heads, 16, [0, 15, 130], [(0, 20), (33, 180)], FlashAttention)
     check(device, HALF, heads, 16, [], [(0, 200), (0, 1)], FlashAttention)
+
+
+VARLEN_STEPS: list[tuple[list[int], list[tuple[int, int]]]] = [
+    ([0, 15, 130], [(0, 20), (33, 180), (7, 8)]),
+    ([], [(0, 200), (0, 1)]),
+]
+
+
+def test_varlen_attention(device: torch.device) -> None:
+    try:
+        varlen_attention(AttentionShape(4, 2, 64, 256, HALF))
+    except ImportError as error:
+        pytest.skip(str(error))
+    for heads in [(4, 2, 64), (8, 1, 128)]:
+        for decodes, chunks in VARLEN_STEPS:
+            check(device, HALF, heads, 256, decodes, chunks, VarlenAttention)
+
+
+def documented_varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int,
+    *, scale: float, window_size: tuple[int, int], enable_gqa: bool, seqused_k: Tensor,
+    block_table: Tensor, num_splits: int,
+) -> Tensor:  # fmt: skip
+    """What torch 2.13 says of `varlen_attn`, in float64, and what its kernels ask of their arguments."""
+    assert key.shape[1] % 256 == 0 and key.stride(-1) == value.stride(-1) == block_table.stride(-1) == 1
+    assert {t.dtype for t in (cu_seq_q, cu_seq_k, seqused_k, block_table)} == {torch.int32}
+    assert window_size == (-1, 0) and enable_gqa and num_splits == 1
+    assert cu_seq_k.diff().tolist() == seqused_k.tolist() and max_k == seqused_k.max()
+    assert max_q == cu_seq_q.diff().max() and cu_seq_q[-1] == len(query)
+    assert block_table.shape == (len(seqused_k), -(-max_k // key.shape[1]))
+    outputs, group = [], query.shape[1] // key.shape[2]
+    for index, (begin, end) in enumerate(itertools.pairwise(cu_seq_q.tolist())):
+        length = int(seqused_k[index])
+        keys, values = (x[block_table[index].long()].flatten(0, 1)[:length] for x in (key, value))
+        keys, values = (x.double().repeat_interleave(group, 1) for x in (keys, values))
+        scores = torch.einsum("qhd,khd->hqk", query[begin:end].double(), keys) * scale
+        behind = torch.ones(end - begin, length, dtype=torch.bool).triu(length - (end - begin) + 1)
+        weights = scores.masked_fill(behind, float("-inf")).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, values))
+    return torch.cat(outputs).to(query.dtype)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has the real thing")
+@pytest.mark.parametrize(("decodes", "chunks"), VARLEN_STEPS)
+def test_varlen_attention_is_told_what_its_documentation_asks_for(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, decodes: list[int], chunks: list[tuple[int, int]]
+) -> None:
+    varlen = pytest.importorskip("torch.nn.attention.varlen")
+    if "block_table" not in inspect.signature(varlen.varlen_attn).parameters:
+        pytest.skip("torch 2.12 has the first block tables")
+
+    def without_content(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    def attend(*args: Any, **options: Any) -> Tensor:
+        shapes = {name: without_content(value) for name, value in options.items()}
+        real = varlen.varlen_attn(*map(without_content, args), **shapes)
+        assert (real.shape, real.dtype) == (args[0].shape, args[0].dtype)
+        return documented_varlen_attention(*args, **options)
+
+    module = "server.continuous_batching.attention.varlen_backend.varlen_attention"
+    monkeypatch.setattr(module, lambda shape: attend)
+    check(device, HALF, (4, 2, 64), 256, decodes, chunks, VarlenAttention)
+
+
+def test_a_backend_chosen_by_name_runs_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = AttentionShape(4, 2, 64, 16, torch.bfloat16)
+    with pytest.raises(ModelError, match="'flash' is for NVIDIA GPUs"):
+        choose_attention(shape, torch.device("cpu"), "flash")
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
+    assert choose_attention(shape, cuda, "triton")[0] is TritonAttention
+    backend, reason = choose_attention(shape, cuda)
+    assert backend is TritonAttention and "compute capability 8.9" in reason
+    with pytest.raises(ModelError, match=r"'flash' .* compute capability 8\.9"):
+        choose_attention(shape, cuda, "flash")
+    with pytest.raises(ModelError, match="blocks of 256 tokens, not of 16"):
+        choose_attention(shape, cuda, "varlen")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    with pytest.raises(ModelError, match=r"compute capability 8\.0, the GPU has 7\.5"):
+        choose_attention(shape, cuda, "triton")
+    assert "has 7.5" in choose_attention(shape, cuda)[1]
 
 
 def test_padding_stores_nothing(device: torch.device) -> None:

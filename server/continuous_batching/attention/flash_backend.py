@@ -61,7 +61,6 @@ class FlashAttention(TritonAttention):
 
     name = "flash"
     _tables: Tensor
-    """int32 [chunks, blocks]: this kernel takes no indirection by row."""
 
     def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor) -> None:
         super().__init__(shape, rotary, cache)
@@ -70,8 +69,7 @@ class FlashAttention(TritonAttention):
     def prepare(self, batch: PagedBatch) -> None:
         super().prepare(batch)
         if batch.chunks is not None:
-            width = -(-batch.chunks.longest_context // self.shape.block_size)
-            self._tables = batch.tables[:, :width].index_select(0, batch.chunks.rows)
+            self._tables = batch.chunk_tables(self.shape.block_size)
 
     def _attend_chunks(self, layer: int, query: Tensor, chunks: Chunks, output: Tensor) -> None:
         first = self.batch.num_decodes

@@ -55,6 +55,12 @@ class PagedBatch:
     tables: Tensor
     chunks: Chunks | None = None
 
+    def chunk_tables(self, block_size: int) -> Tensor:
+        """int32 [chunks, blocks]: the tables of the chunks, for kernels that take no rows of a table."""
+        assert self.chunks is not None
+        width = -(-self.chunks.longest_context // block_size)
+        return self.tables[:, :width].index_select(0, self.chunks.rows)
+
 
 class PagedAttention(AttentionBackend[PagedBatch]):
     """Backends that take a `PagedBatch`."""

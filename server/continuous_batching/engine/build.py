@@ -95,7 +95,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.block_size, dtype
     )
     rotary = Rotary(shape.hf, max_length, dtype=dtype, device=device)
-    backend, attention_reason = choose_attention(attention_shape, device)
+    backend, attention_reason = choose_attention(attention_shape, device, loading.attention_backend)
     attention = backend(attention_shape, rotary, storage.device)
     runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
     decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
