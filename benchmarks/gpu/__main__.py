@@ -68,8 +68,7 @@ def stages(shape: str, vllm: bool) -> list[Stage]:
         found.append(Stage("own", ["FULL"], 115, "-full", {"blocks": blocks, "host_blocks": 4000}))
         if vllm:
             found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
-    else:
-        found.append(Stage("peer_transformers", ["W1", "W3"], 70))
+    found.append(Stage("peer_transformers", PLAIN, 230 if large else 140))
     return found
 
 

@@ -1,0 +1,90 @@
+"""The kernels compile for Hopper as they are launched: the interpreter takes what the compiler does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
+
+_LAUNCHES = """
+import sys
+from types import SimpleNamespace
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from server.continuous_batching.kernels import triton_support
+
+class Hopper:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+compiled = []
+
+def compile_only(self, *args, grid, warmup, **options):
+    kernel = run(self, *args, grid=grid, warmup=True, **options)
+    compiled.append((self.fn.__name__, kernel.asm["ptx"]))
+
+driver.set_active(Hopper())
+run, JITFunction.run = JITFunction.run, compile_only
+triton_support.overlaps_launches = lambda device: True
+
+from benchmarks.gpu.skinny import Tiling, skinny
+from server.continuous_batching.attention.base import AttentionShape
+from server.continuous_batching.attention.triton_backend import TritonAttention
+from server.continuous_batching.kernels.triton_gemv import gemv
+from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
+from server.continuous_batching.kernels.triton_sampling import sample
+from tests.kernels.test_triton_attention import paged_batch, rotary_of
+from tests.kernels.test_triton_layers import options_of
+
+cpu, dtype = torch.device("cpu"), getattr(torch, sys.argv[1])
+tensor = lambda *shape: torch.zeros(shape, dtype=dtype)
+for inputs in (256, 8192):
+    gemv(tensor(1, inputs), tensor(64, inputs), norm=tensor(inputs), eps=1e-5, gated=True)
+    gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
+rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
+silu_mul(tensor(3, 4096))
+sample(tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
+for heads, kv_heads, head_dim in ((4, 2, 64), (6, 2, 96), (8, 1, 128)):
+    batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
+    cache = tensor(batch.tables.numel(), 1, 2, 16, kv_heads, head_dim)
+    shape = AttentionShape(heads, kv_heads, head_dim, 16, dtype)
+    attention = TritonAttention(shape, rotary_of(head_dim, dtype, cpu), cache)
+    attention.prepare(batch)
+    tokens = len(batch.rows)
+    attention.forward(0, tensor(tokens, heads, head_dim), *(tensor(tokens, kv_heads, head_dim),) * 2)
+if dtype != torch.float32:
+    x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
+    skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
+names = {name for name, _ in compiled}
+assert names >= {
+    "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode_piece",
+    "_merge_pieces", "_attend_chunk",
+}, names
+# each tells its successor that it may begin, and waits for its predecessor
+assert all("griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx for _, ptx in compiled)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_compile_for_hopper(dtype: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _LAUNCHES, dtype],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"TRITON_INTERPRET": "0"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
