@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Answer:
 class Exchange:
     """Sends `request` to `replica` and brings back the answer, or relays it if it is a stream.
 
-    Its methods raise what `classify.of_error` judges, and what `watch` gives up with.
+    Runs within ``with watch:``; raises what `classify.of_error` judges.
     """
 
     session: aiohttp.ClientSession
@@ -69,20 +70,19 @@ class Exchange:
         url = self.replica.url_of(self.request.route)
         # a large body is written piece by piece, so that others have their turn in between
         data = body if len(body) < LARGE_BODY else io.BytesIO(body)
-        with self.watch:
-            response = await self.session.post(
-                url,
-                data=data,
-                headers=headers,
-                allow_redirects=False,
-                timeout=connect_timeout(self.config.connect_timeout_seconds),
-            )
+        response = await self.session.post(
+            url,
+            data=data,
+            headers=headers,
+            allow_redirects=False,
+            timeout=connect_timeout(self.config.connect_timeout_seconds),
+        )
         try:
             self._note_load(response)
             if journal is None or response.status != 200:
                 return await self._whole(response)
-            if response.content_type != MEDIA_TYPE:
-                raise BadAnswer(f"a stream was asked for, {response.content_type} came")
+            if (kind := _media_type(response)) != MEDIA_TYPE:
+                raise BadAnswer(f"a stream was asked for, {kind} came")
             await self._stream(response, reply, journal)
         except BaseException:
             response.close()  # an unread answer must not go back to the pool
@@ -99,13 +99,13 @@ class Exchange:
         if (response.content_length or 0) > MAX_ANSWER_BYTES:
             raise BadAnswer(f"an answer of {response.content_length} bytes")
         self.watch.phase(self.clock(), self.config.idle_timeout_seconds, AnswerTimeout)
-        with self.watch:
-            body = await response.read()
-        is_json = response.content_type == JSON
+        body = await response.read()
+        kind = _media_type(response)
+        is_json = kind == JSON
         answer = Answer(response.status, body, is_json, response.headers.get(RETRY_AFTER))
         if response.status < 400:
             if not is_json:
-                raise BadAnswer(f"JSON was asked for, {response.content_type} came")
+                raise BadAnswer(f"JSON was asked for, {kind} came")
             self.metrics.generated(_completion_tokens(body))
         return answer
 
@@ -118,8 +118,7 @@ class Exchange:
                 self.config.idle_timeout_seconds if journal.pieces else self.config.first_byte_timeout_seconds
             )
             watch.phase(clock(), silence, AnswerTimeout)
-            with watch:
-                data = await content.readany()
+            data = await content.readany()
             if not data:
                 raise BadAnswer("the stream ended before its last event")
             self.replica.heard_at = now = clock()
@@ -131,24 +130,28 @@ class Exchange:
                 watch.phase(now, patience, ClientStalled)
                 if not reply.status:
                     self.metrics.stream_begun(now - watch.started)
-                with watch:
-                    await reply.piece(events)
+                await reply.piece(events)
+            elif journal.pending > MAX_EVENT_BYTES:
+                raise BadAnswer("an event without an end")
             if journal.error is not None:
                 raise StreamFailed(journal.error)
-            if journal.pending > MAX_EVENT_BYTES:
-                raise BadAnswer("an event without an end")
         await reply.end()
         await self._finish(response)
 
     async def _finish(self, response: aiohttp.ClientResponse) -> None:
         """Read to the end of the HTTP message, so that the connection can be used again."""
-        self.watch.phase(self.clock(), STREAM_END_SECONDS, AnswerTimeout)
+        self.watch.phase(self.clock(), float("inf"), AnswerTimeout)
         try:
-            with self.watch:
+            async with asyncio.timeout(STREAM_END_SECONDS):
                 while await response.content.readany():
                     pass
-        except (aiohttp.ClientError, AnswerTimeout, OSError):
+        except (aiohttp.ClientError, OSError):  # the latter includes TimeoutError
             response.close()  # the client has all it asked for
+
+
+def _media_type(response: aiohttp.ClientResponse) -> str:
+    """The content type without its parameters; aiohttp's own way to it costs a parser of mail headers."""
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 def _completion_tokens(body: bytes) -> int:

@@ -122,9 +122,8 @@ class Relay:
                 self._metrics.resumes += 1
         replica.breaker.sent()
         try:
-            with replica.load.lease(
-                request.work, request.rows, lambda: watch.give_up(ReplicaHung())
-            ) as lease:
+            lease = replica.load.lease(request.work, request.rows, lambda: watch.give_up(ReplicaHung()))
+            with lease, watch:
                 exchange = Exchange(
                     self._session, self.config, self._clock, request, replica, lease, watch, self._metrics
                 )

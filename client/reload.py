@@ -55,7 +55,7 @@ class ConfigFile:
 
     async def _on_change(self, apply: Apply) -> None:
         # the directory, since editors and config maps replace the file rather than write to it
-        async for _ in watchfiles.awatch(self.path.parent, recursive=False, debounce=200):
+        async for _ in watchfiles.awatch(self.path.parent, recursive=False, debounce=400, step=200):
             self._reload(apply)
 
     async def _on_time(self, apply: Apply, interval: float) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import orjson
 
 from protocol.completion import Resume, ResumedChoice
-from protocol.sse import DONE, EventSplitter, read_checkpoints
+from protocol.sse import DONE, read_checkpoints
 
 _MARK = b": tokens "
+_LATER_MARK = b"\n" + _MARK
+_EVENT = b"data: {"
+_END = b"\n\n"
 _CREATED = re.compile(rb'"created": ?(\d+)')
 _ERROR_EVENT = b"event: error\n"
 
@@ -27,11 +30,11 @@ class Journal:
         keep_checkpoints: leave them in the stream; the client is a gateway that wants them.
     """
 
-    __slots__ = ("_checkpoints", "_created", "_keep", "_splitter", "done", "error", "pieces")
+    __slots__ = ("_checkpoints", "_created", "_keep", "_tail", "done", "error", "pieces")
 
     def __init__(self, *, keep_checkpoints: bool = False) -> None:
         self._keep = keep_checkpoints
-        self._splitter = EventSplitter()
+        self._tail = b""
         self._checkpoints: list[bytes] = []
         self._created: int | None = None
         self.pieces = 0
@@ -47,7 +50,24 @@ class Journal:
         Returns:
             Whole events for the client, possibly none, and how many tokens they stand for.
         """
-        events = self._splitter.feed(data)
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        if self.pieces and data.find(_END) == len(data) - 2:  # one event, as nearly always
+            if data.startswith(_EVENT):
+                self.pieces += 1
+                return data, 0
+            begin = data.find(b"\n") + 1
+            if data.startswith(_MARK) and data.startswith(_EVENT, begin):
+                self.pieces += 1
+                self._checkpoints.append(data[:begin])
+                return data if self._keep else data[begin:], data.count(b",", 0, begin) + 1
+        return self._feed_any(data)
+
+    def _feed_any(self, data: bytes) -> tuple[bytes, int]:
+        end = data.rfind(_END) + 2
+        if end == 1:
+            end = 0
+        events, self._tail = data[:end], data[end:]
         if _ERROR_EVENT in events:
             events = self._cut_error(events)
         if not events:
@@ -61,13 +81,13 @@ class Journal:
         return self._take_checkpoints(events)
 
     def _cut_error(self, events: bytes) -> bytes:
-        before = events.rfind(b"\n\n", 0, events.find(_ERROR_EVENT))
+        before = events.rfind(_END, 0, events.find(_ERROR_EVENT))
         begin = 0 if before == -1 else before + 2
         self.error = events[begin:]
         return events[:begin]
 
     def _take_checkpoints(self, events: bytes) -> tuple[bytes, int]:
-        if not events.startswith(_MARK) and b"\n" + _MARK not in events:
+        if not events.startswith(_MARK) and _LATER_MARK not in events:
             return events, 0
         kept: list[bytes] = []
         tokens = 0
@@ -82,11 +102,11 @@ class Journal:
     @property
     def pending(self) -> int:
         """Bytes of the unfinished event."""
-        return len(self._splitter.pending)
+        return len(self._tail)
 
     def new_connection(self) -> None:
         """The next bytes come from another connection: drop the event that was cut."""
-        self._splitter = EventSplitter()
+        self._tail = b""
         self.error = None
 
     def resume(self, choices: int, now: int, earlier: Any = None) -> Resume:

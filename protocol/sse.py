@@ -40,26 +40,3 @@ def read_checkpoints(data: bytes) -> Iterable[tuple[int, list[int], bool]]:
     for match in _CHECKPOINT.finditer(data):
         ids = match.group(2)
         yield int(match.group(1)), [int(i) for i in ids.split(b",")] if ids else [], bool(match.group(3))
-
-
-class EventSplitter:
-    """Cuts a byte stream at event boundaries, so that half an event is never passed on."""
-
-    def __init__(self) -> None:
-        self._tail = b""
-
-    def feed(self, data: bytes) -> bytes:
-        """All whole events available now (possibly empty); an unfinished one is kept back."""
-        if self._tail:
-            data = self._tail + data
-        end = data.rfind(b"\n\n") + 2
-        if end == 1:
-            self._tail = data
-            return b""
-        self._tail = data[end:]
-        return data[:end] if self._tail else data
-
-    @property
-    def pending(self) -> bytes:
-        """The unfinished event."""
-        return self._tail
