@@ -1,6 +1,7 @@
 """Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--vllm SITE] [--out DIR]``.
 
-Every engine and cache size is a process of its own, on the same GPU one after the other; the result is
+First the tests of ``tests/gpu``: tokens of transformers in float32, close log probabilities in bfloat16.
+Then every engine and cache size, a process of its own, on the same GPU one after the other; the result is
 one JSON file, written anew after each of them, and one table.  vLLM takes part where it is installed, or
 lies in the directory SITE.  What does not fit into ``--minutes`` any more is left out and said so.
 """
@@ -32,7 +33,8 @@ UNITS = {
     "requests_per_second": ("req/s", 2),
 }
 PLAIN = ["W1", "W2", "W3", "W4"]
-EXTRA = ["SWAP", "BEAM", "FULL"]
+EXTRA = ["SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
+TESTS_SECONDS = 200
 REST_SECONDS = 2.0
 """Between two engines: the processes of the first let go of the GPU's memory some time after they end."""
 
@@ -69,6 +71,8 @@ def stages(shape: str, vllm: bool) -> list[Stage]:
         if vllm:
             found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
     found.append(Stage("peer_transformers", PLAIN, 230 if large else 140))
+    if not large:
+        found.append(Stage("over_http", ["HTTP"], 75))
     return found
 
 
@@ -88,22 +92,7 @@ def measure(stage: Stage, shape: str, arguments: argparse.Namespace, limit: floa
     for flag, value in {"repeats": arguments.repeats, **stage.flags}.items():
         command += [f"--{flag.replace('_', '-')}", str(value)]
     begin = time.monotonic()
-    with out.with_suffix(".log").open("wb") as log:
-        child = subprocess.Popen(
-            command,
-            env=environment(arguments.vllm),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status: int | str = child.wait(limit)
-        except subprocess.TimeoutExpired:
-            status = "out of time"
-        finally:
-            with contextlib.suppress(ProcessLookupError):  # its own children too: they hold GPU memory
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+    status = run_child(command, out.with_suffix(".log"), environment(arguments.vllm), limit)
     print(
         f"{out.stem}: {time.monotonic() - begin:.0f} s, status {status}, see {out.with_suffix('.log')}",
         flush=True,
@@ -112,11 +101,43 @@ def measure(stage: Stage, shape: str, arguments: argparse.Namespace, limit: floa
     return json.loads(out.read_text()) if out.exists() else None
 
 
+def run_child(command: list[str], log: Path, environment: dict[str, str], limit: float) -> int | str:
+    """Exit status of a process that writes to `log`; nothing of it is left after `limit` seconds."""
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            command, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            return child.wait(limit)
+        except subprocess.TimeoutExpired:
+            return "out of time"
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # its own children too: they hold GPU memory
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+def run_tests(arguments: argparse.Namespace) -> str:
+    """What pytest says in the end of the tests that need a GPU."""
+    log = arguments.out / "tests.log"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu"]
+    # transformers answers on the CPU beside: all of its threads would wait for each other
+    variables = environment(arguments.vllm) | {"OMP_NUM_THREADS": "4"}
+    status = run_child(command, log, variables, TESTS_SECONDS)
+    lines = log.read_text().split("\n")
+    summary = next((line for line in reversed(lines) if " passed" in line or " failed" in line), "no summary")
+    print(f"tests: status {status}, {summary}, see {log}", flush=True)
+    return f"status {status}: {summary}"
+
+
 def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All stages of all shapes for which there is time; the results so far are always on disk."""
     has_vllm = arguments.vllm is not None or importlib.util.find_spec("vllm") is not None
     end = time.monotonic() + 60 * arguments.minutes
     results: list[dict[str, Any]] = []
+    about: dict[str, Any] = {"versions": versions()}
+    if "TESTS" in arguments.workloads:
+        about["tests"] = run_tests(arguments)
     for shape in arguments.shapes:
         for stage in stages(shape, has_vllm):
             if not set(stage.workloads) & set(arguments.workloads):
@@ -128,7 +149,7 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             result = measure(stage, shape, arguments, left)
             if result is not None:
                 results.append(result)
-            report = {"versions": versions(), "results": results}
+            report = {**about, "results": results}
             (arguments.out / "results.json").write_text(json.dumps(report, indent=1))
     return results
 
@@ -149,22 +170,24 @@ def versions() -> dict[str, str]:
 def table(results: list[dict[str, Any]]) -> str:
     """A line for each engine, model and workload."""
     lines = ["| model | workload | engine | median | range (s) |", "|---|---|---|---|---|"]
+
+    def add(result: dict[str, Any], name: str, figure: str, remark: str = "") -> None:
+        lines.append(f"| {result['shape']} | {name} | {result['engine']} | {figure} | {remark} |")
+
     for result in results:
+        if "start_seconds" in result:
+            add(result, "START", f"{result['start_seconds']:.1f} s")
         for name, figure in result["workloads"].items():
             (key,) = set(figure) & set(UNITS)
             unit, digits = UNITS[key]
-            seconds = figure["seconds"]
-            lines.append(
-                f"| {result['shape']} | {name} | {result['engine']} | {figure[key]:,.{digits}f} {unit} "
-                f"| {min(seconds):.3f} to {max(seconds):.3f} |"
-            )
-        for way in ("out", "in"):
-            if "swap" in result:
-                figure = result["swap"][way]
-                lines.append(
-                    f"| {result['shape']} | SWAP {way} | own | {figure['gigabytes_per_second']:.1f} GB/s "
-                    f"| steps {figure['slowdown']:+.1%} |"
-                )
+            remark = f"{min(figure['seconds']):.3f} to {max(figure['seconds']):.3f}"
+            if "share_of_offline" in figure:
+                remark += f", {figure['share_of_offline']:.1%} of offline"
+            add(result, name, f"{figure[key]:,.{digits}f} {unit}", remark)
+        for way, figure in result.get("swap", {}).items():
+            if isinstance(figure, dict):
+                gigabytes, slowdown = figure["gigabytes_per_second"], figure["slowdown"]
+                add(result, f"SWAP {way}", f"{gigabytes:.1f} GB/s", f"steps {slowdown:+.1%}")
     return "\n".join(lines)
 
 
@@ -180,6 +203,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.shapes) - set(SHAPES):
         parser.error(f"unknown shapes: {', '.join(sorted(unknown))}")
+    if unknown := set(arguments.workloads) - {*PLAIN, *EXTRA}:
+        parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = measure_all(arguments)
     print(json.dumps(versions()))

@@ -1,6 +1,6 @@
-"""The server's own ``/completion/v2`` under a workload: ``python -m benchmarks.gpu.over_http SHAPE``.
+"""The server's own ``/completion/v2``: ``python -m benchmarks.gpu.over_http SHAPE W1 OUT.json``.
 
-Starts the server app on a checkpoint with random weights, sends all requests of W1 at once and
+Starts the server app on a checkpoint with random weights, sends all requests of a workload at once and
 then the same requests through `LLM` in this process.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -99,13 +100,14 @@ async def run(url: str, model: str, load: Workload) -> float:
 
 
 def main() -> None:
-    """Time W1 over HTTP."""
+    """Time the workloads over HTTP and without, and write the figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("workloads", type=lambda names: names.split(","))
+    parser.add_argument("out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/http-models"))
     parser.add_argument("--port", type=int, default=8701)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     path = save_checkpoint(arguments.shape, arguments.models)
     config = path / "server.json"
@@ -113,35 +115,46 @@ def main() -> None:
     app = Path(__file__).resolve().parents[2] / "continuous_batching_server_app.py"
     command = [sys.executable, str(app), "--port", str(arguments.port), "--server_config_file_path"]
     server = subprocess.Popen([*command, str(config), "--model_id", "m"])
+    url = f"http://127.0.0.1:{arguments.port}"
     try:
-        result = asyncio.run(measure(f"http://127.0.0.1:{arguments.port}", server, arguments.repeats))
+        start, over_http = asyncio.run(measure(url, server, arguments.workloads, arguments.repeats))
     finally:
         server.terminate()
         server.wait(30)
-    result["offline_seconds"] = offline(arguments.shape, arguments.models, arguments.repeats)
-    result["share"] = min(result["offline_seconds"]) / min(result["seconds"])
-    print(json.dumps(result))
-    if arguments.out:
+    result: dict[str, Any] = {
+        "engine": "own, over HTTP",
+        "shape": arguments.shape,
+        "start_seconds": start,
+        "workloads": {},
+    }
+    llm = own.load(arguments.shape, arguments.models)
+    for name, seconds in over_http.items():
+        timed = workload(name)
+        own.run(llm, timed.shortened(24))
+        offline = [own.run(llm, timed) for _ in range(arguments.repeats)]
+        median = statistics.median(seconds)
+        result["workloads"][name] = {
+            "seconds": seconds,
+            **figures(name, timed, median),
+            "offline_seconds": offline,
+            "share_of_offline": statistics.median(offline) / median,
+        }
+        print(arguments.shape, name, result["workloads"][name], flush=True)
         arguments.out.write_text(json.dumps(result, indent=1))
 
 
-async def measure(url: str, server: subprocess.Popen[bytes], repeats: int) -> dict[str, Any]:
-    """Wait for the server, warm it up, time W1."""
-    result: dict[str, Any] = {"start_seconds": await until_ready(url, server), "seconds": []}
-    timed = workload("W1")
-    await run(url, "m", timed.shortened(24))
-    for _ in range(repeats):
-        seconds = await run(url, "m", timed)
-        result["seconds"].append(seconds)
-        print(f"W1 over HTTP: {seconds:.3f} s", figures("W1", timed, seconds), flush=True)
-    return result
-
-
-def offline(shape: str, directory: Path, repeats: int) -> list[float]:
-    """Seconds that W1 takes without HTTP."""
-    llm, timed = own.load(shape, directory), workload("W1")
-    own.run(llm, timed.shortened(24))
-    return [own.run(llm, timed) for _ in range(repeats)]
+async def measure(
+    url: str, server: subprocess.Popen[bytes], names: list[str], repeats: int
+) -> tuple[float, dict[str, list[float]]]:
+    """Wait for the server, warm it up, time the workloads: (seconds to ready, seconds of each run)."""
+    start = await until_ready(url, server)
+    times: dict[str, list[float]] = {}
+    for name in names:
+        timed = workload(name)
+        await run(url, "m", timed.shortened(24))
+        times[name] = [await run(url, "m", timed) for _ in range(repeats)]
+        print(f"{name} over HTTP: {times[name]}", flush=True)
+    return start, times
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Workload:
 def workload(name: str) -> Workload:
     """The workload of that name."""
     rng = random.Random(0)
-    if name in ("W1", "FULL"):
+    if name in ("W1", "FULL", "HTTP"):
         prompts = [_prompt(rng, rng.randint(100, 1024)) for _ in range(256)]
         return Workload(prompts, [rng.randint(100, 1024) for _ in range(256)], 0.6)
     if name == "BEAM":

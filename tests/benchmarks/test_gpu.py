@@ -1,0 +1,89 @@
+"""The command around the GPU's engines: what it runs, how it ends processes, what it prints."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.__main__ import EXTRA, PLAIN, run_child, stages, table
+from benchmarks.gpu.workloads import figures, peak_blocks, workload
+
+MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
+
+
+def test_every_workload_is_run_and_known() -> None:
+    named = {name for shape in ("1b", "8b") for stage in stages(shape, True) for name in stage.workloads}
+    assert named == MEASURED
+    for name in MEASURED - {"SWAP"}:
+        load = workload(name)
+        assert len(load.prompts) == len(load.new_tokens)
+        assert all(value > 0 for value in figures(name, load, 2.0).values())
+
+
+def test_the_full_cache_is_a_quarter_of_what_w1_needs() -> None:
+    (full,) = [stage for stage in stages("8b", False) if stage.workloads == ["FULL"]]
+    load = workload("W1")
+    assert full.flags["blocks"] == peak_blocks(load, 16) // 4
+    assert full.flags["blocks"] * 16 * 4 < load.prompt_tokens + load.output_tokens
+
+
+def test_a_process_that_runs_too_long_takes_its_children_along(tmp_path: Path) -> None:
+    script = (
+        "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
+    )
+    log = tmp_path / "log"
+    assert run_child([sys.executable, "-c", script], log, dict(os.environ), 2.0) == "out of time"
+    state = "S"
+    for _ in range(100):
+        told = subprocess.run(["ps", "-o", "stat=", "-p", log.read_text()], capture_output=True, text=True)
+        state = told.stdout.strip() or "gone"
+        if state == "gone" or state.startswith("Z"):
+            break
+        time.sleep(0.05)
+    assert state == "gone" or state.startswith("Z")
+    assert run_child([sys.executable, "-c", "raise SystemExit(3)"], log, dict(os.environ), 60.0) == 3
+
+
+def test_the_table_has_a_line_for_every_figure() -> None:
+    seconds = [3.0, 2.0, 4.0]
+    copies = {"gigabytes_per_second": 51.26, "slowdown": 0.014, "step_ms_beside": 1.0}
+    lines = table(
+        [
+            {
+                "shape": "1b",
+                "engine": "own",
+                "start_seconds": 16.94,
+                "workloads": {"W2": {"seconds": seconds, "ms_per_token": 0.9834}},
+                "swap": {"block_bytes": 1, "rows": 128, "context": 512, "step_ms": 1.0, "out": copies},
+            },
+            {
+                "shape": "1b",
+                "engine": "own, over HTTP",
+                "workloads": {
+                    "HTTP": {
+                        "seconds": seconds,
+                        "output_tokens_per_second": 38_700.4,
+                        "share_of_offline": 0.955,
+                    }
+                },
+            },
+        ]
+    ).splitlines()[2:]
+    assert lines == [
+        "| 1b | START | own | 16.9 s |  |",
+        "| 1b | W2 | own | 0.983 ms/token | 2.000 to 4.000 |",
+        "| 1b | SWAP out | own | 51.3 GB/s | steps +1.4% |",
+        "| 1b | HTTP | own, over HTTP | 38,700 out tok/s | 2.000 to 4.000, 95.5% of offline |",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["--shapes", "9b"], ["--workloads", "W9"]])
+def test_what_is_unknown_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), *arguments]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    assert told.returncode == 2 and "unknown" in told.stderr
