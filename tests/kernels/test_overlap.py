@@ -1,6 +1,6 @@
 """The engine that plans ahead of its tokens, on the CPU: block tables and tokens kept on the "device",
 a step launched before the last one's tokens are read.  Attention is torch's, told what a GPU's kernels
-are told; tokens are chosen by the Triton kernel in its interpreter.
+are told (in one test it is theirs); tokens are chosen by the Triton kernel in its interpreter.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from server.continuous_batching import LLM
 from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
 from server.continuous_batching.attention.paged import PagedAttention, PagedBatch
 from server.continuous_batching.attention.torch_backend import TorchAttention
+from server.continuous_batching.attention.triton_backend import TritonAttention
 from server.continuous_batching.engine import build
 from server.continuous_batching.engine.runner import PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.kernels.triton_backend import TritonKernels
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, mixed_requests
 from tests.kernels.draws import worst_miss
@@ -142,6 +144,26 @@ def test_samples_are_drawn_at_their_own_numbers(
     assert worst_miss(reference.model, prompts, configs[1:] + configs[:1], answers) > 0.1, (
         "a check that checks"
     )
+
+
+def test_the_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them in Triton's interpreter: prompts, decodes of several rows and of one, beams, samples."""
+    model = tiny_llama(tmp_path, hidden=128, heads=2, kv_heads=1)
+    monkeypatch.setattr(build, "choose_attention", lambda *_: (TritonAttention, "a test"))
+    monkeypatch.setattr(build, "choose_kernels", lambda *_: (TritonKernels(), "a test"))
+    llm, reference = small_llm(model, num_blocks=60, block_size=16), Reference(model)
+    configs = [
+        GenerationConfig(max_new_tokens=4, num_beams=2, num_return_sequences=2),
+        GenerationConfig(max_new_tokens=6, repetition_penalty=1.3),
+        GenerationConfig(max_new_tokens=4),
+    ]
+    requests = [([5 + i, 7, 9] * (1 + 3 * i), config) for i, config in enumerate(configs)]
+    generations = llm.generate([prompt for prompt, _ in requests], configs)
+    assert not reference.contradicted(requests, generations)
+    config = GenerationConfig(max_new_tokens=2, do_sample=True, temperature=0.8, seed=5)
+    (alone,) = llm.generate([[5, 7, 9]], [config])
+    assert worst_miss(reference.model, [[5, 7, 9]], [config], [alone.answers[0].token_ids]) < 1e-3
+    llm.engine.check()
 
 
 def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(
