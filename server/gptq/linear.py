@@ -156,6 +156,14 @@ class GPTQLinear(nn.Module):
             y = y + self.bias
         return y.view(*x.shape[:-1], y.shape[-1])
 
+    def add_to(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + forward(x)``: [rows, outputs]; may reuse `residual`, which is contiguous."""
+        kernel = self.kernels[0]
+        if len(self.kernels) == 1 and self.bias is None and isinstance(kernel, GPTQKernel):
+            return kernel.add_to(x, residual)
+        y: Tensor = residual + self(x)
+        return y
+
     def extra_repr(self) -> str:
         kernels = {kernel.name for kernel in self.kernels if isinstance(kernel, GPTQKernel)}
         return f"{self.inputs}, {self.outputs}, bits={self.config.bits}, kernels={sorted(kernels)}"

@@ -14,6 +14,7 @@ from server.gptq.kernels.dense import DenseKernel
 from server.gptq.kernels.select import choose_kernels
 from server.gptq.kernels.triton import DENSE_ROWS as TRITON_DENSE_ROWS
 from server.gptq.kernels.triton import TritonKernel
+from server.gptq.kernels.triton_product import tiling
 from server.gptq.weight import QuantisedWeight
 from tests.gptq.checkpoints import FORMS, Form, filled_linear, random_layer, save_layers
 
@@ -21,6 +22,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CPU = torch.device("cpu")
 HALVES = [torch.float16, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float16]
 """Triton's interpreter cuts bfloat16 off where hardware rounds."""
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 4e-3}
 BITS_4 = [form for form in FORMS if form.bits == 4 and form.version == 2]
 BITS_8 = [form for form in FORMS if form.bits == 8 and form.version == 2]
 
@@ -81,33 +83,65 @@ def test_dequantising_kernel(form: Form, dtype: torch.dtype, tmp_path: Path) -> 
 @pytest.mark.parametrize("form", BITS_4 + BITS_8, ids=str)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_triton_kernel(form: Form, dtype: torch.dtype, tmp_path: Path) -> None:
-    weight = weight_of(form, tmp_path, 512, 160)
+    weight = weight_of(form, tmp_path, 512, 160)  # a whole tile and a part of one
+    assert TritonKernel.refuses_weight(weight) is None
     kernel = TritonKernel(weight, dtype)
     for rows in (1, 17):
-        assert error(kernel, weight, rows, dtype) < (1e-3 if dtype == torch.float16 else 4e-3)
+        assert error(kernel, weight, rows, dtype) < TOLERANCE[dtype]
     assert not kernel.arrivals.any()
 
 
-@pytest.mark.parametrize("rows", [64, TRITON_DENSE_ROWS])
-def test_triton_kernel_with_many_rows(rows: int, tmp_path: Path) -> None:
-    weight = weight_of(Form(group_size=64, desc_act=True), tmp_path, 256, 96)
-    assert error(TritonKernel(weight, torch.float16), weight, rows, torch.float16) < 1e-3
+@pytest.mark.parametrize("rows", [33, 65, 130, TRITON_DENSE_ROWS])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_triton_kernel_with_many_rows(rows: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    weight = weight_of(Form(group_size=64, desc_act=True), tmp_path, 256, 128)
+    assert error(TritonKernel(weight, dtype), weight, rows, dtype) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rows", [1, 20, TRITON_DENSE_ROWS])
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_triton_kernel_adds_a_residual(rows: int, desc_act: bool, tmp_path: Path) -> None:
+    weight = weight_of(Form(group_size=128, desc_act=desc_act), tmp_path, 1024, 96)
+    kernel = TritonKernel(weight, torch.float16).to(DEVICE)
+    x, residual = (torch.randn(rows, n, generator=torch.Generator().manual_seed(n)) for n in (1024, 96))
+    exact = residual.half().double() + x.half().double() @ weight.dequantised(torch.float32).double().t()
+    y = kernel.add_to(x.half().to(DEVICE), residual.half().to(DEVICE))
+    assert float((y.double().cpu() - exact).norm() / exact.norm()) < 1e-3
+    assert not kernel.arrivals.any()
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter has no bfloat16")
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 6e4])
+def test_triton_kernel_with_scales_of_any_size(scale: float, tmp_path: Path) -> None:
+    """The quicker way to bfloat16 weights passes denormals and multiplies by far powers of two."""
+    form = Form(group_size=128)
+    layer = random_layer(form, 512, 256)
+    layer["scales"] = (layer["scales"] / layer["scales"].max() * scale).half()
+    checkpoint = save_layers(tmp_path, form, {"a": layer})
+    (weight,) = filled_linear(checkpoint, ["a"]).quantised_weights()
+    kernel = TritonKernel(weight, torch.bfloat16)
+    assert kernel.shrunk
+    assert error(kernel, weight, 16, torch.bfloat16) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.mark.parametrize("form", BITS_4 + BITS_8, ids=str)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_triton_dequantises_bit_for_bit(form: Form, dtype: torch.dtype, tmp_path: Path) -> None:
-    from server.gptq.kernels import triton_product
-
     weight = weight_of(form, tmp_path, 256, 48)
-    kernel = TritonKernel(weight, dtype).to(DEVICE)
-    values = triton_product.dequantise(
-        kernel.words, kernel.scales, kernel.zeros, kernel.bits, kernel.group_size, kernel.zero, dtype
-    )
-    expected = weight.dequantised(dtype).t()
+    values = TritonKernel(weight, dtype).to(DEVICE).dequantised(dtype)
+    expected = weight.dequantised(dtype)
     if weight.order is not None:
-        expected = expected[weight.order]
+        expected = expected[:, weight.order]
     assert torch.equal(values.cpu(), expected)
+
+
+def test_tilings_fill_a_gpu_and_are_no_finer_than_that() -> None:
+    for rows, outputs, inputs in [(1, 4096, 14336), (16, 6144, 4096), (64, 512, 256), (256, 28672, 4096)]:
+        cut = tiling(rows, outputs, inputs, multiprocessors=132)
+        programs = -(-outputs // cut.outputs) * -(-rows // cut.rows) * cut.parts
+        assert programs <= 3 * 132
+        assert cut.parts == 1 or inputs // 128 >= 4 * cut.parts
+        assert cut.rows >= min(rows, 256)
 
 
 def test_what_a_kernel_cannot_hold_goes_to_the_next(tmp_path: Path) -> None:

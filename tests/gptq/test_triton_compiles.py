@@ -14,32 +14,39 @@ pytest.importorskip("triton")
 _COMPILE = """
 import sys
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from server.gptq.kernels import triton_product
+from server.gptq.kernels import triton_codes, triton_product
 
-dtype, zero = sys.argv[1], int(sys.argv[2])
+dtype, bits, shrunk = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "shrunk"
 
-def compiled(kernel, signature, constants):
-    if zero >= 0:
-        constants = constants | {"zeros": None}
+def compiled(kernel, signature, constants, warps=4):
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
-common = {"words": "*i32", "scales": "*fp16", "zeros": "*u8", "N": "i32", "GROUP": "i32"}
-codes = {"BITS": 4, "SUBS": 8, "ZERO": zero, "COLUMNS": 128}
-rows = {"x": "*" + dtype, "y": "*" + dtype, "partials": "*fp32", "arrivals": "*i32", "M": "i32", "K": "i32"}
-product = compiled(triton_product._product_kernel, common | rows, codes | {"ROWS": 16, "SPLITS": 4})
-assert "mma.sync" in product
-compiled(triton_product._dequantise_kernel, common | {"weight": "*" + dtype}, codes)
+common = {"words": "*i32", "factors": "*i32", "N": "i32", "K": "i32"}
+codes = {"BITS": bits, "GROUP": 128, "SCALES": tl.float16}
+rows = {"x": "*" + dtype, "y": "*" + dtype, "partials": "*fp32", "arrivals": "*i32", "M": "i32"}
+tile = {"OUTPUTS": 128, "SHRUNK": shrunk, "RESIDUAL": True, "PDL": True, "WHOLE": True}
+for tile_rows, stages, warps, parts in ((16, 4, 4, 4), (256, 3, 8, 1)):
+    cut = tile | {"ROWS": tile_rows, "STAGES": stages, "PARTS": parts}
+    product = compiled(triton_product._product_kernel, common | rows, codes | cut, warps)
+    assert "wgmma" in product.asm["ptx"], "the matrix units of Hopper are not used"
+    loop = product.asm["ttgir"].partition("scf.for")[2].partition("scf.yield")[0]
+    moved = [line for line in loop.splitlines() if "convert_layout" in line and "dot_op" not in line]
+    assert not moved, f"weights are moved between threads: {moved}"
+compiled(triton_codes._dequantise_kernel, common | {"weight": "*" + dtype}, codes | {"ROWS": 64})
 """
 
 
-@pytest.mark.parametrize("zero", [8, -1])
-@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_kernels_compile_for_hopper(zero: int, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "bits", "way"),
+    [("bf16", 4, "shrunk"), ("bf16", 4, "usual"), ("fp16", 4, "usual"), ("bf16", 8, "usual")],
+)
+def test_kernels_compile_for_hopper(dtype: str, bits: int, way: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _COMPILE, dtype, str(zero)],
+        [sys.executable, "-c", _COMPILE, dtype, str(bits), way],
         cwd=Path(__file__).parents[2],
         env=os.environ | {"TRITON_INTERPRET": "0"},
         capture_output=True,

@@ -10,6 +10,7 @@ from server.continuous_batching.kernels.triton_gemv import gemv, tiling
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
 from server.continuous_batching.layers.linear import Linear
 from server.continuous_batching.layers.norm import RMSNorm
+from server.gptq.linear import GPTQLinear
 
 
 class TritonKernels(Kernels):
@@ -33,6 +34,8 @@ class TritonKernels(Kernels):
             return gemv(x, linear.weight, residual=residual)
         if _plain(linear):
             return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
+        if isinstance(linear, GPTQLinear):
+            return linear.add_to(x, residual)
         y: Tensor = residual + linear(x)
         return y
 

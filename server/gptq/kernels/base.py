@@ -44,6 +44,11 @@ class GPTQKernel(nn.Module, ABC):
         """[rows, inputs] → [rows, outputs], in the type of x."""
         return self.multiply(x if self.order is None else x[:, self.order])
 
+    def add_to(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + forward(x)``: [rows, outputs]; may reuse `residual`, which is contiguous."""
+        y: Tensor = residual + self(x)
+        return y
+
     @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
         """As `forward`, with the inputs of x in the order of the groups."""

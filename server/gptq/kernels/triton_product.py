@@ -1,191 +1,198 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-"""Triton kernels for products with quantised weights (layout: `TritonKernel`).
+"""The product of some rows with a quantised weight, in one Triton kernel.
 
-A code becomes a number without a conversion: or-ed into the low bits of the float that stands for
-2¹⁰ (float16, two codes with one mask) or 2²³ (float32, for bfloat16), it is that number plus the code.
-What is multiplied are the whole numbers ``code − zero``, exact in either type; the scale comes after
-the products of a group have been added up in float32.
+It computes ``yᵀ = W xᵀ``: Hopper's matrix units take their left operand from registers, where codes have
+just become weights, and the right one, x, from shared memory, as the copy brought it there. So weights
+pass through shared memory as codes only, and the units multiply one piece while the next is dequantised.
+Machete (Neural Magic, 2024) works so. On earlier GPUs the same code compiles to their matrix units.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-MAX_SPLITS = 16
-MAX_ROW_TILE = 64
-MIN_COLUMNS = 64
+from server.continuous_batching.kernels.triton_support import launch_options
+from server.gptq.kernels.triton_codes import (
+    PIECE,
+    SHRINKAGE,
+    factors_at,
+    shrunk_weights_of,
+    triton_type,
+    weights_of,
+)
+
+OUTPUTS = 128
+"""Outputs of a program's tile."""
+MIN_ROWS = 16
+MAX_PARTS = 8
 
 
 @triton.jit
-def _codes(words, sub: tl.constexpr, zero, BITS: tl.constexpr, DTYPE: tl.constexpr):
-    """``code - zero`` of sub-block `sub`: [16, columns] in DTYPE."""
-    mask: tl.constexpr = (1 << BITS) - 1
-    shift: tl.constexpr = BITS * (sub // 2)
-    if tl.float16 == DTYPE:
-        pair = ((words >> shift) & (mask * 0x10001)) | 0x64006400
-        half = ((pair >> 16) if sub % 2 else pair) & 0xFFFF
-        return half.to(tl.uint16).to(tl.float16, bitcast=True) - (zero + 1024.0).to(tl.float16)[None, :]
-    number = ((words >> (shift + 16 * (sub % 2))) & mask) | 0x4B000000
-    return (number.to(tl.float32, bitcast=True) - (zero + 8388608.0)[None, :]).to(DTYPE)
-
-
-@triton.jit
-def _zero_of(zeros, offset, columns, N, ZERO: tl.constexpr):
-    """Zero points of a group as float32 [columns]; ZERO ≥ 0: they are all that."""
-    if ZERO >= 0:
-        return columns.to(tl.float32) * 0 + ZERO
-    else:  # noqa: RET505 - Triton compiles what follows a return, and there may be no zeros
-        return tl.load(zeros + offset + columns, mask=columns < N, other=0).to(tl.float32)
+def _prefetch(words, first, last, n, N, BITS: tl.constexpr, PIECES: tl.constexpr):
+    """Ask for the words of a tile's first pieces to be brought to the L2 cache, a line of it a thread."""
+    lines: tl.constexpr = n.shape[0] * BITS // 8  # of 128 bytes, two outputs of 4 bits each
+    i = tl.arange(0, PIECES * lines)
+    piece = tl.minimum(first + i // lines, last - 1)
+    at = words + (piece * tl.cast(N, tl.int64) + tl.min(n)) * (4 * BITS) + i % lines * 32
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
+    )
 
 
 @triton.jit
 def _product_kernel(
-    x, words, scales, zeros, y, partials, arrivals, M, N, K, GROUP,
-    BITS: tl.constexpr, SUBS: tl.constexpr, ZERO: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SPLITS: tl.constexpr,
+    x, words, factors, y, partials, arrivals, M, N, K,
+    BITS: tl.constexpr, GROUP: tl.constexpr, SCALES: tl.constexpr, SHRUNK: tl.constexpr,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, STAGES: tl.constexpr,
+    PARTS: tl.constexpr, WHOLE: tl.constexpr, RESIDUAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One tile of y = x W, summed over one of SPLITS parts of the inputs.
+    """Program (tile of outputs, part of the inputs, tile of rows).
 
-    SUBS: sub-blocks of 16 inputs that share a scale within a block. The program that is last to
-    arrive at a tile adds the parts up, in their order: results do not depend on which that is.
+    With several PARTS the program that is last to arrive at a tile adds them up, in their order: results
+    do not depend on which that is. SHRUNK: weights come from `shrunk_weights_of`. WHOLE: outputs are a
+    multiple of the tile. RESIDUAL: the product is added to y.
     """
-    WORD: tl.constexpr = 32 // BITS
-    BLOCK: tl.constexpr = 16 * WORD
-    tile, split, row_tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
-    rows = row_tile * ROWS + tl.arange(0, ROWS)
-    inner = tl.arange(0, 16)
-    blocks = K // BLOCK
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for block in range(split * blocks // SPLITS, (split + 1) * blocks // SPLITS):
-        at = (block * 16 + inner)[:, None] * N + columns[None, :]
-        packed = tl.load(words + at, mask=(columns < N)[None, :], other=0)
-        for sub in tl.static_range(WORD):
-            first = block * BLOCK + sub * 16
-            if sub % SUBS == 0:
-                offset = first // GROUP * N
-                scale = tl.load(scales + offset + columns, mask=columns < N, other=0).to(tl.float32)
-                zero = _zero_of(zeros, offset, columns, N, ZERO)
-                group = tl.zeros((ROWS, COLUMNS), tl.float32)
-            part = tl.load(
-                x + rows[:, None] * K + (first + inner)[None, :], mask=(rows < M)[:, None], other=0
-            )
-            code = _codes(packed, sub, zero, BITS, x.dtype.element_ty)
-            group = tl.dot(part, code, group)
-            if sub % SUBS == SUBS - 1:
-                total += group * scale[None, :]
-    inside = (rows < M)[:, None] & (columns < N)[None, :]
-    place = rows[:, None] * N + columns[None, :]
-    if SPLITS == 1:
-        tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
-    else:
-        tl.store(partials + split * M * N + place, total, mask=inside)
+    dtype: tl.constexpr = x.dtype.element_ty
+    tile, part, row_tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+    m = row_tile * ROWS + tl.arange(0, ROWS)
+    inside = tl.full((OUTPUTS,), True, tl.int1) if WHOLE else n < N
+    word_at = words + n[:, None] * (4 * BITS) + tl.arange(0, 4 * BITS)[None, :]
+    x_at = x + m.to(tl.int64)[:, None] * K + tl.arange(0, 128)[None, :]
+    first, last = part * (K // 128) // PARTS, (part + 1) * (K // 128) // PARTS
+    if PDL:
+        gdc_launch_dependents()
+        if WHOLE and ROWS <= 64:
+            _prefetch(words, first, last, n, N, BITS, STAGES)
+        gdc_wait()
+    stride = tl.cast(N, tl.int64) * (4 * BITS)
+    total = tl.zeros((OUTPUTS, ROWS), tl.float32)
+    for piece in tl.range(first, last, num_stages=STAGES):
+        packed = tl.load(word_at + piece * stride, mask=inside[:, None], other=0)
+        values = tl.load(x_at + piece * 128, mask=(m < M)[:, None], other=0.0)
+        factor = factors_at(factors, piece, n, inside, N, GROUP)
+        if SHRUNK:
+            weight = shrunk_weights_of(packed, factor, SCALES)
+        else:
+            weight = weights_of(packed, factor, BITS, SCALES, dtype, False)
+        total = tl.dot(weight, values.trans(), total)
+    if SHRUNK:
+        total *= 1.0 / SHRINKAGE
+    total = total.trans()
+    place = m.to(tl.int64)[:, None] * N + n[None, :]
+    exists = (m < M)[:, None] & inside[None, :]
+    if PARTS > 1:
+        size = tl.cast(N, tl.int64) * M
+        tl.store(partials + part * size + place, total, mask=exists)
         tl.debug_barrier()  # all of the tile is written before its arrival is told
         counter = arrivals + row_tile * tl.num_programs(0) + tile
-        if tl.atomic_add(counter, 1, sem="acq_rel") == SPLITS - 1:
-            total = tl.zeros((ROWS, COLUMNS), tl.float32)
-            for other in range(SPLITS):
-                total += tl.load(partials + other * M * N + place, mask=inside, cache_modifier=".cg")
-            tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
+        if tl.atomic_add(counter, 1, sem="acq_rel") == PARTS - 1:
+            total = tl.zeros((ROWS, OUTPUTS), tl.float32)
+            for other in tl.static_range(PARTS):
+                total += tl.load(partials + other * size + place, mask=exists, cache_modifier=".cg")
+            _store(total, y + place, exists, RESIDUAL)
             tl.store(counter, 0)
+    else:
+        _store(total, y + place, exists, RESIDUAL)
 
 
 @triton.jit
-def _dequantise_kernel(
-    words, scales, zeros, weight, N, GROUP,
-    BITS: tl.constexpr, SUBS: tl.constexpr, ZERO: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """One block of inputs of the weight, [BLOCK, COLUMNS], as floats."""
-    WORD: tl.constexpr = 32 // BITS
-    block = tl.program_id(1)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inner = tl.arange(0, 16)
-    inside = (columns < N)[None, :]
-    packed = tl.load(words + (block * 16 + inner)[:, None] * N + columns[None, :], mask=inside, other=0)
-    for sub in tl.static_range(WORD):
-        first = (block * WORD + sub) * 16
-        if sub % SUBS == 0:
-            offset = first // GROUP * N
-            scale = tl.load(scales + offset + columns, mask=columns < N, other=0).to(tl.float32)
-            zero = _zero_of(zeros, offset, columns, N, ZERO)
-        code = _codes(packed, sub, zero, BITS, weight.dtype.element_ty)
-        value = code.to(tl.float32) * scale[None, :]
-        at = (first + inner).to(tl.int64)[:, None] * N + columns[None, :]
-        tl.store(weight + at, value.to(weight.dtype.element_ty), mask=inside)
+def _store(total, at, exists, RESIDUAL: tl.constexpr):
+    if RESIDUAL:
+        total += tl.load(at, mask=exists, other=0.0).to(tl.float32)
+    tl.store(at, total.to(at.dtype.element_ty), mask=exists)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a product is cut up.
+
+    Attributes:
+        rows, outputs: of a program's tile.
+        parts: of the inputs, a program each.
+        stages: pieces of the inputs under way to shared memory at the same time.
+        warps: of a program.
+    """
+
+    rows: int
+    outputs: int
+    parts: int
+    stages: int
+    warps: int
+
+
+def tiling(rows: int, outputs: int, inputs: int, multiprocessors: int) -> Tiling:
+    """The tiling for a product, as `benchmarks.gpu.tune_gptq` finds it on an H100.
+
+    Few rows wait for memory: several programs a multiprocessor, and the inputs cut into as many parts
+    as that takes. Many rows wait for the matrix units, which one program keeps busy.
+    """
+    tiles = triton.cdiv(outputs, OUTPUTS)
+    if rows <= 32:
+        tile_rows, stages, warps, programs = (16 if rows <= 16 else 32), 4, 4, 3 * multiprocessors
+    elif rows <= 64:
+        tile_rows, stages, warps, programs = 64, 4, 8, 3 * multiprocessors // 2
+    elif rows <= 128 or tiles < multiprocessors:
+        tile_rows, stages, warps, programs = 128, 4, 8, multiprocessors
+    else:
+        tile_rows, stages, warps, programs = 256, 3, 8, multiprocessors
+    tiles *= triton.cdiv(rows, tile_rows)
+    pieces = inputs // PIECE
+    parts = 1
+    while 2 * parts * tiles <= programs and parts < MAX_PARTS and 8 * parts <= pieces:
+        parts *= 2
+    return Tiling(tile_rows, OUTPUTS, parts, stages, warps)
+
+
+def tiles_at_most(rows: int, outputs: int) -> int:
+    """Tiles of the largest product that has up to `rows` rows."""
+    return -(-rows // MIN_ROWS) * -(-outputs // OUTPUTS)
 
 
 def product(
     x: Tensor,
     words: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
+    factors: Tensor,
     bits: int,
     group_size: int,
-    zero: int,
+    scales: torch.dtype,
+    *,
     arrivals: Tensor,
+    shrunk: bool,
+    residual: Tensor | None = None,
+    cut: Tiling | None = None,
 ) -> Tensor:
     """x [rows, inputs] times the weight: [rows, outputs] in the type of x.
 
     Args:
         x: contiguous, float16 or bfloat16.
-        zero: the zero point of all groups; -1: they are in `zeros`.
+        words, factors: packed.
+        scales: in which type they were given.
         arrivals: int32 zeros, `tiles_at_most` of them; they are zero again afterwards.
+        shrunk: take `shrunk_weights_of`; what it asks for holds.
+        residual: contiguous [rows, outputs], is added and then holds the result.
+        cut: another tiling than the usual one.
     """
     rows, inputs = x.shape
     outputs = words.shape[1]
-    block = 16 * 32 // bits
-    row_tile = max(16, min(MAX_ROW_TILE, triton.next_power_of_2(rows)))
-    columns = MIN_COLUMNS if row_tile == MAX_ROW_TILE else 2 * MIN_COLUMNS
-    tiles, row_tiles = triton.cdiv(outputs, columns), triton.cdiv(rows, row_tile)
-    splits = _splits(tiles * row_tiles, inputs // block, x.device)
-    y = x.new_empty(rows, outputs)
-    partials = x.new_empty((splits, rows, outputs) if splits > 1 else (0,), dtype=torch.float32)
-    _product_kernel[(tiles, splits, row_tiles)](
-        x, words, scales, zeros, y, partials, arrivals, rows, outputs, inputs, group_size,
-        BITS=bits, SUBS=_subs(bits, group_size), ZERO=zero, ROWS=row_tile, COLUMNS=columns, SPLITS=splits,
-        num_warps=4, num_stages=4,
+    cut = cut or tiling(rows, outputs, inputs, _multiprocessors(x.device))
+    y = x.new_empty(rows, outputs) if residual is None else residual
+    partials = x.new_empty((cut.parts, rows, outputs), dtype=torch.float32) if cut.parts > 1 else y
+    _product_kernel[(triton.cdiv(outputs, cut.outputs), cut.parts, triton.cdiv(rows, cut.rows))](
+        x, words, factors, y, partials, arrivals, rows, outputs, inputs,
+        BITS=bits, GROUP=group_size, SCALES=triton_type(scales), SHRUNK=shrunk,
+        ROWS=cut.rows, OUTPUTS=cut.outputs, STAGES=cut.stages,
+        PARTS=cut.parts, WHOLE=outputs % cut.outputs == 0, RESIDUAL=residual is not None,
+        num_warps=cut.warps, **launch_options(x.device),
     )  # fmt: skip
     return y
-
-
-def tiles_at_most(rows: int, outputs: int) -> int:
-    """Tiles of the largest product with up to `rows` rows."""
-    return -(-rows // MAX_ROW_TILE) * -(-outputs // MIN_COLUMNS)
-
-
-def dequantise(
-    words: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    bits: int,
-    group_size: int,
-    zero: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The weight as floats: `dtype` [inputs, outputs], inputs in the order of groups."""
-    blocks, outputs = words.shape[0] // 16, words.shape[1]
-    weight = torch.empty(words.shape[0] * (32 // bits), outputs, dtype=dtype, device=words.device)
-    _dequantise_kernel[(triton.cdiv(outputs, 128), blocks)](
-        words, scales, zeros, weight, outputs, group_size,
-        BITS=bits, SUBS=_subs(bits, group_size), ZERO=zero, COLUMNS=128,
-    )  # fmt: skip
-    return weight
-
-
-def _subs(bits: int, group_size: int) -> int:
-    """Sub-blocks of a block that share a scale."""
-    return min(group_size // 16, 32 // bits)
-
-
-def _splits(tiles: int, blocks: int, device: torch.device) -> int:
-    """Parts of the inputs that give every multiprocessor work, each at least two blocks long."""
-    wanted = 4 * _multiprocessors(device) // tiles
-    return max(1, min(wanted, MAX_SPLITS, blocks // 2))
 
 
 @functools.cache
