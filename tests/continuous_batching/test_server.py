@@ -171,7 +171,7 @@ async def test_a_reader_that_leaves_frees_everything(
 
 
 async def test_a_full_queue_and_a_late_request(session: aiohttp.ClientSession, server: ServerProcess) -> None:
-    calls = [post(session, server, [7, 8, 9 + i], max_new_tokens=1000, ignore_eos=True) for i in range(60)]
+    calls = [post(session, server, [7, 8, 9 + i], max_new_tokens=1800, ignore_eos=True) for i in range(60)]
     answers = await asyncio.gather(*calls)
     statuses = [status for status, _ in answers]
     assert set(statuses) <= {200, 408, 429}
