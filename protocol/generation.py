@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
+MAX_LOOKUP_TOKENS = 64
+MAX_NGRAM_SIZE = 16
 
 TokenId = Annotated[int, Field(ge=0)]
 
@@ -44,6 +46,12 @@ class GenerationConfig(BaseModel):
     num_return_sequences: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     early_stopping: bool | Literal["never"] = False
     length_penalty: float = 1.0
+    # speculative decoding: changes the speed of an answer, not its tokens
+    prompt_lookup_num_tokens: (
+        Annotated[int, Field(ge=0, le=MAX_LOOKUP_TOKENS, description="0: off; null: as the server is set")]
+        | None
+    ) = None
+    max_matching_ngram_size: Annotated[int, Field(ge=1, le=MAX_NGRAM_SIZE)] | None = None
     # stopping
     eos_token_id: TokenId | list[TokenId] | None = None
     pad_token_id: TokenId | None = None
@@ -87,6 +95,8 @@ class GenerationConfig(BaseModel):
                 raise ValueError(
                     f"num_return_sequences ({self.num_choices}) exceeds num_beams ({self.num_beams})"
                 )
+            if self.prompt_lookup_num_tokens:
+                raise ValueError("prompt_lookup_num_tokens cannot be combined with num_beams")
         elif self.num_choices > 1 and not self.do_sample:
             raise ValueError("several answers need do_sample or num_beams: greedy ones would be equal")
         if self.do_sample and self.temperature == 0.0:

@@ -78,6 +78,8 @@ class SharedRequest(BaseModel):
     length_penalty: float | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     resume: Resume | None = None
 
@@ -105,7 +107,8 @@ class SharedRequest(BaseModel):
         }
         shared = (
             "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty logit_bias "
-            "num_beams early_stopping length_penalty stop stop_token_ids ignore_eos"
+            "num_beams early_stopping length_penalty stop stop_token_ids ignore_eos "
+            "prompt_lookup_num_tokens max_matching_ngram_size"
         )
         options |= {name: getattr(self, name) for name in shared.split()}
         if options["top_k"] == -1:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from protocol.generation import MAX_LOOKUP_TOKENS, MAX_NGRAM_SIZE
+from server.continuous_batching.decoding.params import PromptLookup
 from server.continuous_batching.scheduler.cost import SwapPolicy
 from utils.config import ConfigModel, ModelDirectory, ModelPath, Secret
 
@@ -72,11 +74,25 @@ class CacheConfig(ConfigModel):
     """Share of the device's free memory that `num_blocks: null` takes (of RAM: a third of it)."""
 
 
+class SpeculationConfig(ConfigModel):
+    """Speculative decoding by prompt lookup, for requests that do not say themselves."""
+
+    prompt_lookup_num_tokens: Annotated[int, Field(ge=0, le=MAX_LOOKUP_TOKENS)] = 0
+    """Most tokens drafted for a sequence and step; 0: none."""
+    max_matching_ngram_size: Annotated[int, Field(ge=1, le=MAX_NGRAM_SIZE)] = 3
+    """Tokens of the longest n-gram whose continuation is looked up."""
+
+    @property
+    def prompt_lookup(self) -> PromptLookup:
+        return PromptLookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
+
+
 class ServerConfig(ConfigModel):
     """The whole file."""
 
     model_loading_config: ModelLoadingConfig
     batcher_config: BatcherConfig = BatcherConfig()
     cache_config: CacheConfig = CacheConfig()
+    speculation_config: SpeculationConfig = SpeculationConfig()
     event_token: Secret | None = None
     """Shared secret for announcing this server to the gateway."""

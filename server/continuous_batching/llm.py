@@ -50,6 +50,7 @@ class LLM:
         self.engine = built.engine
         self.capabilities = built.capabilities
         self._model = built.model
+        self._prompt_lookup = model.speculation_config.prompt_lookup
         self._count = 0
 
     def generate(
@@ -87,7 +88,7 @@ class LLM:
     def _submit(self, token_ids: list[int], options: GenerationConfig) -> str:
         self._count += 1
         request_id = f"offline-{self._count}"
-        params = SamplingParams.of(options, self._model.eos_token_ids)
+        params = SamplingParams.of(options, self._model.eos_token_ids, self._prompt_lookup)
         refusal = self.engine.add(Request(request_id, token_ids, params, time.monotonic()))
         if refusal is not None:
             raise GenerationError(refusal.message)

@@ -22,6 +22,8 @@ _GAUGES = {
 _COUNTERS = {
     "vllm:prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
     "vllm:prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
+    "vllm:spec_decode_num_draft_tokens": ("drafted_tokens", "Tokens guessed by prompt lookup."),
+    "vllm:spec_decode_num_accepted_tokens": ("accepted_tokens", "Guessed tokens that were right."),
     "engine:steps": ("steps", "Forward passes."),
     "engine:computed_prompt_tokens": ("computed_prompt_tokens", "Prompt tokens computed."),
     "engine:preemptions_by_swap": ("preempted_by_swap", "Preemptions by swapping."),

@@ -124,7 +124,9 @@ class ContinuousBatchingService:
         return messages.Add(
             request_id=job.request_id,
             prompt=job.prompt_token_ids,
-            params=SamplingParams.of(job.config, self._eos_token_ids),
+            params=SamplingParams.of(
+                job.config, self._eos_token_ids, self._config.speculation_config.prompt_lookup
+            ),
             priority=job.priority,
             stream=job.stream,
             patience=self._config.batcher_config.queue_timeout_seconds,

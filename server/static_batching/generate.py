@@ -99,6 +99,11 @@ def _hf_config(prompts: Sequence[Prompt], model: LoadedModel, eos: list[int]) ->
                 "min_p": config.min_p or None,
                 "typical_p": config.typical_p,
             }
+    if config.prompt_lookup_num_tokens:
+        options = {
+            "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens,
+            "max_matching_ngram_size": config.max_matching_ngram_size,
+        }
     # other sampling is `SeededChoice`, after which the greedy choice is the sample
     return HFGenerationConfig(
         max_new_tokens=max(prompt.config.max_new_tokens for prompt in prompts),

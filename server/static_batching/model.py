@@ -37,6 +37,8 @@ class LoadedModel:
     max_length: int
     can_batch: bool = True
     """Whether a prompt has the same answer beside others as alone."""
+    can_draft: bool = True
+    """Whether it can take back tokens that were guessed wrong."""
     capabilities: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,6 +69,7 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         pad_token_id=0 if pad is None else int(pad),
         vocab_size=_vocab_size(hf),
         max_length=_max_length(config, hf, tokenizer),
+        can_draft=not hf._is_stateful,
         capabilities={
             "device": told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
             "dtype": told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),

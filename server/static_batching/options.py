@@ -8,8 +8,8 @@ from protocol.errors import unprocessable
 from protocol.generation import GenerationConfig
 from server.api.service import Job
 
-_NO_CONCERN_OF_OTHERS = {"pad_token_id", "stop"}
-"""An answer holds no padding, and stop strings are looked for row by row."""
+_NO_CONCERN_OF_OTHERS = {"pad_token_id", "stop", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
+"""An answer holds no padding, stop strings are looked for row by row, and who wants drafts runs alone."""
 
 _PER_ROW = {"max_new_tokens", "seed", "n", "num_return_sequences", "logprobs"}
 """Row by row as well, unless beams are searched."""
@@ -27,7 +27,7 @@ def package_key(job: Job, can_batch: bool = True) -> Hashable:
         can_batch: false for a model that answers one sequence at a time: every key is its own.
     """
     config = job.config
-    if not can_batch:
+    if not can_batch or config.prompt_lookup_num_tokens:  # transformers drafts for one sequence at a time
         return job.request_id
     irrelevant = set(_NO_CONCERN_OF_OTHERS)
     if config.num_beams == 1:
@@ -42,8 +42,14 @@ def package_key(job: Job, can_batch: bool = True) -> Hashable:
     return config.model_dump_json(exclude=irrelevant)
 
 
-def check_options(config: GenerationConfig, can_batch: bool = True) -> None:
-    """Raise 422 for what this server cannot do (`can_batch` as for `package_key`)."""
+def check_options(config: GenerationConfig, can_batch: bool = True, can_draft: bool = True) -> None:
+    """Raise 422 for what this server cannot do.
+
+    Args:
+        config: of a request.
+        can_batch: as for `package_key`.
+        can_draft: false for a model whose state cannot take tokens back.
+    """
     if config.num_rows > 1 and not can_batch:
         param = "num_beams" if config.num_beams > 1 else "n"
         message = f"{param}: this model answers one sequence at a time (its batches change answers)"
@@ -52,3 +58,17 @@ def check_options(config: GenerationConfig, can_batch: bool = True) -> None:
         raise unprocessable(
             "logprobs: a static-batching server has none for beam search", param="generation_config.logprobs"
         )
+    if config.prompt_lookup_num_tokens:
+        _check_drafts(config, can_draft)
+
+
+def _check_drafts(config: GenerationConfig, can_draft: bool) -> None:
+    obstacles = {
+        "this model keeps a state that cannot take tokens back": not can_draft,
+        "a static-batching server drafts for greedy answers alone": config.do_sample,
+        "a static-batching server has no logprobs beside drafts": config.logprobs is not None,
+    }
+    for obstacle, is_there in obstacles.items():
+        if is_there:
+            message = f"prompt_lookup_num_tokens: {obstacle}"
+            raise unprocessable(message, param="generation_config.prompt_lookup_num_tokens")

@@ -132,7 +132,7 @@ class StaticBatchingService:
         """Refuse what cannot be done at all, or not now."""
         if job.resume is not None:
             raise unprocessable("resume: a static-batching server has no streams", param="resume")
-        check_options(job.config, model.can_batch)
+        check_options(job.config, model.can_batch, model.can_draft)
         tokens = len(job.prompt_token_ids) + job.config.max_new_tokens
         if tokens > self.model_max_length:
             raise unprocessable(

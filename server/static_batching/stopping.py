@@ -24,6 +24,7 @@ class RowStopping:
         lengths = [row.config.max_new_tokens for row in prompts.rows]
         self._lengths = torch.tensor(lengths, device=prompts.input_ids.device)
         self._vocabulary = vocabulary
+        self._generated = 0
         self._matchers = {
             i: StopMatcher(vocabulary, row.config.stop)
             for i, row in enumerate(prompts.rows)
@@ -33,6 +34,7 @@ class RowStopping:
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
         """Which rows are done, bool [rows]; `input_ids` is [rows, prompt + new]."""
         generated = input_ids.shape[1] - self._prompts.width
+        added, self._generated = generated - self._generated, generated
         done = self._prompts.of_rows(self._lengths <= generated, input_ids)
         per_prompt = input_ids.shape[0] // len(self._prompts.rows)
         for i, prompt in enumerate(self._prompts.rows):
@@ -42,7 +44,8 @@ class RowStopping:
             elif i in self._matchers:
                 for row in rows:
                     new = input_ids[row, self._prompts.width :].tolist()
-                    done[row] |= self._completes_stop(self._matchers[i], new)
+                    ends = range(generated - added + 1, generated + 1)
+                    done[row] |= any(self._completes_stop(self._matchers[i], new[:end]) for end in ends)
         return done
 
     def _completes_stop(self, matcher: StopMatcher, token_ids: list[int]) -> bool:

@@ -125,6 +125,54 @@ def test_stop_strings(model: LoadedModel, reference: Any) -> None:
     assert stopped >= 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 1.05, "min_new_tokens": 10, "eos_token_id": MANY_EOS},
+        {"logit_bias": {5: 2.0}, "frequency_penalty": 0.01},
+    ],
+)
+def test_drafts_change_no_token(model: LoadedModel, monkeypatch: Any, options: dict[str, Any]) -> None:
+    passes = 0
+    forward = model.hf.forward
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        return forward(*args, **named)
+
+    monkeypatch.setattr(model.hf, "forward", counted)
+    prompts = [prompt[:5] * 4 for prompt in PROMPTS]
+    made = {}
+    for drafted in (0, 6):
+        config = GenerationConfig(max_new_tokens=60, prompt_lookup_num_tokens=drafted, **options)
+        passes = 0
+        answers = [generate(model, [Prompt(prompt, config)]).answers[0][0] for prompt in prompts]
+        made[drafted] = (passes, [answer.token_ids for answer in answers])
+    assert made[0][1] == made[6][1]
+    assert made[6][0] < made[0][0], "no draft was right: this shows nothing"
+    texts = [model.tokenizer.hf.decode(ids).encode("ascii", "ignore").decode() for ids in made[0][1]]
+    for prompt, text in zip(prompts, texts, strict=True):
+        stops = [s for s in (text[9:12].strip(), text[20:23].strip()) if s]
+        ended = []
+        for drafted in (0, 6):
+            lookup = {"stop": stops, "prompt_lookup_num_tokens": drafted}
+            config = GenerationConfig(max_new_tokens=60, **lookup, **options)
+            answer = generate(model, [Prompt(prompt, config)]).answers[0][0]
+            ended.append((answer.token_ids, answer.text, answer.finish_reason))
+        assert ended[0] == ended[1]
+
+
+def test_drafts_are_made_for_one_prompt_at_a_time() -> None:
+    jobs = [Job(name, [5, 6], GenerationConfig(prompt_lookup_num_tokens=4)) for name in "ab"]
+    assert package_key(jobs[0]) != package_key(jobs[1])
+    plain = [
+        Job(name, [5, 6], GenerationConfig(max_matching_ngram_size=n)) for name, n in (("a", 2), ("b", 3))
+    ]
+    assert package_key(plain[0]) == package_key(plain[1])
+
+
 def test_stop_strings_in_beam_search(model: LoadedModel, reference: Any) -> None:
     options: dict[str, Any] = {"max_new_tokens": 20, "num_beams": 3}
     tokenizer = model.tokenizer.hf

@@ -33,7 +33,8 @@ class ChunkSpan:
 class AttentionBatch:
     """Which token of a step sits where: the same for every layer.
 
-    The tokens are those of the decodes, one each, then those of the chunks.
+    The tokens are those of the decodes, one each, then those of the chunks. Several decodes may be of
+    one sequence, at consecutive positions (drafts): each attends to the ones before it.
 
     Attributes:
         positions: int64 [tokens], place of each token in its sequence.

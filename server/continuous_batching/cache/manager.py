@@ -157,6 +157,24 @@ class CacheManager:
         self.counters.copies_on_write += 1
         return block, copy
 
+    def extend(self, sequence: Sequence, tokens: int) -> int:
+        """Room for `tokens` more tokens of a sequence that has room for one, as far as blocks are left.
+
+        Returns:
+            For how many there is room now, at most `tokens`.
+        """
+        wanted = self._count(sequence.num_computed + tokens)
+        while len(sequence.blocks) < wanted and self.device.num_available:
+            sequence.blocks.append(self.device.allocate())
+        return min(tokens, len(sequence.blocks) * self.block_size - sequence.num_computed)
+
+    def shrink(self, sequence: Sequence, tokens: int) -> None:
+        """Give back the blocks behind those of the first `tokens` tokens."""
+        kept = self._count(tokens)
+        while len(sequence.blocks) > kept:
+            self.device.release(sequence.blocks.pop())
+        sequence.mirrored = min(sequence.mirrored, kept)
+
     def share(self, parent: Sequence, child: Sequence) -> None:
         """Let `child` hold the blocks of `parent` too."""
         for block in parent.blocks:

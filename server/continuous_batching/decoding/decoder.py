@@ -19,6 +19,7 @@ from server.continuous_batching.decoding.processors import (
 )
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
+from server.continuous_batching.decoding.verification import DraftLines
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.transfer import to_host
 from server.random import uniform
@@ -47,11 +48,13 @@ class Decoded:
         tokens: per sampled sequence its next token, `FAILED` for none; without meaning for beams.
         candidates: per beam-search request its best continuations.
         logprobs: reports by index of the sampled sequence.
+        accepted: per draft how many of its tokens are right; the tokens behind that have no meaning.
     """
 
     tokens: list[int]
     logprobs: StepLogprobs
     candidates: dict[str, Candidates] = field(default_factory=dict)
+    accepted: list[int] = field(default_factory=list)
 
     def read(self) -> Decoded:
         """All of it is on the host already."""
@@ -113,17 +116,20 @@ class Decoder:
             prompt, generated = history.slice(0, cut), history.slice(cut, len(history))
             self.table.assign(sequence.row, request.params, sequence.index, prompt, generated)
 
-    def choose(self, forward: StepLogits, sequences: Seq[Sequence]) -> Decoded | PendingTokens:
+    def choose(
+        self, forward: StepLogits, sequences: Seq[Sequence], drafts: DraftLines | None = None
+    ) -> Decoded | PendingTokens:
         """Choose the next token of every sequence; on the device, where it keeps tokens and none is a beam.
 
         Args:
             forward: logits of `sequences`, in their order; overwritten.
             sequences: the beams of a request stand together.
+            drafts: guesses among them; none where the device keeps tokens.
         """
         device_rows = self.table.device_rows
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
         if device_rows is None or self.table.beams[rows].any():
-            return self.decode(forward.logits.float(), sequences)
+            return self.decode(forward.logits.float(), sequences, drafts)
         assert forward.rows is not None and forward.positions is not None
         logits, logprobs = forward.logits, StepLogprobs(forward.logits, self.table.logprobs[rows])
         plain = bool(self.table.plain[rows].all())
@@ -139,35 +145,39 @@ class Decoder:
             logprobs.send(chosen)
         return PendingTokens(tokens, logprobs)
 
-    def decode(self, logits: Tensor, sequences: Seq[Sequence]) -> Decoded:
+    def decode(self, logits: Tensor, sequences: Seq[Sequence], drafts: DraftLines | None = None) -> Decoded:
         """Choose the next token of every sequence.
 
         Args:
             logits: float32 [len(sequences), vocab]; overwritten.
             sequences: whose rows those are; the beams of a request stand together.
+            drafts: rows among them that follow a guess.
         """
         table = self.table
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
         positions = np.fromiter((len(s.history) for s in sequences), np.int64, len(sequences))
         prompts = np.fromiter((s.request.prompt_length for s in sequences), np.int64, len(sequences))
+        if drafts is not None:
+            positions[drafts.lines] += drafts.depth
         logprobs = StepLogprobs(logits, table.logprobs[rows])
         beams = np.flatnonzero(table.beams[rows])
         if beams.size == len(sequences):
             logits = torch.log_softmax(logits, dim=-1)
         elif beams.size:
             logits[beams] = torch.log_softmax(logits[beams], dim=-1)
-        apply_processors(logits, table, rows, positions - prompts)
+        apply_processors(logits, table, rows, positions - prompts, drafts)
         if beams.size == len(sequences):
             tokens = np.full(len(sequences), FAILED)
         else:
             tokens = choose_tokens(logits, table, rows, positions)
-            if not beams.size:
-                valid = tokens != FAILED
-                table.record(rows[valid], tokens[valid])
         decoded = Decoded(tokens.tolist(), logprobs)
+        valid = tokens != FAILED
+        valid[beams] = False  # theirs follow from the candidates
+        if drafts is not None:
+            decoded.accepted = drafts.accepted(tokens)
+            valid[drafts.rejected(decoded.accepted)] = False
+        table.record(rows[valid], tokens[valid])
         if beams.size:
-            plain = np.flatnonzero(~table.beams[rows] & (tokens != FAILED))
-            table.record(rows[plain], tokens[plain])
             group = [sequences[i] for i in beams.tolist()]
             scores = logits if beams.size == len(sequences) else logits[beams]
             decoded.candidates = self._beam_candidates(scores, rows[beams], group)

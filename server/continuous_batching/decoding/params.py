@@ -9,6 +9,15 @@ from protocol.generation import GenerationConfig
 
 
 @dataclass(slots=True, frozen=True)
+class PromptLookup:
+    """Speculative decoding: drafts of at most `num_tokens` tokens (0: none) that followed the longest
+    n-gram of at most `max_ngram_size` tokens before."""
+
+    num_tokens: int = 0
+    max_ngram_size: int = 3
+
+
+@dataclass(slots=True, frozen=True)
 class SamplingParams:
     """The options of a request as the engine reads them; meanings as in `GenerationConfig`."""
 
@@ -33,6 +42,7 @@ class SamplingParams:
     """Tokens that end an answer and are suppressed before `min_new_tokens`; empty: none does."""
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prompt_lookup: PromptLookup = PromptLookup()
 
     @property
     def uses_beams(self) -> bool:
@@ -58,8 +68,13 @@ class SamplingParams:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
     @classmethod
-    def of(cls, config: GenerationConfig, model_eos: tuple[int, ...]) -> SamplingParams:
-        """From the wire's options; `model_eos` is used where the request sets no eos ids."""
+    def of(
+        cls,
+        config: GenerationConfig,
+        model_eos: tuple[int, ...],
+        prompt_lookup: PromptLookup = PromptLookup(),
+    ) -> SamplingParams:
+        """From the wire's options; `model_eos` and `prompt_lookup` are used where the request sets none."""
         own = config.eos_token_ids
         eos = () if config.ignore_eos else tuple(own) if own is not None else model_eos
         return cls(
@@ -83,4 +98,14 @@ class SamplingParams:
             eos_token_ids=tuple(dict.fromkeys((*eos, *config.stop_token_ids))),
             stop=tuple(config.stop),
             logprobs=config.logprobs,
+            prompt_lookup=_lookup(config, prompt_lookup),
         )
+
+
+def _lookup(config: GenerationConfig, default: PromptLookup) -> PromptLookup:
+    if config.num_beams > 1:  # they are reordered at every token
+        return PromptLookup()
+    tokens, size = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
+    return PromptLookup(
+        default.num_tokens if tokens is None else tokens, default.max_ngram_size if size is None else size
+    )

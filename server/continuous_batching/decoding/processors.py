@@ -12,18 +12,26 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.decoding.rows import RowTable
+from server.continuous_batching.decoding.verification import DraftLines
 
 _EXCLUDED = float("-inf")
 
 
-def apply_processors(scores: Tensor, table: RowTable, rows: np.ndarray, generated: np.ndarray) -> None:
+def apply_processors(
+    scores: Tensor,
+    table: RowTable,
+    rows: np.ndarray,
+    generated: np.ndarray,
+    drafts: DraftLines | None = None,
+) -> None:
     """Bias, penalties and minimum length, in place.
 
     Args:
         scores: float32 [rows, vocab].
         table: the rows' options.
         rows: table row of each score row.
-        generated: tokens each row has generated so far.
+        generated: tokens each row has generated so far, or is assumed to have.
+        drafts: score rows that follow a guess.
     """
     biased = np.flatnonzero(table.biased[rows])
     if biased.size:
@@ -31,18 +39,32 @@ def apply_processors(scores: Tensor, table: RowTable, rows: np.ndarray, generate
     penalised = np.flatnonzero(table.penalised[rows])
     if penalised.size:
         lines = table.on_device(penalised)
-        scores[lines] = _penalise(scores[lines], table, rows[penalised])
+        ahead = None if drafts is None else _within(penalised, *drafts.assumed())
+        scores[lines] = _penalise(scores[lines], table, rows[penalised], ahead)
     short = np.flatnonzero(generated < table.integers["min_new_tokens"][rows])
     if short.size:
         _suppress_eos(scores, table, short, rows[short])
 
 
-def _penalise(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
+def _within(chosen: np.ndarray, lines: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `lines` that are among `chosen` (ascending), as indices in it, with their tokens."""
+    present = np.isin(lines, chosen)
+    return np.searchsorted(chosen, lines[present]), tokens[present]
+
+
+def _penalise(
+    scores: Tensor, table: RowTable, rows: np.ndarray, ahead: tuple[np.ndarray, np.ndarray] | None
+) -> Tensor:
+    """`ahead`: (lines of `scores`, tokens) that are assumed to be part of the answer already."""
     index = table.on_device(rows)
+    seen, counts = table.seen[index], table.counts[index]
+    if ahead is not None:
+        places = (table.on_device(ahead[0]), table.on_device(ahead[1]))
+        seen[places] = True
+        counts.index_put_(places, torch.ones(1, device=table.device), accumulate=True)
     repetition = table.column(table.floats["repetition_penalty"], rows)
     repeated = torch.where(scores < 0, scores * repetition, scores / repetition)
-    scores = torch.where(table.seen[index], repeated, scores)
-    counts = table.counts[index]
+    scores = torch.where(seen, repeated, scores)
     scores = scores - counts * table.column(table.floats["frequency_penalty"], rows)
     return scores - (counts > 0) * table.column(table.floats["presence_penalty"], rows)
 

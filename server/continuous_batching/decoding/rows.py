@@ -130,19 +130,20 @@ class RowTable:
             self._counts[list(targets)] = self._counts[list(sources)]
 
     def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
-        """Rows got one more token each, chosen by the host."""
+        """Rows got one more token each time they occur, chosen by the host."""
         if rows.size:
             if self.device_rows is not None:
                 self.device_rows.record(rows, tokens)
             self.note(rows, self.on_device(tokens))
 
     def note(self, rows: np.ndarray, tokens: Tensor) -> None:
-        """Rows got one more token each (int64 [rows] beside the logits): kept where it changes scores."""
+        """Rows got one more token (int64 [rows] beside the logits) each: kept where it changes scores."""
         chosen = np.flatnonzero(self.penalised[rows])
         if chosen.size:
             index, token = self.on_device(rows[chosen]), tokens[self.on_device(chosen)]
             self.seen[index, token] = True
-            self.counts[index, token] += 1.0
+            # a row may be there several times, with tokens that were drafted
+            self.counts.index_put_((index, token), torch.ones(1, device=self.device), accumulate=True)
 
     def on_device(self, values: np.ndarray) -> Tensor:
         """`values` beside the logits, without waiting for what is computed there."""

@@ -53,11 +53,19 @@ class BatchBuilder:
         rows = self._mirror(decodes)
         positions = [np.fromiter((s.num_computed for s in decodes), np.int64, len(decodes))]
         tokens = [np.fromiter((s.history.last for s in decodes), np.int64, len(decodes))]
+        if plan.drafts:  # a drafted token is computed as one more decode of its sequence
+            drafted = [np.asarray(draft.tokens) for draft in plan.drafts]
+            bases = [draft.sequence.num_computed + 1 for draft in plan.drafts]
+            lines = np.repeat([draft.line for draft in plan.drafts], [len(part) for part in drafted])
+            rows = np.concatenate((rows, rows[lines]))
+            tokens = [np.concatenate((tokens[0], *drafted))]
+            ahead = [base + np.arange(len(part)) for base, part in zip(bases, drafted, strict=True)]
+            positions = [np.concatenate((positions[0], *ahead))]
         blocks = [self._tables[rows, positions[0] // self._block_size]]
-        logit_rows = list(range(len(decodes)))
+        logit_rows = list(range(len(rows)))
         lengths = positions[0] + 1
-        width = -(-int(lengths.max()) // self._block_size) if len(decodes) else 0
-        spans, begin = [], len(decodes)
+        width = -(-int(lengths.max()) // self._block_size) if len(rows) else 0
+        spans, begin = [], len(rows)
         for chunk in plan.chunks:
             places = np.arange(chunk.start, chunk.end)
             table = np.asarray(chunk.sequence.blocks)

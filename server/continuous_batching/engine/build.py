@@ -20,7 +20,7 @@ from server.continuous_batching.decoding.decoder import Decoder
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
-from server.continuous_batching.engine.engine import Engine
+from server.continuous_batching.engine.engine import NO_DRAFTS, Engine
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
 from server.continuous_batching.engine.runner import ModelRunner, PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
@@ -32,6 +32,7 @@ from server.continuous_batching.models.load import load_model
 from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.scheduler import Scheduler
+from server.continuous_batching.speculation.speculator import Speculator
 from server.gptq.config import GPTQError
 from server.text.vocabulary import Vocabulary
 
@@ -89,7 +90,6 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         prefix_cache=config.cache_config.enable_prefix_cache,
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
-    scheduler = Scheduler(limits, cache, cost)
     storage = CacheStorage(limits.num_blocks, num_host_blocks, block_shape, dtype, device)
     attention_shape = AttentionShape(
         shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.block_size, dtype
@@ -98,9 +98,12 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     backend, attention_reason = choose_attention(attention_shape, device, loading.attention_backend)
     attention = backend(attention_shape, rotary, storage.device)
     runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
+    overlap = device_rows is not None
+    if overlap and config.speculation_config.prompt_lookup_num_tokens:
+        raise ModelError(f"speculation_config.prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}")
+    scheduler = Scheduler(limits, cache, cost, None if overlap else Speculator())
     decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
-    overlap = device_rows is not None
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {
         "device": str(device),
@@ -115,6 +118,10 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         "prefix_cache": config.cache_config.enable_prefix_cache,
         "swap_policy": config.cache_config.swap_policy,
         "block_copies": storage.block_copies.name,
+        "speculation": {
+            "name": "none" if overlap else "prompt lookup",
+            "reason": NO_DRAFTS if overlap else "where a request or the configuration asks for it",
+        },
     }
     return BuiltEngine(engine, shape, capabilities)
 

@@ -54,7 +54,8 @@ class Collector:
         """Take the next token of every sequence.
 
         Args:
-            sequences: those that were sampled, beams of a request together.
+            sequences: those that were sampled, beams of a request together; one with a draft again for
+                each token of it.
             decoded: what was chosen for them, in the same order.
             output: progress is added here.
         """
@@ -62,7 +63,8 @@ class Collector:
         for index, sequence in enumerate(sequences):
             request = sequence.request
             if request.params.uses_beams or not sequence.pending:
-                continue  # not pending: it ended, was cancelled or failed meanwhile
+                # it ended, was cancelled or failed meanwhile, or this follows a wrong guess
+                continue
             sequence.pending -= 1
             token = tokens[index]
             if token == FAILED:

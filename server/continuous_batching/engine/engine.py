@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import torch
 
 from server.continuous_batching.cache.manager import CacheManager
 from server.continuous_batching.decoding.decoder import Decoded, Decoder, PendingTokens
+from server.continuous_batching.decoding.verification import DraftLines
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.engine.runner import ModelRunner
 from server.continuous_batching.engine.stats import EngineStats
 from server.continuous_batching.scheduler.limits import Limits
-from server.continuous_batching.scheduler.plan import Plan
+from server.continuous_batching.scheduler.plan import Draft, Plan
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
+
+NO_DRAFTS = "steps overlap on this device, so that drafts cannot be made of the tokens of the last one"
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class Engine:
         self._steps = 0
         self._prompt_tokens = 0
         self._step_failures = 0
+        self._speculator = scheduler.speculator
 
     @property
     def limits(self) -> Limits:
@@ -87,6 +92,8 @@ class Engine:
             if request.params.uses_beams:
                 self._dependent.add(request.id)
             self._collector.watch(request)
+            if self._speculator is not None:
+                self._speculator.watch(request)
             self.scheduler.add(request)
         return refusal
 
@@ -97,6 +104,9 @@ class Engine:
             return RequestFailure(request.id, 422, "cannot_fit", objection[1])
         if request.id in self._requests:
             return RequestFailure(request.id, 422, "duplicate_id", f"request id {request.id!r} is in use")
+        if params.prompt_lookup.num_tokens and self._speculator is None:
+            message = f"prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}"
+            return RequestFailure(request.id, 422, "unsupported_option", message)
         waiting = len(self.scheduler.waiting)
         if waiting >= self.limits.max_waiting:
             return RequestFailure(request.id, 429, "queue_full", f"{waiting} requests are waiting already")
@@ -117,10 +127,10 @@ class Engine:
         read: the device always has work. An answer that ends by a token is then found out one step
         late, and its surplus token dropped.
         """
-        output = StepOutput()
+        output, begin = StepOutput(), self._clock()
         if not self._overlaps:
             self._settle(output)
-        plan = self.scheduler.schedule(self._clock())
+        plan = self.scheduler.schedule(begin)
         for request in plan.expired:
             self._collector.forget(request)
             message = "the request waited longer than the queue timeout"
@@ -144,6 +154,8 @@ class Engine:
         self._launched = launched
         if not self._overlaps:
             self._settle(output)
+        if self._speculator is not None and launched is not None:
+            self._speculator.observe_step(plan.num_tokens, self._clock() - begin)
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
             self._forget(request_id)
         return output
@@ -155,13 +167,16 @@ class Engine:
 
     def _forget(self, request_id: str) -> Request | None:
         self._dependent.discard(request_id)
+        if self._speculator is not None:
+            self._speculator.forget(request_id)
         return self._requests.pop(request_id, None)
 
     def _launch(self, plan: Plan) -> Launched:
         """Start a forward pass and the choice of tokens."""
         logits = self.runner.forward(plan)
         sequences = plan.sampled()
-        choice = self._decoder.choose(logits, sequences) if sequences else None
+        drafts = DraftLines(plan.drafts, len(plan.decodes)) if plan.drafts else None
+        choice = self._decoder.choose(logits, sequences, drafts) if sequences else None
         # nothing above changed a request, so a failure up to here can be repeated
         for sequence in plan.decodes:
             sequence.num_computed += 1
@@ -170,7 +185,18 @@ class Engine:
             self._prompt_tokens += chunk.length
         for sequence in sequences:
             sequence.pending += 1
+        if plan.drafts:
+            assert isinstance(choice, Decoded)
+            self._accept(plan.drafts, choice.accepted)
         return Launched(plan, sequences, choice)
+
+    def _accept(self, drafts: Seq[Draft], accepted: Seq[int]) -> None:
+        """Keep what is right of each draft: its keys and values, and the tokens chosen behind it."""
+        assert self._speculator is not None
+        for draft, count in zip(drafts, accepted, strict=True):
+            draft.sequence.num_computed += count
+            draft.sequence.pending -= len(draft.tokens) - count
+            self._speculator.observe_draft(draft, count)
 
     def _settle(self, output: StepOutput) -> None:
         """Read the tokens of the step that is under way, if there is one."""
@@ -182,6 +208,9 @@ class Engine:
         for sequence in launched.plan.decodes:
             if sequence.row >= 0:
                 self.cache.commit(sequence, sequence.num_computed)
+        for draft in launched.plan.drafts:
+            if draft.sequence.row >= 0:
+                self.cache.shrink(draft.sequence, draft.sequence.num_computed)
 
     def _run_apart(self, plan: Plan, output: StepOutput) -> None:
         """Find out whose fault a failed step was: that request alone is given up.
@@ -191,6 +220,8 @@ class Engine:
         very step are computed anew.
         """
         self._step_failures += 1
+        for draft in plan.drafts:
+            self.cache.shrink(draft.sequence, draft.sequence.num_computed + 1)
         unsound: set[int] = set()
         for part in plan.by_request():
             owner = (part.decodes or [chunk.sequence for chunk in part.chunks])[0].request
@@ -234,6 +265,8 @@ class Engine:
             swapped_in_blocks=cache.counters.swapped_in_blocks,
             copies_on_write=cache.counters.copies_on_write,
             step_failures=self._step_failures,
+            drafted_tokens=0 if self._speculator is None else self._speculator.drafted_tokens,
+            accepted_tokens=0 if self._speculator is None else self._speculator.accepted_tokens,
         )
 
     def check(self) -> None:

@@ -70,7 +70,7 @@ class ModelRunner:
         self._stopwatch.start()
         batch = self._builder.build(plan)
         logits = self._compute(batch)
-        prompt_tokens = plan.num_tokens - len(plan.decodes)
+        prompt_tokens = plan.num_prompt_tokens
         if prompt_tokens > len(plan.decodes):
             self._stopwatch.stop(partial(self._cost.observe_prefill, prompt_tokens))
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)

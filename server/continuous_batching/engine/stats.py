@@ -28,3 +28,5 @@ class EngineStats:
     swapped_in_blocks: int = 0
     copies_on_write: int = 0
     step_failures: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

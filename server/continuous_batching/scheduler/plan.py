@@ -27,6 +27,23 @@ class Chunk:
 
 
 @dataclass(slots=True)
+class Draft:
+    """Guessed tokens of a decoding sequence, computed behind its last one as if they were known.
+
+    Attributes:
+        sequence: decodes in the same step.
+        line: its place among the plan's decodes.
+        tokens: the guess.
+        ngram_size: tokens of the n-gram that it followed before.
+    """
+
+    sequence: Sequence
+    line: int
+    tokens: list[int]
+    ngram_size: int
+
+
+@dataclass(slots=True)
 class Plan:
     """One step: copies within the device pool, then one forward pass; beside it, swaps, out before in.
 
@@ -35,7 +52,8 @@ class Plan:
 
     Attributes:
         decodes: sequences whose last token is computed and whose next one is chosen.
-        chunks: runs of prompt tokens; they follow the decodes in the forward pass.
+        drafts: guesses for some of the decodes; their tokens follow the decodes in the forward pass.
+        chunks: runs of prompt tokens; they follow the drafts.
         swap_out: (device block, host block).
         swap_in: (host block, device block).
         copies: (device block, device block), copy-on-write.
@@ -45,6 +63,7 @@ class Plan:
     """
 
     decodes: list[Sequence] = field(default_factory=list)
+    drafts: list[Draft] = field(default_factory=list)
     chunks: list[Chunk] = field(default_factory=list)
     swap_out: list[BlockPair] = field(default_factory=list)
     swap_in: list[BlockPair] = field(default_factory=list)
@@ -59,11 +78,18 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.decodes) + sum(chunk.length for chunk in self.chunks)
+        drafted = sum(len(draft.tokens) for draft in self.drafts)
+        return len(self.decodes) + drafted + self.num_prompt_tokens
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
 
     def sampled(self) -> list[Sequence]:
-        """The sequences that get a new token, in the order of the forward pass's logits."""
-        return self.decodes + [chunk.sequence for chunk in self.chunks if chunk.samples]
+        """The sequences of the forward pass's logits, in their order: those that get a new token, and
+        again for every drafted token, whose successor is chosen too."""
+        drafted = [draft.sequence for draft in self.drafts for _ in draft.tokens]
+        return self.decodes + drafted + [chunk.sequence for chunk in self.chunks if chunk.samples]
 
     def sequences(self) -> list[Sequence]:
         """All sequences of the forward pass, in its order."""
@@ -73,12 +99,14 @@ class Plan:
         """Device blocks that the copies and the forward pass write to."""
         written = {target for _, target in self.copies}
         written.update(s.blocks[s.num_computed // block_size] for s in self.decodes)
+        for draft in self.drafts:
+            written.update(draft.sequence.blocks[draft.sequence.num_computed // block_size :])
         for chunk in self.chunks:
             written.update(chunk.sequence.blocks[chunk.start // block_size : -(-chunk.end // block_size)])
         return written
 
     def by_request(self) -> list[Plan]:
-        """The forward pass of this plan, split so that each part concerns one request."""
+        """The forward pass of this plan, without drafts, split so that each part concerns one request."""
         parts: dict[str, Plan] = {}
         for sequence in self.decodes:
             parts.setdefault(sequence.request.id, Plan()).decodes.append(sequence)

@@ -7,7 +7,8 @@ of one forward pass:
    the newest request leaves (swapped to the host pool, or dropped to be computed again);
 2. prompts under way go on, in chunks;
 3. if nobody had to leave, requests enter: swapped ones and waiting ones in one order, the first
-   that does not fit ends it, so that nobody is overtaken for ever.
+   that does not fit ends it, so that nobody is overtaken for ever;
+4. what room is left in the step and in the pool is for drafts, where they pay.
 
 Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022); preemption of whole groups, vLLM
 (Kwon et al., SOSP 2023); chunked prompts beside decodes, Sarathi (Agrawal et al., 2023).
@@ -23,6 +24,7 @@ from server.continuous_batching.scheduler.cost import PreemptionCost
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.scheduler.plan import Chunk, Plan
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
+from server.continuous_batching.speculation.speculator import Speculator
 
 
 def _by_order(request: Request) -> tuple[float, str]:
@@ -44,12 +46,20 @@ class Scheduler:
         limits: the budgets.
         cache: who holds which blocks.
         cost: which way of preemption is cheaper.
+        speculator: makes drafts; None: there are none.
     """
 
-    def __init__(self, limits: Limits, cache: CacheManager, cost: PreemptionCost) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        cache: CacheManager,
+        cost: PreemptionCost,
+        speculator: Speculator | None = None,
+    ) -> None:
         self.limits = limits
         self.cache = cache
         self.cost = cost
+        self.speculator = speculator
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.swapped: list[Request] = []
@@ -113,6 +123,8 @@ class Scheduler:
                 budget -= self._plan_chunks(request, plan, budget)
         if len(self.running) == running_before:
             self._admit(plan, budget)
+        if self.speculator is not None and plan.decodes and not self.speculator.is_idle:
+            self._plan_drafts(plan, self.speculator)
         return plan
 
     def _expire(self, plan: Plan, now: float) -> None:
@@ -183,6 +195,15 @@ class Scheduler:
             if sequence.num_computed + length < sequence.prefill_end:
                 break  # later sequences build upon this one's blocks
         return taken
+
+    def _plan_drafts(self, plan: Plan, speculator: Speculator) -> None:
+        """Guesses for the decodes, as far as blocks are left: nobody leaves for a guess."""
+        tokens = plan.num_tokens
+        for draft in speculator.propose(plan.decodes, tokens, self.limits.max_tokens - tokens):
+            room = self.cache.extend(draft.sequence, 1 + len(draft.tokens)) - 1
+            if room:
+                del draft.tokens[room:]
+                plan.drafts.append(draft)
 
     # -- entering --------------------------------------------------------------------------
 
