@@ -216,6 +216,38 @@ async def test_metrics_are_read_by_prometheus(session: aiohttp.ClientSession, se
         assert families[name].samples[0].labels["model_name"] == "tiny"
 
 
+async def test_drafts_are_counted_and_change_nothing(
+    session: aiohttp.ClientSession, server: ServerProcess
+) -> None:
+    """The bias makes an answer that repeats itself, so that the first drafts are right."""
+    config = {"max_new_tokens": 60, "ignore_eos": True, "logit_bias": {"40": 50.0}}
+    _, plain = await post(session, server, "say it again", **config)
+    before = (await server.status(session))["details"]["engine"]
+    lookup = {"prompt_lookup_num_tokens": 8, "max_matching_ngram_size": 2}
+    events, _ = await stream(
+        session, server, {"prompt": "say it again", "generation_config": config | lookup}
+    )
+    assert joined(events) == plain["choices"][0]["text"]
+    status = await until(session, server, is_idle)
+    after = status["details"]["engine"]
+    assert status["capabilities"]["speculation"]["name"] == "prompt lookup"
+    assert before["drafted_tokens"] == 0 < after["accepted_tokens"] <= after["drafted_tokens"]
+    async with session.get(f"{server.url}/metrics") as response:
+        families = {f.name: f for f in text_string_to_metric_families(await response.text())}
+    for name, field in (("draft", "drafted"), ("accepted", "accepted")):
+        sample = families[f"vllm:spec_decode_num_{name}_tokens"].samples[0]
+        assert sample.value == after[f"{field}_tokens"]
+
+
+async def test_drafts_through_the_openai_api(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    body = {"model": "tiny", "prompt": "again", "temperature": 0, "prompt_lookup_num_tokens": 4}
+    async with session.post(f"{server.url}/v1/completions", json=body) as response:
+        assert response.status == 200
+    async with session.post(f"{server.url}/v1/completions", json=body | {"num_beams": 2}) as response:
+        assert response.status == 422
+        assert "prompt_lookup_num_tokens" in (await response.json())["error"]["message"]
+
+
 async def test_a_killed_engine_under_load(session: aiohttp.ClientSession, server: ServerProcess) -> None:
     """Whatever was in flight is answered, exactly or with an error that may be tried again."""
     rng = random.Random(4)

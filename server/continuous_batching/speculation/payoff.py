@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence as Seq
 
@@ -10,8 +11,14 @@ import numpy as np
 _WINDOW = 9
 """Steps whose median is believed: some of them are disturbed by other work."""
 
-_EPOCH_STEPS, _EPOCH_SAMPLES = 256, 3
-"""In each so many steps, so many of each size are measured without drafts."""
+_SAMPLES = 3
+"""Steps of a size before anything is believed of it."""
+
+_EPOCH_STEPS = 512
+"""In each so many steps some are measured without drafts, and sizes that did not occur are forgotten."""
+
+_LEAST_GAIN = 0.05
+"""What drafts must bring at least, in steps: below that, it may as well be an error of the estimate."""
 
 _PRIOR_WEIGHT = 2.0
 """Tokens that an estimate counts for before there are any."""
@@ -21,38 +28,55 @@ class StepCost:
     """Seconds that a step takes, by how many tokens it computes.
 
     The sizes are put together by powers of two; between their medians the cost is interpolated,
-    beyond them it is taken to stay as it is: what was never tried seems cheap, and is tried.
+    beyond them it is taken to stay as it is: what was not tried lately seems cheap, and is tried.
     """
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[float, int]]] = {}
         self._medians: dict[int, tuple[float, int]] = {}
-        self._tokens = np.zeros(1)
-        self._seconds = np.zeros(1)
+        self._tokens: list[int] = [1]
+        self._seconds: list[float] = [0.0]
         self._steps = 0
         self._seen: dict[int, int] = {}
 
     def observe(self, tokens: int, seconds: float) -> None:
         """A step of `tokens` tokens took `seconds`."""
-        self._steps += 1
-        if self._steps % _EPOCH_STEPS == 0:
-            self._seen.clear()
         size = (tokens - 1).bit_length()
-        self._seen[size] = self._seen.get(size, 0) + 1
         samples = self._samples.setdefault(size, deque(maxlen=_WINDOW))
         samples.append((seconds, tokens))
-        self._medians[size] = sorted(samples)[len(samples) // 2]
-        points = [self._medians[size] for size in sorted(self._medians)]
-        self._seconds = np.array([point[0] for point in points])
-        self._tokens = np.array([point[1] for point in points])
+        seen = self._seen[size] = self._seen.get(size, 0) + 1
+        if len(samples) >= _SAMPLES and (seen <= _WINDOW or seen % _WINDOW == 0):
+            self._medians[size] = sorted(samples)[len(samples) // 2]
+            self._draw()
+        self._steps += 1
+        if self._steps % _EPOCH_STEPS == 0:
+            for old in self._samples.keys() - self._seen.keys():
+                del self._samples[old]
+                self._medians.pop(old, None)
+            self._seen.clear()
+            self._draw()
+
+    def _draw(self) -> None:
+        points = [self._medians[size] for size in sorted(self._medians)] or [(0.0, 1)]
+        self._seconds = [seconds for seconds, _ in points]
+        self._tokens = [tokens for _, tokens in points]
 
     def is_stale(self, tokens: int) -> bool:
         """Whether steps of that size are to be measured (again)."""
-        return self._seen.get((tokens - 1).bit_length(), 0) < _EPOCH_SAMPLES
+        return self._seen.get((tokens - 1).bit_length(), 0) < _SAMPLES
 
-    def seconds(self, tokens: np.ndarray | int) -> np.ndarray:
-        """Estimates for steps of `tokens` tokens; 0 before the first observation."""
-        return np.asarray(np.interp(tokens, self._tokens, self._seconds))
+    def seconds(self, tokens: int) -> float:
+        """Estimate for a step of `tokens` tokens; 0 before the first observation."""
+        xs, ys = self._tokens, self._seconds
+        above = bisect_left(xs, tokens)
+        if above == 0 or above == len(xs):
+            return ys[min(above, len(ys) - 1)]
+        share = (tokens - xs[above - 1]) / (xs[above] - xs[above - 1])
+        return ys[above - 1] + share * (ys[above] - ys[above - 1])
+
+    def curve(self, first: int, last: int) -> np.ndarray:
+        """Estimates for steps of `first` to `last` tokens, both included."""
+        return np.asarray(np.interp(np.arange(first, last + 1), self._tokens, self._seconds))
 
 
 class Acceptance:
@@ -64,35 +88,31 @@ class Acceptance:
         prior: believed before there are drafts of one's own; None: one in two.
 
     Attributes:
-        best: the rate of the best size, as of the last observation.
+        rates: by size, the chance that a drafted token is right, given that those before it are.
     """
 
     def __init__(self, max_size: int, memory: float, prior: Acceptance | None = None) -> None:
         self._memory = memory
-        self._prior = prior
         self._right = [0.0] * (max_size + 1)
         self._tried = [0.0] * (max_size + 1)
-        self.best = self._best()
+        self._prior = prior
+        self.rates = [self._rate(size) for size in range(max_size + 1)]
 
     def observe(self, size: int, drafted: int, accepted: int) -> None:
         """Of `drafted` tokens the first `accepted` were right; what follows a wrong one tells nothing."""
         self._right[size] = self._right[size] * self._memory + accepted
         self._tried[size] = self._tried[size] * self._memory + min(accepted + 1, drafted)
-        self.best = self._best()
+        self.rates[size] = self._rate(size)
 
-    def rate(self, size: int) -> float:
-        """Chance that a drafted token is right, given that those before it are."""
-        prior = 0.5 if self._prior is None else self._prior.rate(size)
+    def _rate(self, size: int) -> float:
+        prior = 0.5 if self._prior is None else self._prior.rates[size]
         return (self._right[size] + _PRIOR_WEIGHT * prior) / (self._tried[size] + _PRIOR_WEIGHT)
-
-    def _best(self) -> float:
-        return max(self.rate(size) for size in range(1, len(self._right)))
 
 
 def worthwhile(
     rates: Seq[float], lengths: Seq[int], rows: int, tokens: int, budget: int, cost: StepCost
 ) -> list[int]:
-    """How much of each draft to compute, so that the step gains most.
+    """How much of each draft to compute, so that the step gains most; nothing, if that is next to nothing.
 
     A token more is worth the time that one takes in a step of plain decoding. The j-th token of a
     draft is gained with probability rateʲ; the likeliest of all drafts go in first, as many as bring
@@ -113,11 +133,10 @@ def worthwhile(
     ordered = np.sort(np.concatenate(chances))[::-1][:budget]
     if not ordered.size:
         return [0] * len(rates)
-    value = cost.seconds(rows) / rows
-    spent = cost.seconds(tokens + np.arange(1, ordered.size + 1)) - cost.seconds(tokens)
-    gain = np.cumsum(ordered) * value - spent
+    plain, *more = cost.curve(tokens, tokens + ordered.size)
+    gain = np.cumsum(ordered) * (cost.seconds(rows) / rows) - (np.array(more) - plain)
     best = int(gain.argmax())
-    if gain[best] < 0.0:
+    if gain[best] < _LEAST_GAIN * plain:
         return [0] * len(rates)
     kept = [int(np.count_nonzero(chance >= ordered[best])) for chance in chances]
     return kept if sum(kept) <= budget else _cut(kept, budget)

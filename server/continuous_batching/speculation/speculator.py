@@ -7,7 +7,9 @@ depend on anything in here, only their speed does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 from protocol.generation import MAX_NGRAM_SIZE
 from server.continuous_batching.scheduler.plan import Draft
@@ -25,13 +27,41 @@ _LEAST_PROBE = 0.1
 
 
 class Lookup:
-    """What a sequence's drafts are made from, and how good they have been."""
+    """What a sequence's drafts are made from, and how good they have been.
 
-    __slots__ = ("acceptance", "index")
+    Attributes:
+        max_tokens: of a draft.
+        last: length that the sequence has when one more token completes it.
+    """
 
-    def __init__(self, max_ngram_size: int, prior: Acceptance) -> None:
-        self.index = NgramIndex(max_ngram_size)
-        self.acceptance = Acceptance(max_ngram_size, _SEQUENCE_MEMORY, prior)
+    __slots__ = ("acceptance", "index", "last", "max_tokens")
+
+    def __init__(self, request: Request, prior: Acceptance) -> None:
+        wanted = request.params.prompt_lookup
+        self.index = NgramIndex(wanted.max_ngram_size)
+        self.acceptance = Acceptance(wanted.max_ngram_size, _SEQUENCE_MEMORY, prior)
+        self.max_tokens = wanted.num_tokens
+        self.last = request.prompt_length + request.params.max_new_tokens - 1
+
+
+@dataclass(slots=True)
+class Guess:
+    """A place where a sequence's end was before: a draft that is not written out yet."""
+
+    sequence: Sequence
+    lookup: Lookup
+    line: int
+    place: int
+    ngram_size: int
+    max_tokens: int
+
+    @property
+    def rate(self) -> float:
+        return self.lookup.acceptance.rates[self.ngram_size]
+
+    def draft(self, length: int) -> Draft:
+        tokens = self.lookup.index.copy(self.place, min(length, self.max_tokens))
+        return Draft(self.sequence, self.line, tokens, self.ngram_size)
 
 
 class Speculator:
@@ -74,59 +104,50 @@ class Speculator:
             tokens: all that it computes anyway.
             budget: most tokens that it may compute besides.
         """
-        rows = len(decodes)
-        if tokens == rows and self.cost.is_stale(tokens):
+        rows, cost = len(decodes), self.cost
+        if tokens == rows and cost.is_stale(tokens):
             return []  # what drafts cost is seen only beside steps without them
-        value = float(self.cost.seconds(rows)) / max(rows, 1)
-        price = float(self.cost.seconds(tokens + 1) - self.cost.seconds(tokens))
-        found: list[Draft] = []
-        asleep: list[tuple[int, Sequence]] = []
-        for line, sequence in enumerate(decodes):
-            if _most_tokens(sequence) <= 0:
-                continue
-            if self._lookup_of(sequence).acceptance.best * value < price:
-                asleep.append((line, sequence))
-            else:
-                found += self._draft(line, sequence)
-        drafts = []
-        if found:
-            rates = [self._lookup_of(d.sequence).acceptance.rate(d.ngram_size) for d in found]
-            lengths = worthwhile(rates, [len(d.tokens) for d in found], rows, tokens, budget, self.cost)
-            for draft, length in zip(found, lengths, strict=True):
-                if length:
-                    del draft.tokens[length:]
-                    drafts.append(draft)
-                else:
-                    asleep.append((draft.line, draft.sequence))
-        taken = sum(len(draft.tokens) for draft in drafts)
-        return drafts + self._probe(asleep, tokens + taken, budget - taken)
-
-    def _probe(self, asleep: list[tuple[int, Sequence]], tokens: int, budget: int) -> list[Draft]:
-        """Now and then a draft that is not expected to pay, each sequence in its turn: texts change."""
-        least = _LEAST_PROBE * float(self.cost.seconds(tokens))
-        if not asleep or budget < _PROBE_TOKENS or self._probe_seconds < least:
-            return []
-        self._probes += 1
-        drafts = self._draft(*asleep[self._probes % len(asleep)])
-        for draft in drafts:
-            del draft.tokens[_PROBE_TOKENS:]
-            extra = float(self.cost.seconds(tokens + len(draft.tokens)) - self.cost.seconds(tokens))
-            if extra > self._probe_seconds:
-                return []
-            self._probe_seconds -= max(extra, least)
+        least_rate = (cost.seconds(tokens + 1) - cost.seconds(tokens)) * rows / (cost.seconds(rows) or 1.0)
+        hopeful: list[Guess] = []
+        hopeless: list[Guess] = []
+        for guess in self._guesses(decodes):
+            (hopeless if guess.rate < least_rate else hopeful).append(guess)
+        drafts: list[Draft] = []
+        if hopeful:
+            rates, most = [g.rate for g in hopeful], [g.max_tokens for g in hopeful]
+            lengths = worthwhile(rates, most, rows, tokens, budget, cost)
+            drafts = [g.draft(length) for g, length in zip(hopeful, lengths, strict=True) if length]
+            hopeless += [g for g, length in zip(hopeful, lengths, strict=True) if not length]
+        if hopeless:
+            taken = sum(len(draft.tokens) for draft in drafts)
+            drafts += self._probe(hopeless, tokens + taken, budget - taken)
         return drafts
 
-    def _lookup_of(self, sequence: Sequence) -> Lookup:
-        if sequence.lookup is None:
-            sequence.lookup = Lookup(sequence.request.params.prompt_lookup.max_ngram_size, self._acceptance)
-        return sequence.lookup
+    def _guesses(self, decodes: Seq[Sequence]) -> Iterator[Guess]:
+        """Of the sequences that want drafts, those whose ends were seen before."""
+        for line, sequence in enumerate(decodes):
+            lookup = sequence.lookup
+            if lookup is None:
+                if not sequence.request.params.prompt_lookup.num_tokens:
+                    continue
+                lookup = sequence.lookup = Lookup(sequence.request, self._acceptance)
+            index, length = lookup.index, len(sequence.history)
+            if length >= lookup.last:
+                continue
+            index.extend(sequence.history.slice(len(index), length))
+            place, size = index.find()
+            if size:
+                yield Guess(sequence, lookup, line, place, size, min(lookup.max_tokens, lookup.last - length))
 
-    def _draft(self, line: int, sequence: Sequence) -> list[Draft]:
-        """The draft of a sequence, if its end was seen before."""
-        index, history = self._lookup_of(sequence).index, sequence.history
-        index.extend(history.slice(len(index), len(history)))
-        tokens, size = index.continuation(_most_tokens(sequence))
-        return [Draft(sequence, line, tokens, size)] if tokens else []
+    def _probe(self, hopeless: Seq[Guess], tokens: int, budget: int) -> list[Draft]:
+        """Now and then a draft that is not expected to pay, each sequence in its turn: texts change."""
+        plain = self.cost.seconds(tokens)
+        price = max(self.cost.seconds(tokens + _PROBE_TOKENS) - plain, _LEAST_PROBE * plain)
+        if budget < _PROBE_TOKENS or self._probe_seconds < price:
+            return []
+        self._probe_seconds -= price
+        self._probes += 1
+        return [hopeless[self._probes % len(hopeless)].draft(_PROBE_TOKENS)]
 
     # -- what came of it -------------------------------------------------------------------
 
@@ -136,15 +157,10 @@ class Speculator:
         self.drafted_tokens += drafted
         self.accepted_tokens += accepted
         self._acceptance.observe(draft.ngram_size, drafted, accepted)
-        self._lookup_of(draft.sequence).acceptance.observe(draft.ngram_size, drafted, accepted)
+        if draft.sequence.lookup is not None:
+            draft.sequence.lookup.acceptance.observe(draft.ngram_size, drafted, accepted)
 
     def observe_step(self, tokens: int, seconds: float) -> None:
         """A step of `tokens` tokens, drafts included, took `seconds` with all that belongs to it."""
         self.cost.observe(tokens, seconds)
         self._probe_seconds = min(self._probe_seconds + _PROBE_SHARE * seconds, seconds)
-
-
-def _most_tokens(sequence: Sequence) -> int:
-    """Drafted tokens that are of use: the step chooses one more than are accepted."""
-    params = sequence.request.params
-    return min(params.prompt_lookup.num_tokens, params.max_new_tokens - sequence.num_generated - 1)
