@@ -120,7 +120,7 @@ def test_triton_kernel_with_scales_of_any_size(scale: float, tmp_path: Path) -> 
     checkpoint = save_layers(tmp_path, form, {"a": layer})
     (weight,) = filled_linear(checkpoint, ["a"]).quantised_weights()
     kernel = TritonKernel(weight, torch.bfloat16)
-    assert kernel.shrunk
+    assert kernel.symmetric
     assert error(kernel, weight, 16, torch.bfloat16) < TOLERANCE[torch.bfloat16]
 
 

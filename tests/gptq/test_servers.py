@@ -114,7 +114,7 @@ def test_nothing_of_the_checkpoint_is_kept_beside_the_kernels(llama: Path, tmp_p
 def test_status_names_the_kernels(llama: Path, tmp_path: Path) -> None:
     path = quantised(llama, tmp_path / "q", group_size=64)
     assert engine(path).capabilities["weights"]["name"] == "native-int4 (8 layers)"
-    worker = load_model(WorkerConfig(model_name_or_path=str(path), is_gptq_quantized=True))
+    worker = load_model(WorkerConfig(model_name_or_path=str(path), is_gptq_quantized=True, device="cpu"))
     assert worker.capabilities["weights"]["name"] == "torch-int4 (14 layers)"
     assert worker.capabilities["dtype"]["name"] == "bfloat16"
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from server.gptq.kernels import triton_codes, triton_product
 
-dtype, bits, shrunk = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "shrunk"
+dtype, bits, way = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 
 def compiled(kernel, signature, constants, warps=4):
     source = ASTSource(kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
@@ -28,7 +28,7 @@ def compiled(kernel, signature, constants, warps=4):
 common = {"words": "*i32", "factors": "*i32", "N": "i32", "K": "i32"}
 codes = {"BITS": bits, "GROUP": 128, "SCALES": tl.float16}
 rows = {"x": "*" + dtype, "y": "*" + dtype, "partials": "*fp32", "arrivals": "*i32", "M": "i32"}
-tile = {"OUTPUTS": 128, "SHRUNK": shrunk, "RESIDUAL": True, "PDL": True, "WHOLE": True}
+tile = {"OUTPUTS": 128, "WAY": way, "RESIDUAL": True, "PDL": True, "WHOLE": True}
 for tile_rows, stages, warps, parts in ((16, 4, 4, 4), (256, 3, 8, 1)):
     cut = tile | {"ROWS": tile_rows, "STAGES": stages, "PARTS": parts}
     product = compiled(triton_product._product_kernel, common | rows, codes | cut, warps)
@@ -42,7 +42,7 @@ compiled(triton_codes._dequantise_kernel, common | {"weight": "*" + dtype}, code
 
 @pytest.mark.parametrize(
     ("dtype", "bits", "way"),
-    [("bf16", 4, "shrunk"), ("bf16", 4, "usual"), ("fp16", 4, "usual"), ("bf16", 8, "usual")],
+    [("bf16", 4, "shrunk"), ("bf16", 4, "paired"), ("fp16", 4, "paired"), ("bf16", 8, "plain")],
 )
 def test_kernels_compile_for_hopper(dtype: str, bits: int, way: str) -> None:
     done = subprocess.run(

@@ -10,10 +10,10 @@ from torch import Tensor
 from server.gptq.kernels.base import GPTQKernel
 from server.gptq.weight import QuantisedWeight
 
-DENSE_ROWS = 1280
+DENSE_ROWS = 576
 """Rows from which on the whole weight is dequantised for cuBLAS. `benchmarks.gpu.gptq` on an H100, the
-products of a layer of Llama 3 8B: with codes 428 µs for 512 rows and 735 for 1,024, dequantised 498 and
-771; each further 512 rows cost 310 and 275."""
+products of a layer of Llama 3 8B: with codes 482 µs for 512 rows and 935 for 1,024, dequantised 504 and
+798, so that they cross between."""
 OUTPUTS_AT_ONCE = 1024
 """Outputs whose codes are unpacked at the same time while the weight is packed."""
 
@@ -38,9 +38,8 @@ class TritonKernel(GPTQKernel):
             words[:, start:stop] = triton_codes.pack_codes(weight.codes(start, stop), weight.bits)
         self.register_buffer("words", words)
         self.register_buffer("factors", triton_codes.pack_factors(weight.scales, weight.zeros))
-        self.shrunk = weight.bits == 4 and weight.symmetric and dtype == torch.bfloat16
-        tiles = triton_product.tiles_at_most(DENSE_ROWS, weight.outputs)
-        self.register_buffer("arrivals", words.new_zeros(tiles))
+        self.symmetric = weight.symmetric
+        self.register_buffer("arrivals", words.new_zeros(triton_product.COUNTERS))
 
     @classmethod
     def refuses(cls, bits: int, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -79,7 +78,7 @@ class TritonKernel(GPTQKernel):
 
         return triton_product.product(
             x.contiguous(), self.words, self.factors, self.bits, self.group_size, self.scales_dtype,
-            arrivals=self.arrivals, shrunk=self.shrunk, residual=residual,
+            arrivals=self.arrivals, symmetric=self.symmetric, residual=residual,
         )  # fmt: skip
 
     def dequantised(self, dtype: torch.dtype) -> Tensor:

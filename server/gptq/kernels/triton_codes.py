@@ -120,52 +120,65 @@ def weights_of(
     return (codes.reshape(rows, groups, 128 // groups).to(number) * scale).to(DTYPE).reshape(rows, 128)
 
 
-SHRINKAGE = tl.constexpr(2.0**-20)
+SHRINKAGE = tl.constexpr(2.0**-24)
 """What `shrunk_weights_of` multiplies weights by."""
 
 
 @triton.jit
-def _twice(number):
-    """float32 → int32 with its bfloat16 in both halves."""
-    bits = number.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+def _twice(number, DTYPE: tl.constexpr):
+    """float32 → int32 with the number in DTYPE, of 16 bits, in both halves."""
+    bits = number.to(DTYPE).to(tl.uint16, bitcast=True).to(tl.int32)
     return bits | (bits << 16)
 
 
 @triton.jit
-def _masked_fma(words, factor, offset):
-    """Pairs of bfloat16 ``code · 2⁻¹³³ · factor + offset`` of the lowest codes of both halves of words.
-
-    Written out, because the compiler would take the words apart.
-    """
-    pair = tl.inline_asm_elementwise(
-        "{ .reg .b32 code; and.b32 code, $1, 0x000F000F; fma.rn.bf16x2 $0, code, $2, $3; }",
-        "=r,r,r,r",
-        [words, factor, offset],
-        tl.int32,
-        is_pure=True,
-        pack=1,
+def _by_pairs(words, factor, offset, asm: tl.constexpr, DTYPE: tl.constexpr):
+    """Numbers of the codes in words by `asm`, two at a time, of words and factors in pairs: [rows, 128]."""
+    sources: tl.constexpr = "=r,r,r,r"
+    p0 = tl.inline_asm_elementwise(asm, sources, [words, factor, offset], tl.int32, is_pure=True, pack=1)
+    p1 = tl.inline_asm_elementwise(asm, sources, [words >> 4, factor, offset], tl.int32, is_pure=True, pack=1)
+    p2 = tl.inline_asm_elementwise(asm, sources, [words >> 8, factor, offset], tl.int32, is_pure=True, pack=1)
+    p3 = tl.inline_asm_elementwise(
+        asm, sources, [words >> 12, factor, offset], tl.int32, is_pure=True, pack=1
     )
-    return _halves(pair, tl.bfloat16)
+    return _ordered(_halves(p0, DTYPE), _halves(p1, DTYPE), _halves(p2, DTYPE), _halves(p3, DTYPE), 4)
+
+
+@triton.jit
+def paired_weights_of(words, factors, SCALES: tl.constexpr, DTYPE: tl.constexpr):
+    """As `weights_of`, of 4-bit codes and rounded twice, with its instructions written out.
+
+    The compiler would take words apart and spend twice as many. bfloat16 has products with sums alone
+    before Hopper, so that the difference and the product are such.
+    """
+    factor = _by_word(_twice(scale_of(factors, SCALES), DTYPE), 4)
+    zero = (factors >> 16).to(tl.float32)
+    if tl.float16 == DTYPE:
+        asm: tl.constexpr = """{ .reg .b32 code; lop3.b32 code, $1, 0x000F000F, 0x64006400, 0xEA;
+            sub.f16x2 code, code, $3; mul.f16x2 $0, code, $2; }"""
+        return _by_pairs(words, factor, _by_word(_twice(zero + 1024.0, DTYPE), 4), asm, DTYPE)
+    else:  # noqa: RET505
+        wide: tl.constexpr = """{ .reg .b32 code, one, none;
+            mov.b32 one, 0x3F803F80; mov.b32 none, 0x80008000;
+            lop3.b32 code, $1, 0x000F000F, 0x43004300, 0xEA;
+            fma.rn.bf16x2 code, code, one, $3; fma.rn.bf16x2 $0, code, $2, none; }"""
+        return _by_pairs(words, factor, _by_word(_twice(-128.0 - zero, DTYPE), 4), wide, DTYPE)
 
 
 @triton.jit
 def shrunk_weights_of(words, factors, SCALES: tl.constexpr):
-    """As `weights_of`, of 4-bit codes with zero points of 8, in bfloat16 and times 2⁻²⁰, in half the work.
+    """As `weights_of`, of 4-bit codes with zero points of 8, in bfloat16 and times 2⁻²⁴, in half the work.
 
     Alone in the low bits of a bfloat16 a code is, as a denormal, ``code · 2⁻¹³³``; one fused
-    multiply-add makes it ``(code - 8) · scale``, rounded once, and 2⁻²⁰ keeps the factors in range.
+    multiply-add makes it ``(code - 8) · scale``, rounded once, and 2⁻²⁴ keeps the factors in range.
     """
     # rounded first: what follows are products with powers of two
     scale = (scale_of(factors, SCALES) * SHRINKAGE).to(tl.bfloat16).to(tl.float32)
-    factor = _by_word(_twice(scale * 2.0**65 * 2.0**68), 4)  # 2¹³³ is no float32
-    offset = _by_word(_twice(scale * -8.0), 4)
-    return _ordered(
-        _masked_fma(words, factor, offset),
-        _masked_fma(words >> 4, factor, offset),
-        _masked_fma(words >> 8, factor, offset),
-        _masked_fma(words >> 12, factor, offset),
-        4,
-    )
+    factor = _by_word(_twice(scale * 2.0**65 * 2.0**68, tl.bfloat16), 4)  # 2¹³³ is no float32
+    offset = _by_word(_twice(scale * -8.0, tl.bfloat16), 4)
+    asm: tl.constexpr = """{ .reg .b32 code; and.b32 code, $1, 0x000F000F;
+        fma.rn.bf16x2 $0, code, $2, $3; }"""
+    return _by_pairs(words, factor, offset, asm, tl.bfloat16)
 
 
 @triton.jit
