@@ -15,7 +15,7 @@ from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.gptq import GROUP, layer_sizes
 from benchmarks.gpu.tune_gemv import graph_us
 from server.gptq.kernels.triton import TritonKernel
-from server.gptq.kernels.triton_product import Tiling, product, tiling
+from server.gptq.kernels.triton_product import Tiling, gpu_of, product, tiling
 
 ROW_TILES = (16, 32, 64, 128, 256)
 SHARED_BYTES = 227 * 1024
@@ -54,14 +54,13 @@ def main() -> None:
     parser.add_argument("rows", type=int, nargs="+")
     options = parser.parse_args()
     device = torch.device("cuda")
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     for inputs, outputs in layer_sizes(SHAPES[options.shape]):
         copies = max(2, int(1.2e8 / (inputs * outputs / 2)))
         weights = (random_weight(inputs, outputs, GROUP, device) for _ in range(copies))
         kernels = [TritonKernel(weight, torch.bfloat16) for weight in weights]
         for rows in options.rows:
             x = torch.randn(rows, inputs, device=device, dtype=torch.bfloat16)
-            in_use = tiling(rows, outputs, inputs, multiprocessors)
+            in_use = tiling(rows, outputs, inputs, 4, gpu_of(device))
             times = {cut: measure(kernels, x, cut) for cut in {in_use, *candidates(rows)}}
             best = sorted(times, key=lambda cut: times[cut])[:3]
             told = ", ".join(f"{times[cut]:.1f} {cut}" for cut in best)

@@ -14,7 +14,7 @@ from server.gptq.kernels.dense import DenseKernel
 from server.gptq.kernels.select import choose_kernels
 from server.gptq.kernels.triton import DENSE_ROWS as TRITON_DENSE_ROWS
 from server.gptq.kernels.triton import TritonKernel
-from server.gptq.kernels.triton_product import tiling
+from server.gptq.kernels.triton_product import Gpu, tiling
 from server.gptq.weight import QuantisedWeight
 from tests.gptq.checkpoints import FORMS, Form, filled_linear, random_layer, save_layers
 
@@ -135,13 +135,18 @@ def test_triton_dequantises_bit_for_bit(form: Form, dtype: torch.dtype, tmp_path
     assert torch.equal(values.cpu(), expected)
 
 
-def test_tilings_fill_a_gpu_and_are_no_finer_than_that() -> None:
+@pytest.mark.parametrize("gpu", [Gpu(132, 232448), Gpu(108, 166912), Gpu(128, 101376)], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_tilings_fit_and_fill_a_gpu_and_are_no_finer_than_that(gpu: Gpu, bits: int) -> None:
     for rows, outputs, inputs in [(1, 4096, 14336), (16, 6144, 4096), (64, 512, 256), (256, 28672, 4096)]:
-        cut = tiling(rows, outputs, inputs, multiprocessors=132)
+        cut = tiling(rows, outputs, inputs, bits, gpu)
         programs = -(-outputs // cut.outputs) * -(-rows // cut.rows) * cut.parts
-        assert programs <= 3 * 132
+        assert cut.parts == 1 or programs <= 3 * gpu.multiprocessors
         assert cut.parts == 1 or inputs // 128 >= 4 * cut.parts
-        assert cut.rows >= min(rows, 256)
+        assert cut.rows >= min(rows, 64)
+        codes, x = cut.outputs * 128 * bits // 8, 2 * cut.rows * 128
+        assert cut.stages >= 2
+        assert cut.stages * (codes + x) < gpu.shared
 
 
 def test_what_a_kernel_cannot_hold_goes_to_the_next(tmp_path: Path) -> None:

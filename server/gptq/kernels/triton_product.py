@@ -119,27 +119,58 @@ class Tiling:
     warps: int
 
 
-def tiling(rows: int, outputs: int, inputs: int, multiprocessors: int) -> Tiling:
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What a tiling depends on.
+
+    Attributes:
+        shared: bytes of shared memory that a program can have.
+    """
+
+    multiprocessors: int
+    shared: int
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU `device`; what the interpreter runs on passes for a small one."""
+    if device.type != "cuda":
+        return Gpu(4, 1 << 16)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    properties = triton.runtime.driver.active.utils.get_device_properties(index)
+    return Gpu(properties["multiprocessor_count"], properties["max_shared_mem"])
+
+
+def tiling(rows: int, outputs: int, inputs: int, bits: int, gpu: Gpu) -> Tiling:
     """The tiling for a product, as `benchmarks.gpu.tune_gptq` finds it on an H100.
 
     Few rows wait for memory: several programs a multiprocessor, and the inputs cut into as many parts
     as that takes. Many rows wait for the matrix units, which one program keeps busy.
     """
-    tiles = triton.cdiv(outputs, OUTPUTS)
+    tiles, most = triton.cdiv(outputs, OUTPUTS), gpu.multiprocessors
     if rows <= 32:
-        tile_rows, stages, warps, programs = (16 if rows <= 16 else 32), 4, 4, 3 * multiprocessors
+        tile_rows, stages, warps, programs = (16 if rows <= 16 else 32), 4, 4, 3 * most
     elif rows <= 64:
-        tile_rows, stages, warps, programs = 64, 4, 8, 3 * multiprocessors // 2
-    elif rows <= 128 or tiles < multiprocessors:
-        tile_rows, stages, warps, programs = 128, 4, 8, multiprocessors
+        tile_rows, stages, warps, programs = 64, 4, 8, 3 * most // 2
+    elif rows <= 128 or tiles < most:
+        tile_rows, stages, warps, programs = 128, 4, 8, most
     else:
-        tile_rows, stages, warps, programs = 256, 3, 8, multiprocessors
+        tile_rows, stages, warps, programs = 256, 3, 8, most
+    while stages > 2 and stages * _stage_bytes(tile_rows, bits) > gpu.shared:
+        stages -= 1
+    while stages * _stage_bytes(tile_rows, bits) > gpu.shared:
+        tile_rows //= 2
     tiles *= triton.cdiv(rows, tile_rows)
     pieces = inputs // PIECE
     parts = 1
     while 2 * parts * tiles <= programs and parts < MAX_PARTS and 8 * parts <= pieces:
         parts *= 2
     return Tiling(tile_rows, OUTPUTS, parts, stages, warps)
+
+
+def _stage_bytes(tile_rows: int, bits: int) -> int:
+    """Shared memory of a piece: x, codes and up to four groups' factors."""
+    return 2 * tile_rows * PIECE + OUTPUTS * (PIECE * bits // 8 + 16)
 
 
 def product(
@@ -168,7 +199,7 @@ def product(
     """
     rows, inputs = x.shape
     outputs = words.shape[1]
-    cut = cut or tiling(rows, outputs, inputs, _multiprocessors(x.device))
+    cut = cut or tiling(rows, outputs, inputs, bits, gpu_of(x.device))
     y = x.new_empty(rows, outputs) if residual is None else residual
     partials = x.new_empty((cut.parts, rows, outputs), dtype=torch.float32) if cut.parts > 1 else y
     tiles, row_tiles = triton.cdiv(outputs, cut.outputs), triton.cdiv(rows, cut.rows)
@@ -188,8 +219,3 @@ def _way(bits: int, dtype: torch.dtype, symmetric: bool) -> str:
     if bits != 4 or INTERPRETED:
         return "plain"
     return "shrunk" if symmetric and dtype == torch.bfloat16 else "paired"
-
-
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
