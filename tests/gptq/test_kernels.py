@@ -11,7 +11,8 @@ from torch import Tensor
 from server.gptq.kernels.base import GPTQKernel
 from server.gptq.kernels.cpu import DENSE_ROWS, CpuKernel, blocks_are_known
 from server.gptq.kernels.dense import DenseKernel
-from server.gptq.kernels.select import choose_kernels
+from server.gptq.kernels.marlin import MarlinKernel
+from server.gptq.kernels.select import choose_kernels, cuda_kernels
 from server.gptq.kernels.triton import DENSE_ROWS as TRITON_DENSE_ROWS
 from server.gptq.kernels.triton import TritonKernel
 from server.gptq.kernels.triton_product import Gpu, tiling
@@ -147,6 +148,24 @@ def test_tilings_fit_and_fill_a_gpu_and_are_no_finer_than_that(gpu: Gpu, bits: i
         codes, x = cut.outputs * 128 * bits // 8, 2 * cut.rows * 128
         assert cut.stages >= 2
         assert cut.stages * (codes + x) < gpu.shared
+
+
+def test_triton_kernel_keeps_a_quarter_of_bfloat16(tmp_path: Path) -> None:
+    weight = weight_of(Form(group_size=128, sym=False, version=2), tmp_path, 1024, 1024)
+    kept = sum(tensor.nbytes for tensor in TritonKernel(weight, torch.bfloat16).buffers())
+    assert kept <= 0.27 * 1024 * 1024 * 2
+
+
+def test_own_kernel_is_first_where_it_was_measured_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 0)
+    for capability, bits, dtype, first in (
+        ((9, 0), 4, torch.bfloat16, TritonKernel),
+        ((9, 0), 4, torch.float16, MarlinKernel),
+        ((9, 0), 8, torch.bfloat16, MarlinKernel),
+        ((8, 0), 4, torch.bfloat16, MarlinKernel),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, now=capability: now)
+        assert cuda_kernels(bits, gpu, dtype)[0] is first
 
 
 def test_what_a_kernel_cannot_hold_goes_to_the_next(tmp_path: Path) -> None:
