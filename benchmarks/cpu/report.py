@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu.engines import ENGINES
-from benchmarks.cpu.workloads import LOWER_IS_BETTER, UNITS
+from benchmarks.cpu.workloads import LOWER_IS_BETTER, NAMES, UNITS
 
 _BAR, _GAP, _LEFT, _WIDTH = 20, 26, 190, 720
 
@@ -24,23 +24,25 @@ def write_report(result: dict[str, Any], directory: Path) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """Medians, with the least and the greatest, in Markdown."""
-    figures = result["figures"]
-    names = list(next(iter(figures.values())))
+    figures = {workload: result["figures"][workload] for workload in NAMES if workload in result["figures"]}
+    names = [name for name in ENGINES if any(by_engine.get(name) for by_engine in figures.values())]
+    counts = {len(values) for by_engine in figures.values() for values in by_engine.values() if values}
     lines = [
         f"{result['date']}, {result['processor']}, {result['threads']} threads, Llama {result['shape']} in "
-        "bfloat16 with random weights; median of "
-        f"{len(figures[next(iter(figures))][names[0]])} (least–greatest), engines in turn",
+        f"bfloat16 with random weights; median of {' or '.join(map(str, sorted(counts)))} (least–greatest), "
+        "engines in turn",
         "",
         "| | " + " | ".join(f"{name} {UNITS[name]}" for name in figures) + " |",
         "|---" * (len(figures) + 1) + "|",
     ]
     for name in names:
-        cells = [_cell(figures[workload][name]) for workload in figures]
+        cells = [_cell(by_engine.get(name)) for by_engine in figures.values()]
         versions = ", ".join(f"{key} {value}" for key, value in result["versions"][name].items())
         lines.append(f"| {ENGINES[name].name} ({versions}) | " + " | ".join(cells) + " |")
-    if "C2" in figures and "own" in names:
+    if figures.get("C2", {}).get("own"):
         seconds = statistics.median(figures["C2"]["own"]) / 1e3
-        rate, bound = result["weight_bytes"] / seconds / 1e9, result["read_bandwidth"] / 1e9
+        rate = result["weight_bytes"] / seconds / 1e9
+        bound = statistics.median(result["read_bandwidths"]) / 1e9
         lines += [
             "",
             f"A token reads {result['weight_bytes'] / 1e6:.0f} MB of weights: at batch 1 this project reads "
@@ -49,7 +51,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(values: list[float]) -> str:
+def _cell(values: list[float] | None) -> str:
+    if not values:
+        return "–"
     form = "{:,.2f}" if statistics.median(values) < 100 else "{:,.0f}"
     middle, low, high = (form.format(x) for x in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({low}–{high})"
@@ -59,7 +63,9 @@ def chart(result: dict[str, Any]) -> str:
     """Bars of each workload, the longest the best."""
     parts, y = [], 10
     for workload, figures in result["figures"].items():
-        medians = {name: statistics.median(values) for name, values in figures.items()}
+        medians = {name: statistics.median(values) for name, values in figures.items() if values}
+        if not medians:
+            continue
         lower = workload in LOWER_IS_BETTER
         scores = {name: 1 / value if lower else value for name, value in medians.items()}
         y += _GAP

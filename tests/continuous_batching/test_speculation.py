@@ -502,7 +502,7 @@ def test_a_size_that_was_slow_is_tried_again() -> None:
     """Other work may have disturbed it so much that nobody would ever draft again."""
     cost = cost_of({1: 7.0, 9: 500.0})
     assert cost.seconds(9) == 500.0
-    for _ in range(2 * 512):
+    for _ in range(2 * 2048):
         cost.observe(1, 7.0)
     assert cost.seconds(9) == 7.0
 

@@ -154,7 +154,7 @@ class Engine:
         self._launched = launched
         if not self._overlaps:
             self._settle(output)
-        if self._speculator is not None and launched is not None:
+        if launched is not None and self._speculator is not None and not self._speculator.is_idle:
             self._speculator.observe_step(plan.num_tokens, self._clock() - begin)
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
             self._forget(request_id)

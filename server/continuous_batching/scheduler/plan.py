@@ -89,7 +89,7 @@ class Plan:
         """The sequences of the forward pass's logits, in their order: those that get a new token, and
         again for every drafted token, whose successor is chosen too."""
         drafted = [draft.sequence for draft in self.drafts for _ in draft.tokens]
-        return self.decodes + drafted + [chunk.sequence for chunk in self.chunks if chunk.samples]
+        return [*self.decodes, *drafted, *(chunk.sequence for chunk in self.chunks if chunk.samples)]
 
     def sequences(self) -> list[Sequence]:
         """All sequences of the forward pass, in its order."""

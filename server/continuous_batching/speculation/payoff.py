@@ -14,7 +14,7 @@ _WINDOW = 9
 _SAMPLES = 3
 """Steps of a size before anything is believed of it."""
 
-_EPOCH_STEPS = 512
+_EPOCH_STEPS = 2048
 """In each so many steps some are measured without drafts, and sizes that did not occur are forgotten."""
 
 _LEAST_GAIN = 0.05

@@ -20,7 +20,7 @@ from server.continuous_batching.speculation.payoff import Acceptance, StepCost, 
 _SERVER_MEMORY, _SEQUENCE_MEMORY = 0.98, 0.8
 
 _PROBE_TOKENS = 4
-_PROBE_SHARE = 0.01
+_PROBE_SHARE = 0.005
 """Share of all time that drafts which are not expected to pay may take."""
 _LEAST_PROBE = 0.1
 """What a probe is charged with at least, in steps."""
