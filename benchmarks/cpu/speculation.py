@@ -137,18 +137,7 @@ def main() -> None:
     ]
     if options.demo:
         cases.append(("stories of the demo model", load(DEMO), stories, {}))
-    results = []
-    for rows in options.rows:
-        for name, engine, prompts, choice in cases:
-            figures = compare(engine, lambda turn, p=prompts, r=rows: p(r, turn), choice, options.repeats)
-            results.append({"text": name, "rows": rows} | figures)
-            plain, drafts = (statistics.median(figures[key]) for key in ("plain_ms", "drafts_ms"))
-            share = sum(figures["accepted"]) / max(sum(figures["drafted"]), 1)
-            print(
-                f"{name:26} {rows:3} rows  {plain:7.2f} ms  with drafts {drafts:7.2f} ms  "
-                f"{figures['speedup']:5.2f} ×  {share:4.0%} of {sum(figures['drafted'])} accepted",
-                flush=True,
-            )
+    results: list[dict[str, Any]] = []
     report = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": processor(),
@@ -158,7 +147,18 @@ def main() -> None:
         "results": results,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1) + "\n")
+    for rows in options.rows:
+        for name, engine, prompts, choice in cases:
+            figures = compare(engine, lambda turn, p=prompts, r=rows: p(r, turn), choice, options.repeats)
+            results.append({"text": name, "rows": rows} | figures)
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+            plain, drafts = (statistics.median(figures[key]) for key in ("plain_ms", "drafts_ms"))
+            share = sum(figures["accepted"]) / max(sum(figures["drafted"]), 1)
+            print(
+                f"{name:26} {rows:3} rows  {plain:7.2f} ms  with drafts {drafts:7.2f} ms  "
+                f"{figures['speedup']:5.2f} ×  {share:4.0%} of {sum(figures['drafted'])} accepted",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
