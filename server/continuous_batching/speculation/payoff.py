@@ -129,12 +129,18 @@ def worthwhile(
     Returns:
         Tokens to keep of each draft.
     """
+    value = cost.seconds(rows) / rows
+    expected = sum(
+        rate * (1 - rate**length) / (1 - rate) for rate, length in zip(rates, lengths, strict=True)
+    )
+    if expected * value < _LEAST_GAIN * cost.seconds(tokens):
+        return [0] * len(rates)  # not even if they cost nothing
     chances = [rate ** np.arange(1, length + 1) for rate, length in zip(rates, lengths, strict=True)]
     ordered = np.sort(np.concatenate(chances))[::-1][:budget]
     if not ordered.size:
         return [0] * len(rates)
     plain, *more = cost.curve(tokens, tokens + ordered.size)
-    gain = np.cumsum(ordered) * (cost.seconds(rows) / rows) - (np.array(more) - plain)
+    gain = np.cumsum(ordered) * value - (np.array(more) - plain)
     best = int(gain.argmax())
     if gain[best] < _LEAST_GAIN * plain:
         return [0] * len(rates)
