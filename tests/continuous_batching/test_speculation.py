@@ -37,7 +37,7 @@ class FreeDrafts(StepCost):
         return False
 
     def seconds(self, tokens: int) -> float:
-        return 1.0
+        return 0.0
 
     def curve(self, first: int, last: int) -> np.ndarray:
         return -np.arange(last + 1.0 - first)
