@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import aiohttp
 import orjson
+from aiohttp.hdrs import CONTENT_TYPE
+from multidict import CIMultiDict, istr
 
 from client.classify import AnswerTimeout, BadAnswer, StreamFailed, Verdict, of_status
 from client.config import GatewayConfig
@@ -22,6 +24,11 @@ from client.upstream import MAX_ANSWER_BYTES, MAX_EVENT_BYTES, connect_timeout
 from client.watch import ClientStalled, Watch
 from protocol.headers import REQUEST_ID, RETRY_AFTER, SERVER_LOAD, STREAM_CHECKPOINT
 from protocol.sse import MEDIA_TYPE
+
+# names that a header dictionary finds without folding their case first
+_REQUEST_ID = istr(REQUEST_ID)
+_CHECKPOINT = istr(STREAM_CHECKPOINT)
+_LOAD = istr(SERVER_LOAD)
 
 STREAM_END_SECONDS = 2.0
 """How long a server may keep the connection open after its last event before it is cut."""
@@ -63,16 +70,16 @@ class Exchange:
 
     async def run(self, body: bytes, reply: Reply, journal: Journal | None) -> Answer | None:
         """Send `body`. A stream goes to `reply` through `journal`; then the result is None."""
-        headers = {"Content-Type": JSON, REQUEST_ID: self.request.id}
+        headers = CIMultiDict({_REQUEST_ID: self.request.id})
         if journal is not None:
-            headers[STREAM_CHECKPOINT] = "1"
+            headers[_CHECKPOINT] = "1"
         self.watch.phase(self.clock(), self.config.first_byte_timeout_seconds, AnswerTimeout)
         url = self.replica.url_of(self.request.route)
         # a large body is written piece by piece, so that others have their turn in between
-        data = body if len(body) < LARGE_BODY else io.BytesIO(body)
+        payload = aiohttp.BytesPayload if len(body) < LARGE_BODY else _pieces
         response = await self.session.post(
             url,
-            data=data,
+            data=payload(body, content_type=JSON),
             headers=headers,
             allow_redirects=False,
             timeout=connect_timeout(self.config.connect_timeout_seconds),
@@ -91,7 +98,7 @@ class Exchange:
 
     def _note_load(self, response: aiohttp.ClientResponse) -> None:
         self.replica.heard_at = now = self.clock()
-        pending = response.headers.get(SERVER_LOAD)
+        pending = response.headers.get(_LOAD)
         if pending is not None and pending.isdecimal():
             self.replica.load.report_tokens(int(pending), now)
 
@@ -149,9 +156,13 @@ class Exchange:
             response.close()  # the client has all it asked for
 
 
+def _pieces(body: bytes, content_type: str) -> aiohttp.BytesIOPayload:
+    return aiohttp.BytesIOPayload(io.BytesIO(body), content_type=content_type)
+
+
 def _media_type(response: aiohttp.ClientResponse) -> str:
     """The content type without its parameters; aiohttp's own way to it costs a parser of mail headers."""
-    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return response.headers.get(CONTENT_TYPE, "").partition(";")[0].strip().lower()
 
 
 def _completion_tokens(body: bytes) -> int:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import functools
 
 import aiohttp
+from multidict import istr
 
 POOL_SECONDS = 30.0
 """How long an idle connection is kept; below the servers' own limit, so that they never close one
 just as a request is sent on it."""
 MAX_ANSWER_BYTES = 256 * 2**20
 MAX_EVENT_BYTES = 2**20
+
+
+class Request(aiohttp.ClientRequest):
+    """A request with no headers but ours."""
+
+    DEFAULT_HEADERS = dict[istr, str]()  # noqa: RUF012  # no ClassVar in the base class either
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -20,7 +27,7 @@ def open_session() -> aiohttp.ClientSession:
         # bytes are passed on as they are
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
-        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        request_class=Request,
     )
 
 
