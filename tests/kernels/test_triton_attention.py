@@ -142,6 +142,22 @@ def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -
     check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
 
 
+def test_decodes_again_and_again(device: torch.device) -> None:
+    """What one launch leaves behind (who has arrived, pieces) is nothing to the next."""
+    batch = paged_batch([0, 5, 130, 199], [], 16, device)
+    cache = torch.randn((batch.tables.numel(), 2, 2, 16, 2, 64), device=device).to(HALF)
+    joint = torch.randn(len(batch.rows), 8, 64, device=device).to(HALF)
+    query, key, value = torch.split(joint, [4, 2, 2], 1)
+    rotary = rotary_of(64, HALF, device)
+    backend = TritonAttention(AttentionShape(4, 2, 64, 16, HALF), rotary, cache)
+    backend.prepare(batch)
+    first = [backend.forward(layer, query, key, value) for layer in (0, 1)]
+    assert not torch.equal(*first)
+    for _ in range(500 if device.type == "cuda" else 2):
+        for layer in (0, 1):
+            assert torch.equal(backend.forward(layer, query, key, value), first[layer])
+
+
 @pytest.mark.parametrize("block_size", [16, 256])
 def test_a_chunk_that_begins_and_ends_within_blocks(device: torch.device, block_size: int) -> None:
     check(device, HALF, (4, 2, 64), block_size, [], [(7, 7 + QUERY_TILE + 5)])

@@ -68,8 +68,8 @@ if dtype != torch.float32:
     skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
 names = {name for name, _ in compiled}
 assert names >= {
-    "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode_piece",
-    "_merge_pieces", "_attend_chunk",
+    "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
+    "_attend_chunk",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 assert all("griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx for _, ptx in compiled)

@@ -38,7 +38,7 @@ class Chunks:
 class PagedBatch:
     """Which token of a step sits where: the same for every layer, all of it on the device.
 
-    The tokens are those of the decodes, one each, then those of the chunks.
+    The tokens are those of the decodes, each of another sequence, then those of the chunks.
 
     Attributes:
         num_decodes: how many decodes.

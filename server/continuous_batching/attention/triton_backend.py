@@ -5,25 +5,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.paged import Chunks, PagedAttention
-from server.continuous_batching.attention.triton_decode import decode_attention
+from server.continuous_batching.attention.triton_decode import SplitDecode
 from server.continuous_batching.attention.triton_prefill import chunk_attention
 from server.continuous_batching.attention.triton_rotary import rotate_and_store
+from server.continuous_batching.layers.rotary import Rotary
 
 
 class TritonAttention(PagedAttention):
-    """Rotation and cache write in one kernel, split-K decoding, tiled prefill."""
+    """Split-K decoding in one kernel; chunks take two: rotation and cache write, then tiled attention."""
 
     name = "triton"
 
+    def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor) -> None:
+        super().__init__(shape, rotary, cache)
+        self._decode = SplitDecode(rotary, cache)
+
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch = self.batch
-        rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch)
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if batch.num_decodes:
-            decodes = slice(0, batch.num_decodes)
-            decode_attention(query[decodes], self.cache, layer, batch, output[decodes])
+        if count := batch.num_decodes:
+            self._decode(layer, batch, query[:count], key[:count], value[:count], output[:count])
         if batch.chunks is not None:
+            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch)
             self._attend_chunks(layer, query, batch.chunks, output)
         return output.flatten(1)
 
