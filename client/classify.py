@@ -10,6 +10,8 @@ from enum import StrEnum
 import aiohttp
 import orjson
 
+from protocol.errors import INVALID_REQUEST
+
 
 class Outcome(StrEnum):
     """What an attempt tells of the server's health."""
@@ -70,13 +72,25 @@ class StreamFailed(AttemptFailed):
         self.event = event
 
     @property
+    def body(self) -> bytes:
+        """The error as the body of a whole answer."""
+        return self.event.partition(b"data: ")[2].rstrip()
+
+    @property
+    def status(self) -> int:
+        """The status that a whole answer with this error has; 0 where it is no error of the protocol."""
+        try:
+            error = orjson.loads(self.body)["error"]
+            if error["type"] == SERVER_ERROR:
+                return 500 if error["code"] == INTERNAL_ERROR else 503
+            return _STATUS.get(error["type"], 500)
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return 0
+
+    @property
     def retryable(self) -> bool:
         """Whether it is the server that failed (a lost engine, a shutdown) and not the request."""
-        try:
-            error = orjson.loads(self.event.partition(b"data: ")[2])["error"]
-            return bool(error["type"] == SERVER_ERROR and error["code"] != INTERNAL_ERROR)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return False
+        return self.status == 503
 
 
 OK = Verdict(Outcome.SUCCESS, retry=False)
@@ -90,6 +104,8 @@ FAULTY = Verdict(Outcome.FAILURE, retry=False)
 MODEL_NOT_FOUND = b'"model_not_found"'
 SERVER_ERROR = "server_error"
 INTERNAL_ERROR = "internal_error"
+_STATUS = {INVALID_REQUEST: 422, "timeout_error": 408, "cancelled": 409, "overloaded_error": 429}
+"""By the type of an error (`protocol.errors`) that ended a stream."""
 
 
 def of_status(status: int, body: bytes = b"") -> Verdict:

@@ -6,6 +6,7 @@ import asyncio
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import aiohttp
 import orjson
@@ -17,7 +18,6 @@ from client.config import GatewayConfig
 from client.load import Lease
 from client.metrics import Metrics
 from client.replicas import Replica
-from client.reply import Reply
 from client.request import InferenceRequest
 from client.resume import Journal
 from client.upstream import MAX_ANSWER_BYTES, MAX_EVENT_BYTES, connect_timeout
@@ -52,9 +52,20 @@ class Answer:
         return f"answered {self.status}"
 
 
+class Sink(Protocol):
+    """Where the events of a stream go: to the client (`reply.Reply`), or into a whole answer."""
+
+    status: int
+    """0 until the first came."""
+
+    async def piece(self, data: bytes) -> None: ...
+
+    async def end(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Exchange:
-    """Sends `request` to `replica` and brings back the answer, or relays it if it is a stream.
+    """Sends `request` to `replica` and brings back the answer, or hands it on if it is a stream.
 
     Runs within ``with watch:``; raises what `classify.of_error` judges.
     """
@@ -68,8 +79,8 @@ class Exchange:
     watch: Watch
     metrics: Metrics
 
-    async def run(self, body: bytes, reply: Reply, journal: Journal | None) -> Answer | None:
-        """Send `body`. A stream goes to `reply` through `journal`; then the result is None."""
+    async def run(self, body: bytes, sink: Sink, journal: Journal | None) -> Answer | None:
+        """Send `body`. A stream goes to `sink` through `journal`; then the result is None."""
         headers = CIMultiDict({_REQUEST_ID: self.request.id})
         if journal is not None:
             headers[_CHECKPOINT] = "1"
@@ -90,7 +101,7 @@ class Exchange:
                 return await self._whole(response)
             if (kind := _media_type(response)) != MEDIA_TYPE:
                 raise BadAnswer(f"a stream was asked for, {kind} came")
-            await self._stream(response, reply, journal)
+            await self._stream(response, sink, journal)
         except BaseException:
             response.close()  # an unread answer must not go back to the pool
             raise
@@ -116,8 +127,8 @@ class Exchange:
             self.metrics.generated(_completion_tokens(body))
         return answer
 
-    async def _stream(self, response: aiohttp.ClientResponse, reply: Reply, journal: Journal) -> None:
-        """Relay events until the stream's end; the connection may break between any two bytes."""
+    async def _stream(self, response: aiohttp.ClientResponse, sink: Sink, journal: Journal) -> None:
+        """Hand on events until the stream's end; the connection may break between any two bytes."""
         clock, watch, content = self.clock, self.watch, response.content
         patience = self.config.client_timeout_seconds
         while not journal.done:
@@ -135,14 +146,14 @@ class Exchange:
                 self.metrics.generated(tokens)
             if events:
                 watch.phase(now, patience, ClientStalled)
-                if not reply.status:
+                if not sink.status:
                     self.metrics.stream_begun(now - watch.started)
-                await reply.piece(events)
+                await sink.piece(events)
             elif journal.pending > MAX_EVENT_BYTES:
                 raise BadAnswer("an event without an end")
             if journal.error is not None:
                 raise StreamFailed(journal.error)
-        await reply.end()
+        await sink.end()
         await self._finish(response)
 
     async def _finish(self, response: aiohttp.ClientResponse) -> None:

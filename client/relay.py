@@ -10,7 +10,9 @@ from collections.abc import Callable
 
 import aiohttp
 
+from client.assemble import STREAMING, Assembly
 from client.classify import (
+    BUSY,
     OK,
     AnswerTimeout,
     AttemptFailed,
@@ -23,7 +25,7 @@ from client.classify import (
     of_error,
 )
 from client.config import GatewayConfig, Settings
-from client.exchange import Answer, Exchange
+from client.exchange import Answer, Exchange, Sink
 from client.metrics import Metrics
 from client.replicas import Registry, Replica
 from client.reply import Reply
@@ -76,16 +78,20 @@ class Relay:
         """
         self._budget.earn(self.config.retry_ratio)
         journal = Journal(keep_checkpoints=request.checkpoints) if request.stream else None
+        assembly: Assembly | None = None
         attempts = Attempts()
         result: Answer | Exception | None = None
         while True:
+            pieces = journal.pieces if journal else 0
             replica = self._router.choose(request, attempts.tried)
             if replica is None:
-                if isinstance(result, Answer) and result.status == 429 and not reply.status:
-                    break  # all are full, and say so; a stream that was cut waits for room
-                replica = await self._wait(request, attempts, watch, journal)
-            pieces = journal.pieces if journal else 0
-            result = await self._attempt(request, replica, watch, reply, journal)
+                if isinstance(result, Answer) and result.status == 429 and not pieces:
+                    break  # all are full, and say so; an answer that was cut waits for room
+                replica = await self._wait(request, attempts, watch, begun=pieces > 0)
+            if assembly is None:
+                result = await self._attempt(request, replica, watch, reply, journal)
+            else:
+                result = await self._assemble(request, replica, watch, reply, assembly)
             if result is None:
                 self._judge(replica, OK, result)
                 return
@@ -96,6 +102,9 @@ class Relay:
             attempts.note(replica, progressed=journal is not None and journal.pieces > pieces)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
                 break
+            if journal is None and verdict is not BUSY:  # a stream costs those more that are full
+                assembly = Assembly(request)
+                journal = assembly.journal
             self._metrics.retries += 1
             watch.phase(self._clock(), float("inf"), ClientStalled)
             with watch:
@@ -109,7 +118,7 @@ class Relay:
         request: InferenceRequest,
         replica: Replica,
         watch: Watch,
-        reply: Reply,
+        sink: Sink,
         journal: Journal | None,
     ) -> Answer | Exception | None:
         """Ask `replica`: a whole answer, or what went wrong, or None after a stream that went well."""
@@ -127,22 +136,33 @@ class Relay:
                 exchange = Exchange(
                     self._session, self.config, self._clock, request, replica, lease, watch, self._metrics
                 )
-                return await exchange.run(body, reply, journal)
+                return await exchange.run(body, sink, journal)
         except (aiohttp.ClientError, OSError, AttemptFailed) as error:
             return error
         except BaseException:
             replica.breaker.neutral()  # the client left: nothing is known of the server
             raise
 
+    async def _assemble(
+        self, request: InferenceRequest, replica: Replica, watch: Watch, reply: Reply, assembly: Assembly
+    ) -> Answer | Exception | None:
+        """`_attempt` for a whole answer that was lost once: as a stream, if `replica` can."""
+        if replica.kind != STREAMING:
+            return await self._attempt(request, replica, watch, reply, None)
+        result = await self._attempt(assembly.request, replica, watch, assembly, assembly.journal)
+        return assembly.outcome(result)
+
     async def _wait(
-        self, request: InferenceRequest, attempts: Attempts, watch: Watch, journal: Journal | None
+        self, request: InferenceRequest, attempts: Attempts, watch: Watch, *, begun: bool
     ) -> Replica:
         """A replica for `request`, of which those that are ready failed it already, if any.
 
         What refused once is asked again if nobody else comes: it may have room by then.
+
+        Args:
+            begun: some of the answer has come already.
         """
-        streaming = journal is not None and journal.pieces > 0
-        patience = self.config.stream_wait_seconds if streaming else self.config.replica_wait_seconds
+        patience = self.config.stream_wait_seconds if begun else self.config.replica_wait_seconds
         attempts.tried.clear()
         return await self._router.wait(request, watch, patience)
 
@@ -171,7 +191,7 @@ class Relay:
             logger.error("a stream was not continued: %s %r", result, result.body[:500])
             raise unavailable("the stream was cut and no server went on with it", code="upstream_failed")
         elif isinstance(result, Answer) and result.is_json:
-            retry_after = result.retry_after or ("1" if result.status in (429, 503) else None)
+            retry_after = result.retry_after or ("1" if result.status in (408, 429, 503) else None)
             headers = [(RETRY_AFTER.encode(), retry_after.encode())] if retry_after else []
             await reply.whole(result.status, result.body, headers=headers)
         elif isinstance(result, AnswerTimeout):

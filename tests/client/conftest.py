@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
@@ -17,6 +17,9 @@ from client.config import GatewayConfig
 from client.gateway import Gateway
 from tests.client.stub import Stub
 from tests.serving import eventually
+
+if TYPE_CHECKING:
+    from server.text.tokenizer import Tokenizer
 
 FAST: dict[str, Any] = {
     "heart_beat_timeout_seconds": 0.5,
@@ -123,3 +126,13 @@ async def serving_here(app: Any) -> AsyncIterator[str]:
 @pytest.fixture
 def make_gateway() -> MakeGateway:
     return running_gateway
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    from server.text.tokenizer import Tokenizer  # most tests of the gateway do without what it imports
+    from tests.models import tiny_tokenizer
+
+    path = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer(path)
+    return Tokenizer(path)

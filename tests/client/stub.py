@@ -11,7 +11,7 @@ import asyncio
 import json
 import sys
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,11 @@ def tokens_of(prompt: str, count: int) -> list[int]:
 
 def text_of(token_ids: list[int]) -> str:
     return "".join(f" {token}" for token in token_ids)
+
+
+def usage_of(call: Call) -> dict[str, Any]:
+    usage = {"prompt_tokens": 1, "completion_tokens": call.count, "total_tokens": call.count + 1}
+    return {"usage": usage}
 
 
 @dataclass
@@ -186,8 +191,7 @@ class Stub:
             writer.transport.abort()
             return False
         text = text_of(tokens_of(call.prompt, call.count))
-        usage = {"prompt_tokens": 1, "completion_tokens": call.count, "total_tokens": call.count + 1}
-        answer = self._chunk(call, text, "length", CREATED) | {"usage": usage}
+        answer = self._envelope(call, [self._choice(call, text, "length")], CREATED) | usage_of(call)
         await self._whole(writer, 200, json.dumps(answer).encode())
         return True
 
@@ -218,11 +222,13 @@ class Stub:
             comments = b""
             if call.headers.get("x-stream-checkpoint") == "1":
                 comments = checkpoint(0, [ids[i]], last)
-            data = self._chunk(call, text_of([ids[i]]) + self.padding, "length" if last else None, created)
+            choice = self._choice(call, text_of([ids[i]]) + self.padding, "length" if last else None)
+            data = self._envelope(call, [choice], created)
             self._piece(writer, event(json.dumps(data).encode(), comments=comments))
             await writer.drain()
         else:
-            self._piece(writer, event(json.dumps({"choices": [], "usage": len(ids)}).encode()) + DONE)
+            data = self._envelope(call, [], created) | usage_of(call)
+            self._piece(writer, event(json.dumps(data).encode()) + DONE)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
@@ -233,17 +239,26 @@ class Stub:
         self.die_after = None
         return True
 
-    def _chunk(self, call: Call, text: str, reason: str | None, created: int) -> dict[str, Any]:
+    def _choice(self, call: Call, text: str, reason: str | None) -> dict[str, Any]:
+        content: dict[str, Any] = {"text": text}
+        if call.chat and call.body.get("stream"):
+            content = {"delta": {"content": text}}
+        elif call.chat:
+            content = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        return {"index": 0, **content, "finish_reason": reason}
+
+    def _envelope(self, call: Call, choices: list[dict[str, Any]], created: int) -> dict[str, Any]:
         if call.path.startswith("/completion"):
-            return {"choices": [{"text": text, "index": 0, "finish_reason": reason}]}
-        content = {"delta": {"content": text}} if call.chat else {"text": text}
-        if call.chat and not call.body.get("stream"):
-            content = {"message": {"role": "assistant", "content": text}}
+            return {"choices": choices}
+        kind = "text_completion"
+        if call.chat:
+            kind = "chat.completion.chunk" if call.body.get("stream") else "chat.completion"
         return {
             "id": f"cmpl-{call.headers.get('x-request-id')}",
+            "object": kind,
             "created": created,
             "model": self.model,
-            "choices": [{"index": 0, **content, "finish_reason": reason}],
+            "choices": choices,
         }
 
     def _piece(self, writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -268,6 +283,24 @@ async def stubs(*servers: Stub) -> AsyncIterator[None]:
     finally:
         for server in servers:
             await server.kill()
+
+
+@asynccontextmanager
+async def short_lives(servers: Sequence[Stub], events: int) -> AsyncIterator[None]:
+    """Each of `servers` dies whenever it has sent so many events, or was about to answer whole."""
+
+    async def keep_killing() -> None:
+        while True:
+            for server in servers:
+                if server.die_after is None:
+                    server.die_after = events
+            await asyncio.sleep(0.001)
+
+    killing = asyncio.create_task(keep_killing())
+    try:
+        yield
+    finally:
+        killing.cancel()
 
 
 async def _main() -> None:

@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import ApiError, internal, queue_full, queue_timeout, unavailable, unprocessable
+from protocol.errors import (
+    ApiError,
+    internal,
+    queue_full,
+    queue_timeout,
+    unavailable,
+    unprocessable,
+)
 from protocol.status import ServerState
 from tests.client.conftest import MakeGateway
-from tests.client.stub import Stub, stubs, text_of, tokens_of
+from tests.client.stub import Stub, short_lives, stubs, text_of, tokens_of
 from tests.serving import eventually
 
 BUSY = 20
@@ -58,20 +65,8 @@ async def test_a_stream_survives_many_deaths(make_gateway: MakeGateway) -> None:
     expected = await undisturbed(make_gateway, "story", 40)
     servers = [Stub(), Stub()]
     async with stubs(*servers), make_gateway(servers, max_attempts=3) as client:
-        servers[0].die_after = servers[1].die_after = 3
-
-        async def keep_killing() -> None:
-            while True:
-                for server in servers:
-                    if server.die_after is None:
-                        server.die_after = 3
-                await asyncio.sleep(0.001)
-
-        killing = asyncio.create_task(keep_killing())
-        try:
+        async with short_lives(servers, 3):
             assert await client.stream("story", 40) == expected
-        finally:
-            killing.cancel()
         assert sum(len(server.calls) for server in servers) > 10
 
 

@@ -69,7 +69,9 @@ def stub_server(port: int) -> Sequence[str]:
 async def test_kill_9_every_two_seconds(tmp_path: Path) -> None:
     fleet = Fleet(stub_server, tmp_path)
     dice = random.Random(0)
-    work = [(f"prompt {i}", dice.randint(1, 200), bool(i % 2)) for i in range(600)]
+    # whole answers that take twice as long as any server lives, and others
+    work = [(f"long {i}", 600, False) for i in range(6)]
+    work += [(f"prompt {i}", dice.randint(1, 200), bool(i % 2)) for i in range(600)]
     with fleet.run():
         async with gateway(tmp_path, fleet.urls, replica_wait_seconds=15) as (_, session):
             killing = asyncio.create_task(keep_killing(fleet))

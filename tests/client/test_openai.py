@@ -19,17 +19,9 @@ from server.text.tokenizer import Tokenizer
 from tests.api.fake import REPLY, FakeService
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs
-from tests.models import tiny_tokenizer
 from tests.serving import serving
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    path = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer(path)
-    return Tokenizer(path)
 
 
 @pytest.fixture

@@ -1,0 +1,129 @@
+"""Makes a whole answer of a stream, so that an answer longer than its servers live is finished, too.
+
+A server that dies takes all of a whole answer with it, but of a stream only what it had not sent.
+Who asked for a whole answer and lost it is therefore asked for again as a stream, which goes on at
+another server where it is cut (`resume`). The client gets the body that a server would have written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+from typing import Any
+
+import orjson
+
+from client.classify import StreamFailed
+from client.exchange import Answer
+from client.request import InferenceRequest
+from client.resume import Journal
+from protocol.routes import COMPLETION_V2
+from protocol.status import ServiceKind
+
+STREAMING: ServiceKind = "continuous_batching"
+"""The servers that can stream."""
+_CHUNK = "chat.completion.chunk"
+_WHOLE = "chat.completion"
+
+Json = dict[str, Any]
+
+
+class Assembly:
+    """The whole answer to `request` while it is made; an `exchange.Sink`."""
+
+    status = 200
+    """Nobody waits for the first event: its time is not of the metrics."""
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self.request = _streamed(request)
+        self.journal = Journal()
+        self._choices = [_Choice() for _ in range(request.choices)]
+        self._last: Json | None = None
+
+    async def piece(self, data: bytes) -> None:
+        """Take whole events.
+
+        Raises:
+            StreamFailed: they are none of a completion.
+        """
+        try:
+            for line in data.splitlines():
+                if line.startswith(b"data: {"):
+                    self._take(orjson.loads(line[6:]))
+        except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
+            raise StreamFailed(data) from None
+
+    def _take(self, event: Json) -> None:
+        for choice in event["choices"]:
+            self._choices[choice["index"]].extend(choice)
+        if event.get("usage") is not None:
+            self._last = event
+
+    async def end(self) -> None:
+        """Nothing more comes.
+
+        Raises:
+            StreamFailed: something of the answer is missing.
+        """
+        if self._last is None or not all(choice.finished for choice in self._choices):
+            raise StreamFailed(b"")
+
+    def outcome(self, result: Answer | Exception | None) -> Answer | Exception:
+        """What an attempt at the stream brought, as if a whole answer had been asked for."""
+        if result is None:
+            return Answer(200, self._body(), is_json=True, retry_after=None)
+        if isinstance(result, StreamFailed):
+            return Answer(result.status or 500, result.body, is_json=result.status != 0, retry_after=None)
+        return result
+
+    def _body(self) -> bytes:
+        """The last event, which has all that stands around the answers, with the answers."""
+        body = {**(self._last or {}), "choices": [choice.whole() for choice in self._choices]}
+        if body.get("object") == _CHUNK:
+            body["object"] = _WHOLE
+        return orjson.dumps(body)
+
+
+class _Choice:
+    """One answer: the fields of its first event, to which those that follow add."""
+
+    __slots__ = ("_fields", "_text")
+
+    def __init__(self) -> None:
+        self._fields: Json = {}
+        self._text = StringIO()
+
+    @property
+    def finished(self) -> bool:
+        return self._fields.get("finish_reason") is not None
+
+    def extend(self, piece: Json) -> None:
+        """Take the next piece, in the shape of any of the routes."""
+        delta = piece.get("delta")
+        self._text.write(piece["text"] if delta is None else delta.get("content", ""))
+        if not self._fields:
+            self._fields = piece
+            return
+        self._fields["finish_reason"] = piece["finish_reason"]
+        if "token_ids" in piece:
+            self._fields["token_ids"] += piece["token_ids"]
+        for name, values in (piece.get("logprobs") or {}).items():
+            if values is not None:
+                self._fields["logprobs"][name] += values
+
+    def whole(self) -> Json:
+        """The answer as it stands in a whole body."""
+        text = self._text.getvalue()
+        if "delta" not in self._fields:
+            return {**self._fields, "text": text}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        fields = {name: value for name, value in self._fields.items() if name != "delta"}
+        return {**fields, "message": message}
+
+
+def _streamed(request: InferenceRequest) -> InferenceRequest:
+    """`request`, asking for a stream that reports its usage."""
+    fields = {**request.fields, "stream": True}
+    if request.route != COMPLETION_V2:  # whose streams always do
+        fields["stream_options"] = {"include_usage": True}
+    return replace(request, body=orjson.dumps(fields), fields=fields, stream=True)

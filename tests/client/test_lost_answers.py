@@ -1,0 +1,135 @@
+"""Whole answers whose server dies: asked for as streams, which survive it, and put together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from protocol.errors import (
+    ApiError,
+    cancelled,
+    internal,
+    queue_full,
+    queue_timeout,
+    unavailable,
+    unprocessable,
+)
+from tests.client.conftest import MakeGateway
+from tests.client.stub import Stub, short_lives, stubs, text_of, tokens_of
+from tests.serving import eventually
+
+BUSY = 20
+"""`others` of a server that is not to be the first choice."""
+
+
+def text_is_right(answer: dict[str, Any], prompt: str, tokens: int) -> bool:
+    return bool(answer["choices"][0]["text"] == text_of(tokens_of(prompt, tokens)))
+
+
+@pytest.mark.parametrize("route", ["/completion/v2", "/v1/completions", "/v1/chat/completions"])
+async def test_a_whole_answer_longer_than_any_server_lives(make_gateway: MakeGateway, route: str) -> None:
+    """It is asked for as a stream once it was lost, and put together from what each server made."""
+    request: dict[str, Any] = {"model": "m", "prompt": "x", "generation_config": {"max_new_tokens": 40}}
+    if route != "/completion/v2":
+        request = {"model": "m", "prompt": "x", "max_tokens": 40}
+    if "chat" in route:
+        request["messages"] = [{"role": "user", "content": request.pop("prompt")}]
+    servers = [Stub(die_after=0), Stub(others=BUSY)]
+    async with stubs(*servers), make_gateway(servers, max_attempts=3) as client:
+        client.session.headers["x-request-id"] = "mine"
+        answers = []
+        async with short_lives(servers, 3):
+            async with client.session.post(route, json=request) as response:
+                assert response.headers["content-type"] == "application/json"
+                answers.append(await response.json())
+            calls = sum(len(server.calls) for server in servers)
+        await eventually(lambda: all(server.die_after is not None for server in servers))
+        servers[0].die_after = servers[1].die_after = None
+        async with client.session.post(route, json=request) as response:
+            answers.append(await response.json())
+        assert answers[0] == answers[1]
+        metrics = client.gateway.metrics
+        assert metrics.resumes == calls - 2 > 10  # neither the first attempt nor the first stream
+        assert metrics.first_event.export()[1] == 0
+        assert metrics.tokens == 2 * 40
+
+
+@pytest.mark.parametrize(
+    ("error", "retry_after"),
+    [
+        (queue_timeout("too long"), "1"),
+        (cancelled("mine"), None),
+        (unprocessable("no"), None),
+        (internal("oops"), None),
+    ],
+    ids=lambda value: str(getattr(value, "status", value)),
+)
+async def test_an_error_of_the_request_is_the_whole_answer(
+    make_gateway: MakeGateway, error: ApiError, retry_after: str | None
+) -> None:
+    first, peer = Stub(die_after=0), Stub(others=BUSY, stream_error=error)
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        status, headers, body = await client.post("story", 8)
+        assert (status, body) == (error.status, error.response().model_dump())
+        assert headers["content-type"] == "application/json"
+        assert headers.get("retry-after") == retry_after
+        assert len(first.calls) == len(peer.calls) == 1
+
+
+async def test_a_whole_answer_survives_engines_too(make_gateway: MakeGateway) -> None:
+    lost = unavailable("the engine was lost", code="engine_lost")
+    first, peer = Stub(refusal=lost), Stub(others=BUSY, stream_error=lost)
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        assert text_is_right(await client.complete("story", 8), "story", 8)
+        assert not peer.calls[0].body.get("resume")
+        assert [len(c["token_ids"]) for c in peer.calls[1].body["resume"]["choices"]] == [2]
+
+
+async def test_nonsense_in_place_of_an_event_is_an_error(make_gateway: MakeGateway) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    first, peer = Stub(die_after=0), Stub(others=BUSY, raw=head + b"data: {oops\n\n")
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        status, _, body = await client.post("story", 8)
+        assert (status, body["error"]["code"]) == (500, "internal_error")
+
+
+async def test_a_whole_answer_of_servers_that_cannot_stream_is_asked_for_again(
+    make_gateway: MakeGateway,
+) -> None:
+    """Wherever the first one was lost."""
+    streaming = Stub(die_after=0)
+    first, peer = Stub(kind="static_batching"), Stub(kind="static_batching", others=BUSY)
+    async with stubs(streaming, first, peer), make_gateway([streaming, first, peer]) as client:
+        for route, lost in (("/completion/v1", [first]), ("/v1/completions", [streaming, first])):
+            first.die_after = 0
+            status, _, body = await client.post("x", 5, route=route)
+            assert status == 200 and text_is_right(body, "x", 5)
+            for server in (*lost, peer):
+                assert not {"stream", "resume"} & server.calls.pop().body.keys()
+                assert not server.calls
+
+
+async def test_a_cut_whole_answer_waits_for_room(make_gateway: MakeGateway) -> None:
+    first, peer = Stub(die_after=0), Stub(others=BUSY, die_after=3)
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        answer = asyncio.create_task(client.complete("story", 8))
+        await eventually(lambda: bool(first.calls))
+        await first.kill()
+        await eventually(lambda: bool(peer.calls))
+        peer.refusal = queue_full("full")
+        await eventually(lambda: len(peer.calls) >= 3)
+        peer.refusal = None
+        assert text_is_right(await answer, "story", 8)
+
+
+async def test_a_client_that_leaves_while_its_answer_is_put_together(make_gateway: MakeGateway) -> None:
+    first, peer = Stub(die_after=0), Stub(others=BUSY, seconds_per_token=0.05)
+    async with stubs(first, peer), make_gateway([first, peer]) as client:
+        request = asyncio.create_task(client.complete("x", 1000))
+        await eventually(lambda: peer.live == 1 and client.gateway.metrics.tokens > 2)
+        request.cancel()
+        await eventually(lambda: peer.live == 0, 1.0)
+        await eventually(lambda: client.gateway.metrics.finished["/completion/v2", 499] == 1)
+        assert not client.leaks()
