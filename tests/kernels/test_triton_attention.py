@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.continuous_batching.attention import triton_fused_decode
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
 from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
@@ -128,15 +129,24 @@ def check(
     assert torch.equal(cache[:, [0, 2]], untouched)
 
 
+@pytest.fixture(params=["one kernel", "kernels apart"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decodes as a step of few takes them, and as a step of many."""
+    if request.param == "kernels apart":
+        monkeypatch.setattr(triton_fused_decode, "_FEW", 0)
+
+
 SHAPES = [(4, 2, 64), (4, 4, 80), (6, 2, 96), (8, 1, 128)]
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("heads", SHAPES)
 def test_mixed_steps(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
     check(device, dtype, heads, 16, [0, 15, 16, 130], [(0, 20), (33, 180)])
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -> None:
     check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
@@ -255,6 +265,7 @@ def test_a_backend_chosen_by_name_runs_or_says_why_not(monkeypatch: pytest.Monke
     assert "has 7.5" in choose_attention(shape, cuda)[1]
 
 
+@pytest.mark.usefixtures("both_ways")
 def test_padding_stores_nothing(device: torch.device) -> None:
     batch = paged_batch([5, 9], [], 16, device)
     batch.positions[1] = -1

@@ -55,8 +55,8 @@ for inputs in (256, 8192):
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 silu_mul(tensor(3, 4096))
 sample(tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
-for heads, kv_heads, head_dim in ((4, 2, 64), (6, 2, 96), (8, 1, 128)):
-    batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
+for heads, kv_heads, head_dim, decodes in ((4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80)):
+    batch = paged_batch([5, 130] * (decodes // 2), [(0, 20)], 16, cpu)
     cache = tensor(batch.tables.numel(), 1, 2, 16, kv_heads, head_dim)
     shape = AttentionShape(heads, kv_heads, head_dim, 16, dtype)
     attention = TritonAttention(shape, rotary_of(head_dim, dtype, cpu), cache)
@@ -69,7 +69,7 @@ if dtype != torch.float32:
 names = {name for name, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
-    "_attend_chunk",
+    "_decode_piece", "_merge_pieces", "_attend_chunk",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 assert all("griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx for _, ptx in compiled)

@@ -7,28 +7,34 @@ from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.paged import Chunks, PagedAttention
-from server.continuous_batching.attention.triton_decode import SplitDecode
+from server.continuous_batching.attention.triton_decode import decode_attention
+from server.continuous_batching.attention.triton_fused_decode import FusedDecode
 from server.continuous_batching.attention.triton_prefill import chunk_attention
 from server.continuous_batching.attention.triton_rotary import rotate_and_store
 from server.continuous_batching.layers.rotary import Rotary
 
 
 class TritonAttention(PagedAttention):
-    """Split-K decoding in one kernel; chunks take two: rotation and cache write, then tiled attention."""
+    """Few decodes in one kernel; else rotation and cache write, split-K decoding, tiled prefill."""
 
     name = "triton"
 
     def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor) -> None:
         super().__init__(shape, rotary, cache)
-        self._decode = SplitDecode(rotary, cache)
+        self._fused = FusedDecode(rotary, cache)
 
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch = self.batch
+        batch, count = self.batch, self.batch.num_decodes
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        if count := batch.num_decodes:
-            self._decode(layer, batch, query[:count], key[:count], value[:count], output[:count])
+        fused = self._fused.takes(batch)
+        if fused:
+            self._fused(layer, batch, query[:count], key[:count], value[:count], output[:count])
+        if not fused or batch.chunks is not None:
+            first = count if fused else 0
+            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch, first)
+        if count and not fused:
+            decode_attention(query[:count], self.cache, layer, batch, output[:count])
         if batch.chunks is not None:
-            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch)
             self._attend_chunks(layer, query, batch.chunks, output)
         return output.flatten(1)
 

@@ -1,13 +1,8 @@
 """Paged attention for decodes: one new token a sequence, the context split over many programs.
 
 Split-K decoding (Flash-Decoding; Dao et al., 2023): each program attends to a piece of one
-sequence's context for all query heads that share a key head, so that keys and values are read once.
-The program that ends last merges the pieces by their log-sum-exp, as in stream-K products: a kernel
-more would cost a small batch as much as attention itself.
-
-The new token is rotated here and attended to from registers, while the first program of its context
-stores it. So nothing read from the cache is of this step, and the first keys and values are asked for
-before the kernel in front has ended (see `_decode`).
+sequence's context for all query heads that share a key head, so that keys and values are read once;
+a second kernel merges the pieces by their log-sum-exp.
 """
 
 from __future__ import annotations
@@ -20,25 +15,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.continuous_batching.attention.paged import PagedBatch
 from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
-from server.continuous_batching.layers.rotary import Rotary
 
-_LOG2_E = 1.4426950408889634
+LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 64
-_PROGRAMS = 512
-"""About as many run at once on a data-centre GPU; contexts are split up to that, for one wave of them."""
-_TILE_ELEMENTS = 4096
-"""Keys that a program reads at a time: four programs then share a multiprocessor's memory."""
+_PROGRAMS = 2048
+"""As many fill a data-centre GPU evenly, also where contexts are of unequal length."""
 
 
 @triton.jit
-def _rotated(head, other, sign, cos, sin):
-    """`head` rotated, `other` being the partner of each of its elements: the same place in the other half."""
-    turned = head.to(tl.float32) * cos + sign * other.to(tl.float32) * sin
-    return turned.to(head.dtype)
-
-
-@triton.jit
-def _tile(
+def load_tile(
     base, table, n, valid, d, block_stride, value_offset,
     BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
@@ -50,7 +35,7 @@ def _tile(
 
 
 @triton.jit
-def _attend(q, k, v, valid, best, total, acc, scale, PRECISION: tl.constexpr):
+def attend_tile(q, k, v, valid, best, total, acc, scale, PRECISION: tl.constexpr):
     """(best, total, acc) of the online softmax after a tile of keys and values more."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     scores = tl.where(valid[None, :], scores, float("-inf"))
@@ -63,174 +48,122 @@ def _attend(q, k, v, valid, best, total, acc, scale, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _merge(
-    partial, scales, output, line, live,
-    HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr, SPLITS: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """Write the heads `line` of `output` from their `live` pieces."""
-    d = tl.arange(0, DIM_TILE)
-    best = tl.full([line.shape[0]], float("-inf"), tl.float32)
-    total = tl.zeros([line.shape[0]], tl.float32)
-    acc = tl.zeros([line.shape[0], DIM_TILE], tl.float32)
-    for s0 in range(0, live, TILE):
-        s = s0 + tl.arange(0, TILE)
-        piece = line[:, None] * SPLITS + s[None, :]
-        mask = (s < live)[None, :]
-        # past the first-level cache, which knows nothing of other multiprocessors' stores
-        scale = tl.load(scales + piece, mask=mask, other=float("-inf"), cache_modifier=".cg")
-        at = partial + piece[:, :, None] * HEAD_DIM + d[None, None, :]
-        mask = mask[:, :, None] & (d < HEAD_DIM)[None, None, :]
-        part = tl.load(at, mask=mask, other=0.0, cache_modifier=".cg")
-        peak = tl.maximum(best, tl.max(scale, 1))
-        weights = tl.exp2(scale - peak[:, None])
-        fade = tl.exp2(best - peak)
-        total = total * fade + tl.sum(weights, 1)
-        acc = acc * fade[:, None] + tl.sum(part * weights[:, :, None], 1)
-        best = peak
-    at = output + line[:, None] * HEAD_DIM + d[None, :]
-    merged = (acc / total[:, None]).to(output.dtype.element_ty)
-    tl.store(at, merged, mask=(d < HEAD_DIM)[None, :])
-
-
-@triton.jit
-def _decode(
-    query, key, value, cos_table, sin_table, cache, rows, positions, tables,
-    partial, scales, arrivals, output,
-    query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, scale,
+def _decode_piece(
+    query, cache, rows, positions, tables, partial, scales,
+    query_stride, table_stride, block_stride, layer_offset, value_offset, scale,
     GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
-    MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (sequence, key head, piece).
-
-    Before it waits, it reads what no kernel of this step writes once its tokens are embedded: places, tables,
-    angles, and the cache up to the new token.
-    """
+    """Program (sequence, key head, piece)."""
     TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
     if PDL:
         gdc_launch_dependents()
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    position = tl.load(positions + sequence)
-    row = tl.load(rows + sequence).to(tl.int64)
-    piece = tl.maximum(tl.cdiv(tl.cdiv(position, SPLITS), TILE), 1) * TILE
-    live = tl.maximum(tl.cdiv(position, piece), 1)
-    begin = split * piece
-    end = tl.minimum(begin + piece, position)
-    d = tl.arange(0, DIM_TILE)
-    d_valid = d < HEAD_DIM
-    table = tables + row * table_stride
-    base = cache + layer_offset + kv_head * HEAD_DIM
-    n = begin + tl.arange(0, TILE)
-    valid = n < end
-    k, v = _tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-    present = d_valid & (position >= 0)
-    cos = tl.load(cos_table + position * HEAD_DIM + d, mask=present, other=0.0).to(tl.float32)
-    sin = tl.load(sin_table + position * HEAD_DIM + d, mask=present, other=0.0).to(tl.float32)
-    if PDL:
         gdc_wait()
-    if (position < 0) | (split >= live):
-        return
-
-    sequence = sequence.to(tl.int64)
+    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(positions + sequence) + 1
+    piece = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE
+    begin = split * piece
+    end = tl.minimum(begin + piece, length)
     g = tl.arange(0, GROUP_TILE)
+    d = tl.arange(0, DIM_TILE)
     head = kv_head * GROUP + g
-    other = tl.where(d < HEAD_DIM // 2, d + HEAD_DIM // 2, d - HEAD_DIM // 2)
-    sign = tl.where(d < HEAD_DIM // 2, -1.0, 1.0)
+    # partial results: [sequences, heads, splits, head_dim], and their log2-sum-exp2 in `scales`
+    out = (sequence.to(tl.int64) * (KV_HEADS * GROUP) + head) * SPLITS + split
+    if begin >= end:
+        tl.store(scales + out, float("-inf"), mask=g < GROUP)
+        return
+    d_valid = d < HEAD_DIM
     q_mask = (g < GROUP)[:, None] & d_valid[None, :]
-    at = query + sequence * query_stride + head[:, None] * HEAD_DIM
-    q = _rotated(tl.load(at + d[None, :], mask=q_mask, other=0.0),
-                 tl.load(at + other[None, :], mask=q_mask, other=0.0),
-                 sign[None, :], cos[None, :], sin[None, :])  # fmt: skip
-
-    first = split == 0
-    mask = d_valid & first
-    at = key + sequence * key_stride + kv_head * HEAD_DIM
-    k_new = _rotated(tl.load(at + d, mask=mask, other=0.0), tl.load(at + other, mask=mask, other=0.0),
-                     sign, cos, sin)  # fmt: skip
-    v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
-    block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
-    at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
-    tl.store(at, k_new, mask=mask)
-    tl.store(at + value_offset, v_new, mask=mask)
-
-    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scale
-    best = tl.where(first, score, float("-inf"))
-    total = tl.zeros([GROUP_TILE], tl.float32) + tl.where(first, 1.0, 0.0)
-    acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32) + v_new.to(tl.float32)[None, :]
-    best, total, acc = _attend(q, k, v, valid, best, total, acc, scale, PRECISION)
-    for n0 in range(begin + TILE, end, TILE):
+    q = tl.load(query + sequence.to(tl.int64) * query_stride + head[:, None] * HEAD_DIM + d[None, :],
+                mask=q_mask, other=0.0)  # fmt: skip
+    table = tables + tl.load(rows + sequence).to(tl.int64) * table_stride
+    base = cache + layer_offset + kv_head * HEAD_DIM
+    best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
+    total = tl.zeros([GROUP_TILE], tl.float32)
+    acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
+    for n0 in range(begin, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
-        k, v = _tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-        best, total, acc = _attend(q, k, v, valid, best, total, acc, scale, PRECISION)
+        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, PRECISION)
     acc = acc / total[:, None]
-
-    group = (sequence * KV_HEADS + kv_head) * GROUP
-    line = group + g
-    if SPLITS == 1:
-        at = output + line[:, None] * HEAD_DIM + d[None, :]
-        tl.store(at, acc.to(output.dtype.element_ty), mask=q_mask)
-        return
-    out = line * SPLITS + split
-    tl.store(partial + out[:, None] * HEAD_DIM + d[None, :], acc, mask=q_mask)
+    at = partial + out[:, None] * HEAD_DIM + d[None, :]
+    tl.store(at, acc.to(partial.dtype.element_ty), mask=q_mask)
     tl.store(scales + out, best + tl.log2(total), mask=g < GROUP)
-    tl.debug_barrier()  # every thread has stored before one of them says so
-    arrival = arrivals + sequence * KV_HEADS + kv_head
-    if tl.atomic_add(arrival, 1, sem="acq_rel") == live - 1:
-        heads = group + tl.minimum(tl.arange(0, MERGE_HEADS), GROUP - 1)
-        _merge(partial, scales, output, heads, live, HEAD_DIM, DIM_TILE, SPLITS, MERGE_TILE)
-        tl.store(arrival, 0)
 
 
-def num_splits(sequences: int, kv_heads: int, max_length: int, tile: int) -> int:
-    """Pieces of each context, a power of two: each is a kernel to compile."""
-    room = max(_PROGRAMS // (sequences * kv_heads), 1)
-    return min(1 << (room.bit_length() - 1), _MAX_SPLITS, next_power_of_two(-(-max_length // tile)))
+@triton.jit
+def _merge_pieces(
+    partial, scales, output,
+    HEADS: tl.constexpr, HEAD_TILE: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (sequence, tile of heads)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    head = tl.program_id(1) * HEAD_TILE + tl.arange(0, HEAD_TILE)
+    line = tl.program_id(0).to(tl.int64) * HEADS + head
+    s = tl.arange(0, SPLITS)
+    d = tl.arange(0, DIM_TILE)
+    piece = line[:, None] * SPLITS + s[None, :]
+    scale = tl.load(scales + piece, mask=(head < HEADS)[:, None], other=0.0)
+    weight = tl.exp2(scale - tl.max(scale, 1)[:, None])
+    valid = (weight > 0.0) & (head < HEADS)[:, None]  # pieces that are empty were not written
+    at = partial + piece[:, :, None] * HEAD_DIM + d[None, None, :]
+    part = tl.load(at, mask=valid[:, :, None] & (d < HEAD_DIM)[None, None, :], other=0.0)
+    merged = tl.sum(part * weight[:, :, None], 1) / tl.sum(weight, 1)[:, None]
+    at = output + line[:, None] * HEAD_DIM + d[None, :]
+    tl.store(at, merged.to(output.dtype.element_ty), mask=(head < HEADS)[:, None] & (d < HEAD_DIM)[None, :])
 
 
-class SplitDecode:
-    """Attention of a step's decodes.
+def num_splits(pairs: int, programs: int, max_length: int, tile: int) -> int:
+    """Pieces of each context, a power of two.
 
     Args:
-        rotary: cosines and sines.
-        cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+        pairs: of sequence and key head.
+        programs: about as many shall run.
+        max_length: tokens of the longest context that there may be.
+        tile: tokens that a program reads at a time.
     """
+    wanted = next_power_of_two(-(-programs // pairs))
+    return min(wanted, _MAX_SPLITS, next_power_of_two(-(-max_length // tile)))
 
-    def __init__(self, rotary: Rotary, cache: Tensor) -> None:
-        self._rotary = rotary
-        self._cache = cache
-        # pieces that have ended, of each context and key head that is split; 0 between two launches
-        self._arrivals = torch.zeros(_PROGRAMS, dtype=torch.int32, device=cache.device)
 
-    def __call__(
-        self, layer: int, batch: PagedBatch, query: Tensor, key: Tensor, value: Tensor, output: Tensor
-    ) -> None:
-        """Rotate, store and attend.
+def decode_attention(query: Tensor, cache: Tensor, layer: int, batch: PagedBatch, output: Tensor) -> None:
+    """Attend for the decodes of a step.
 
-        Args:
-            query: [decodes, heads, head_dim], rows may be apart (a slice of a joint projection).
-            key, value: [decodes, kv_heads, head_dim], likewise.
-            output: [decodes, heads, head_dim], contiguous; filled.
-        """
-        cache = self._cache
-        sequences, heads, head_dim = query.shape
-        kv_heads, block_size = cache.shape[4], cache.shape[3]
-        group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
-        tile = _TILE_ELEMENTS // dim_tile
-        splits = num_splits(sequences, kv_heads, batch.tables.shape[1] * block_size, tile)
-        scales = partial = output
-        if splits > 1:
-            scales = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
-            partial = torch.empty((*scales.shape, head_dim), dtype=torch.float32, device=cache.device)
-        merge_heads = next_power_of_two(group)
-        _decode[(sequences, kv_heads, splits)](
-            query, key, value, self._rotary.cos, self._rotary.sin, cache,
-            batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals, output,
-            query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
-            layer * cache.stride(1), cache.stride(2), head_dim**-0.5 * _LOG2_E,
-            GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
-            DIM_TILE=dim_tile, BLOCK_SIZE=block_size, TILE=tile, SPLITS=splits, MERGE_HEADS=merge_heads,
-            MERGE_TILE=max(min(splits, 8192 // (merge_heads * dim_tile)), 1), PRECISION="ieee",
-            num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
-            **launch_options(cache.device),
+    Args:
+        query: [decodes, heads, head_dim], rotated.
+        cache: [blocks, layers, 2, block_size, kv_heads, head_dim]; holds the new tokens too.
+        output: [decodes, heads, head_dim], contiguous; filled.
+    """
+    sequences, heads, head_dim = query.shape
+    kv_heads, block_size = cache.shape[4], cache.shape[3]
+    wide = query.dtype == torch.float32
+    tile = 32 if wide or sequences * kv_heads <= 16 else 64
+    splits = num_splits(sequences * kv_heads, _PROGRAMS, batch.tables.shape[1] * block_size, tile)
+    scales = torch.empty((sequences, heads, splits), dtype=torch.float32, device=query.device)
+    partial = output
+    if splits > 1:
+        shape = (sequences, heads, splits, head_dim)
+        partial = torch.empty(shape, dtype=torch.float32, device=query.device)
+    dim_tile = next_power_of_two(head_dim)
+    options = launch_options(cache.device)
+    group = heads // kv_heads
+    _decode_piece[(sequences, kv_heads, splits)](
+        query, cache, batch.rows, batch.positions, batch.tables, partial, scales,
+        query.stride(0), batch.tables.stride(0), cache.stride(0), layer * cache.stride(1),
+        cache.stride(2), head_dim**-0.5 * LOG2_E,
+        GROUP=group, GROUP_TILE=max(next_power_of_two(group), 16), KV_HEADS=kv_heads,
+        HEAD_DIM=head_dim, DIM_TILE=dim_tile, BLOCK_SIZE=block_size, TILE=tile, SPLITS=splits,
+        PRECISION="ieee", num_warps=4, num_stages=2 if wide else 3, **options,
+    )  # fmt: skip
+    if splits > 1:
+        head_tile = max(min(next_power_of_two(heads), 4096 // (splits * dim_tile)), 1)
+        _merge_pieces[(sequences, -(-heads // head_tile))](
+            partial, scales, output,
+            HEADS=heads, HEAD_TILE=head_tile, HEAD_DIM=head_dim, DIM_TILE=dim_tile, SPLITS=splits,
+            num_warps=4, **options,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One kernel between projection and attention of chunks: rotate queries and keys, store keys and values."""
+"""One kernel between the projection and attention: rotate queries and keys, store keys and values."""
 
 from __future__ import annotations
 
@@ -65,25 +65,26 @@ def _rotate_and_store(
 
 
 def rotate_and_store(
-    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, cache: Tensor, layer: int, batch: PagedBatch
-) -> None:
-    """Rotate the chunks' rows of `query` in place; write their keys, rotated, and values to `cache`.
+    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, cache: Tensor, layer: int, batch: PagedBatch,
+    first: int = 0,
+) -> None:  # fmt: skip
+    """Rotate `query` in place; write rotated keys and values to their places in `cache`.
 
     Args:
         query: [tokens, heads, head_dim], rows may be apart (a slice of a joint projection).
         key, value: [tokens, kv_heads, head_dim], likewise.
         rotary: cosines and sines.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+        first: the tokens before this one are left alone.
     """
-    chunks = slice(batch.num_decodes, None)
-    query, key, value = query[chunks], key[chunks], value[chunks]
+    query, key, value = query[first:], key[first:], value[first:]
     tokens, heads, head_dim = query.shape
     kv_heads = key.shape[1]
     head_tile = min(next_power_of_two(heads), 8 if tokens <= 64 else 32)
     grid = (tokens, -(-heads // head_tile) + 1)
     _rotate_and_store[grid](
         query, key, value, rotary.cos, rotary.sin, cache,
-        batch.rows[chunks], batch.positions[chunks], batch.tables,
+        batch.rows[first:], batch.positions[first:], batch.tables,
         query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0),
         cache.stride(0), layer * cache.stride(1), cache.stride(2),
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF=next_power_of_two(head_dim // 2),
