@@ -1,8 +1,8 @@
 """Makes a whole answer of a stream, so that an answer longer than its servers live is finished, too.
 
 A server that dies takes all of a whole answer with it, but of a stream only what it had not sent.
-Who asked for a whole answer and lost it is therefore asked for again as a stream, which goes on at
-another server where it is cut (`resume`). The client gets the body that a server would have written.
+A whole answer that was lost once is therefore asked for as a stream, which goes on at another server
+where it is cut (`resume`). The client gets the body that a server would have written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Assembly:
     def __init__(self, request: InferenceRequest) -> None:
         self.request = _streamed(request)
         self.journal = Journal()
-        self._choices = [_Choice() for _ in range(request.choices)]
+        self._choices: dict[int, _Choice] = {}
         self._last: Json | None = None
 
     async def piece(self, data: bytes) -> None:
@@ -55,7 +55,10 @@ class Assembly:
 
     def _take(self, event: Json) -> None:
         for choice in event["choices"]:
-            self._choices[choice["index"]].extend(choice)
+            index = choice["index"]
+            if not 0 <= index < self.request.choices:
+                raise IndexError(index)
+            self._choices.setdefault(index, _Choice()).extend(choice)
         if event.get("usage") is not None:
             self._last = event
 
@@ -65,7 +68,8 @@ class Assembly:
         Raises:
             StreamFailed: something of the answer is missing.
         """
-        if self._last is None or not all(choice.finished for choice in self._choices):
+        finished = sum(choice.finished for choice in self._choices.values())
+        if self._last is None or finished < self.request.choices:
             raise StreamFailed(b"")
 
     def outcome(self, result: Answer | Exception | None) -> Answer | Exception:
@@ -78,7 +82,8 @@ class Assembly:
 
     def _body(self) -> bytes:
         """The last event, which has all that stands around the answers, with the answers."""
-        body = {**(self._last or {}), "choices": [choice.whole() for choice in self._choices]}
+        choices = [choice.whole() for _, choice in sorted(self._choices.items())]
+        body = {**(self._last or {}), "choices": choices}
         if body.get("object") == _CHUNK:
             body["object"] = _WHOLE
         return orjson.dumps(body)

@@ -80,7 +80,7 @@ class GatewayConfig(ConfigModel):
 
     # failover
     max_attempts: Annotated[int, Field(ge=1)] = Field(
-        20, description="of one request, or of one stream since it last came further"
+        20, description="of one request, or of one answer since it last came further"
     )
     retry_ratio: Annotated[float, Field(ge=0)] = Field(
         0.2, description="retries allowed per request on average; bursts of 100 are free"
@@ -89,7 +89,7 @@ class GatewayConfig(ConfigModel):
         15, description="how long after its loss a server is hoped to come back, and requests wait for it"
     )
     stream_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        60, description="the same where a stream was cut that only waits for somebody to continue it"
+        60, description="the same where an answer was cut that only waits for somebody to continue it"
     )
     max_wait_seconds: Annotated[float, Field(ge=0)] = Field(
         60, description="longest wait of one request for a server to come back, loading included"

@@ -154,6 +154,11 @@ async def test_an_answer_without_its_end_is_an_error() -> None:
         await assembly.end()
 
 
+def test_answers_that_no_server_has_agreed_to_make_take_no_memory() -> None:
+    body = json.dumps({"model": "m", "n": 10**12}).encode()
+    Assembly(read_request("id", "/v1/completions", body))
+
+
 def test_an_error_event_becomes_the_answer_it_would_have_been() -> None:
     error = queue_timeout("too long")
     answer = an_assembly().outcome(StreamFailed(b": tokens 0 1\n" + event(error.json(), name="error")))
