@@ -119,7 +119,7 @@ def keyed_router(gateway: Gateway) -> APIRouter:
         watch = gateway.in_flight.get(request_id)
         if watch is None:
             raise not_found(f"no request {request_id!r} is being answered")
-        watch.give_up(cancelled(request_id))
+        watch.give_up(cancelled())
 
     return router
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from protocol.generation import GenerationConfig, TokenId
 
@@ -43,7 +43,7 @@ class CompletionRequest(BaseModel):
     model: str
     prompt: Prompt
     generation_config: GenerationConfig = GenerationConfig()
-    stream: bool = False
+    stream: StrictBool = False
     priority: Annotated[int, Field(ge=-100, le=100, description="higher runs first")] = 0
     return_token_ids: bool = False
     resume: Resume | None = None

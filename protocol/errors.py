@@ -108,9 +108,9 @@ def queue_timeout(message: str) -> ApiError:
     return ApiError(408, message, type="timeout_error", code="queue_timeout", retry_after=1)
 
 
-def cancelled(request_id: str) -> ApiError:
+def cancelled() -> ApiError:
     """409: somebody cancelled the request by its id."""
-    return ApiError(409, f"request {request_id} was cancelled", type="cancelled", code="cancelled")
+    return ApiError(409, "the request was cancelled", type="cancelled", code="cancelled")
 
 
 def body_too_large(limit: int) -> ApiError:

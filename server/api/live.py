@@ -10,9 +10,9 @@ from itertools import count
 class LiveRequests:
     """Maps the id of a request to the ids of its jobs.
 
-    A request with several prompts has several jobs, and two requests may bear the same id (a
-    gateway that tries again while the first try is still being cancelled): job ids are unique
-    nevertheless.
+    A request with several prompts has several jobs, and requests may bear the same id: a gateway tries
+    again while the engine still works on the first try, which was cut a moment ago. No job's id ever
+    comes twice, so that nothing of the one is taken for the other.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,8 @@ class LiveRequests:
     @contextmanager
     def register(self, request_id: str, jobs: int) -> Iterator[list[str]]:
         """Ids for as many `jobs` of a request, known until the context is left."""
+        ids = [f"{request_id}#{next(self._serial)}" for _ in range(jobs)]
         taken = self._jobs.setdefault(request_id, [])
-        plain = jobs == 1 and not taken
-        ids = [request_id] if plain else [f"{request_id}#{next(self._serial)}" for _ in range(jobs)]
         taken += ids
         try:
             yield ids

@@ -164,7 +164,7 @@ class ContinuousBatchingService:
         if stream is None:
             return False
         self._close_stream(request_id)
-        stream.end(cancelled(request_id))
+        stream.end(cancelled())
         return True
 
     def _close_stream(self, request_id: str) -> None:

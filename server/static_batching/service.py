@@ -150,7 +150,7 @@ class StaticBatchingService:
         entry = self._entries.get(request_id)
         if entry is None:
             return False
-        self._end(entry, cancelled(request_id))
+        self._end(entry, cancelled())
         return True
 
     def _close(self, request_id: str) -> None:

@@ -88,7 +88,7 @@ class FakeService:
     def cancel(self, request_id: str) -> bool:
         stream = self.live.get(request_id)
         if stream is not None:
-            stream.ended_by = cancelled(request_id)
+            stream.ended_by = cancelled()
         return stream is not None
 
 

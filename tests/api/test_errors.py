@@ -36,6 +36,7 @@ async def error(http: aiohttp.ClientSession, method: str, path: str, **request: 
         (b'{"model": "fake", "prompt": "Hi", "stop_token_ids": [100000]}', 422, "stop_token_ids", None),
         (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"100000": 1}}', 422, "logit_bias", None),
         (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"5": 101}}', 422, "logit_bias", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "stream": "true"}', 422, "stream", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 422, None, "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}', 422, "resume", None),
     ],

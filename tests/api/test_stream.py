@@ -182,6 +182,18 @@ async def test_client_gone_cancels(
     await eventually(lambda: not service.live)
 
 
+async def test_an_id_that_comes_again_stands_for_another_job(
+    http: aiohttp.ClientSession, service: FakeService, route: str
+) -> None:
+    """The engine may still speak of the first when the second begins."""
+    body = {"model": "fake", **ROUTES[route]}
+    for _ in range(2):
+        async with http.post(route, json=body, headers={"x-request-id": "mine"}) as response:
+            assert response.status == 200 and response.headers["x-request-id"] == "mine"
+    first, second = (job.request_id for job in service.jobs)
+    assert first != second
+
+
 async def test_delete_cancels(http: aiohttp.ClientSession, service: FakeService, route: str) -> None:
     service.seconds_per_token = 0.01
     body = {"model": "fake", **ROUTES[route]}

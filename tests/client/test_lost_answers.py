@@ -60,7 +60,7 @@ async def test_a_whole_answer_longer_than_any_server_lives(make_gateway: MakeGat
     ("error", "retry_after"),
     [
         (queue_timeout("too long"), "1"),
-        (cancelled("mine"), None),
+        (cancelled(), None),
         (unprocessable("no"), None),
         (internal("oops"), None),
     ],
