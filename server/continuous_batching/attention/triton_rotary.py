@@ -21,18 +21,21 @@ def _rotated(base, heads, d, cos, sin, mask, HEAD_DIM: tl.constexpr):
     return first * cos - second * sin, second * cos + first * sin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["begin"])
 def _rotate_and_store(
     query, key, value, cos_table, sin_table, cache, rows, positions, tables,
-    query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset,
+    query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, begin,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
     HEAD_TILE: tl.constexpr, KV_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (token, t): a tile of query heads, or for the last t all key and value heads."""
+    """Program (token, t): a tile of query heads, or for the last t all key and value heads.
+
+    Tokens count from `begin`, of which each alignment would have to be compiled by itself while serving.
+    """
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    token, tile = tl.program_id(0), tl.program_id(1)
+    token, tile = begin + tl.program_id(0), tl.program_id(1)
     position = tl.load(positions + token)
     if position < 0:
         return
@@ -77,16 +80,14 @@ def rotate_and_store(
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
         first: the tokens before this one are left alone.
     """
-    query, key, value = query[first:], key[first:], value[first:]
     tokens, heads, head_dim = query.shape
     kv_heads = key.shape[1]
-    head_tile = min(next_power_of_two(heads), 8 if tokens <= 64 else 32)
-    grid = (tokens, -(-heads // head_tile) + 1)
+    head_tile = min(next_power_of_two(heads), 8 if tokens - first <= 64 else 32)
+    grid = (tokens - first, -(-heads // head_tile) + 1)
     _rotate_and_store[grid](
-        query, key, value, rotary.cos, rotary.sin, cache,
-        batch.rows[first:], batch.positions[first:], batch.tables,
+        query, key, value, rotary.cos, rotary.sin, cache, batch.rows, batch.positions, batch.tables,
         query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0),
-        cache.stride(0), layer * cache.stride(1), cache.stride(2),
+        cache.stride(0), layer * cache.stride(1), cache.stride(2), first,
         HEADS=heads, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF=next_power_of_two(head_dim // 2),
         HEAD_TILE=head_tile, KV_TILE=next_power_of_two(kv_heads), BLOCK_SIZE=cache.shape[3],
         num_warps=4, **launch_options(cache.device),
