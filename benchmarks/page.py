@@ -36,8 +36,9 @@ svg.chart { display: block; width: 100%; height: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; color: var(--soft); }
-th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-td { text-align: right; }
+th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); }
+th { vertical-align: bottom; }
+td { text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
 td.best { font-weight: 700; }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 3px; margin-right: 7px; }
