@@ -1,19 +1,20 @@
 """Makes a whole answer of a stream, so that an answer longer than its servers live is finished, too.
 
 A server that dies takes all of a whole answer with it, but of a stream only what it had not sent.
-A whole answer that was lost once is therefore asked for as a stream, which goes on at another server
-where it is cut (`resume`). The client gets the body that a server would have written.
+A whole answer that was lost again and again is therefore asked for as a stream, which goes on at another
+server where it is cut (`resume`). The client gets the body that a server would have written.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import orjson
 
-from client.classify import StreamFailed
+from client.classify import BUSY, BadAnswer, StreamFailed, Verdict
 from client.exchange import Answer
 from client.request import InferenceRequest
 from client.resume import Journal
@@ -25,7 +26,36 @@ STREAMING: ServiceKind = "continuous_batching"
 _CHUNK = "chat.completion.chunk"
 _WHOLE = "chat.completion"
 
+LOSSES = 2
+"""Attempts lost with their servers after which a stream is asked for; one loss is an accident."""
+
 Json = dict[str, Any]
+
+
+class NoCompletion(BadAnswer):
+    """A stream of which no whole answer can be made: not every server is one of this project's."""
+
+
+class Recovery:
+    """How a whole answer is asked for, after what became of the attempts so far.
+
+    Attributes:
+        assembly: takes it as a stream; None while it is asked for whole.
+    """
+
+    def __init__(self, request: InferenceRequest) -> None:
+        self.assembly: Assembly | None = None
+        self._request = request
+        self._losses = 0.0
+
+    def note(self, result: Answer | Exception, verdict: Verdict) -> None:
+        """An attempt failed with `result`, and another one follows."""
+        if isinstance(result, NoCompletion):
+            self.assembly, self._losses = None, -math.inf
+        elif verdict is not BUSY:  # a stream costs those more that are full
+            self._losses += 1
+            if self.assembly is None and self._losses >= LOSSES:
+                self.assembly = Assembly(self._request)
 
 
 class Assembly:
@@ -44,14 +74,14 @@ class Assembly:
         """Take whole events.
 
         Raises:
-            StreamFailed: they are none of a completion.
+            NoCompletion: they are none of a completion.
         """
         try:
             for line in data.splitlines():
                 if line.startswith(b"data: {"):
                     self._take(orjson.loads(line[6:]))
         except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
-            raise StreamFailed(data) from None
+            raise NoCompletion("an event is none of a completion") from None
 
     def _take(self, event: Json) -> None:
         for choice in event["choices"]:
@@ -66,11 +96,11 @@ class Assembly:
         """Nothing more comes.
 
         Raises:
-            StreamFailed: something of the answer is missing.
+            NoCompletion: something of the answer is missing.
         """
         finished = sum(choice.finished for choice in self._choices.values())
         if self._last is None or finished < self.request.choices:
-            raise StreamFailed(b"")
+            raise NoCompletion("a stream ended without its usage, or without the end of an answer")
 
     def outcome(self, result: Answer | Exception | None) -> Answer | Exception:
         """What an attempt at the stream brought, as if a whole answer had been asked for."""

@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import aiohttp
 
-from client.assemble import STREAMING, Assembly
+from client.assemble import STREAMING, Assembly, Recovery
 from client.classify import (
-    BUSY,
     OK,
     AnswerTimeout,
     AttemptFailed,
@@ -78,7 +77,7 @@ class Relay:
         """
         self._budget.earn(self.config.retry_ratio)
         journal = Journal(keep_checkpoints=request.checkpoints) if request.stream else None
-        assembly: Assembly | None = None
+        recovery: Recovery | None = None
         attempts = Attempts()
         result: Answer | Exception | None = None
         while True:
@@ -88,10 +87,10 @@ class Relay:
                 if isinstance(result, Answer) and result.status == 429 and not pieces:
                     break  # all are full, and say so; an answer that was cut waits for room
                 replica = await self._wait(request, attempts, watch, begun=pieces > 0)
-            if assembly is None:
+            if recovery is None or recovery.assembly is None:
                 result = await self._attempt(request, replica, watch, reply, journal)
             else:
-                result = await self._assemble(request, replica, watch, reply, assembly)
+                result = await self._assemble(request, replica, watch, reply, recovery.assembly)
             if result is None:
                 self._judge(replica, OK, result)
                 return
@@ -102,9 +101,10 @@ class Relay:
             attempts.note(replica, progressed=journal is not None and journal.pieces > pieces)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
                 break
-            if journal is None and verdict is not BUSY:  # a stream costs those more that are full
-                assembly = Assembly(request)
-                journal = assembly.journal
+            if not request.stream:
+                recovery = recovery or Recovery(request)
+                recovery.note(result, verdict)
+                journal = recovery.assembly.journal if recovery.assembly else None
             self._metrics.retries += 1
             watch.phase(self._clock(), float("inf"), ClientStalled)
             with watch:
@@ -146,7 +146,7 @@ class Relay:
     async def _assemble(
         self, request: InferenceRequest, replica: Replica, watch: Watch, reply: Reply, assembly: Assembly
     ) -> Answer | Exception | None:
-        """`_attempt` for a whole answer that was lost once: as a stream, if `replica` can."""
+        """`_attempt` for a whole answer that was lost before: as a stream, if `replica` can."""
         if replica.kind != STREAMING:
             return await self._attempt(request, replica, watch, reply, None)
         result = await self._attempt(assembly.request, replica, watch, assembly, assembly.journal)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from client import assemble
 from protocol.errors import (
     ApiError,
     cancelled,
@@ -24,10 +25,17 @@ BUSY = 20
 """`others` of a server that is not to be the first choice."""
 
 
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One loss is enough, so that two servers are."""
+    monkeypatch.setattr(assemble, "LOSSES", 1)
+
+
 def text_is_right(answer: dict[str, Any], prompt: str, tokens: int) -> bool:
     return bool(answer["choices"][0]["text"] == text_of(tokens_of(prompt, tokens)))
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("route", ["/completion/v2", "/v1/completions", "/v1/chat/completions"])
 async def test_a_whole_answer_longer_than_any_server_lives(make_gateway: MakeGateway, route: str) -> None:
     """It is asked for as a stream once it was lost, and put together from what each server made."""
@@ -56,6 +64,7 @@ async def test_a_whole_answer_longer_than_any_server_lives(make_gateway: MakeGat
         assert metrics.tokens == 2 * 40
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     ("error", "retry_after"),
     [
@@ -78,6 +87,7 @@ async def test_an_error_of_the_request_is_the_whole_answer(
         assert len(first.calls) == len(peer.calls) == 1
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_whole_answer_survives_engines_too(make_gateway: MakeGateway) -> None:
     lost = unavailable("the engine was lost", code="engine_lost")
     first, peer = Stub(refusal=lost), Stub(others=BUSY, stream_error=lost)
@@ -87,12 +97,21 @@ async def test_a_whole_answer_survives_engines_too(make_gateway: MakeGateway) ->
         assert [len(c["token_ids"]) for c in peer.calls[1].body["resume"]["choices"]] == [2]
 
 
-async def test_nonsense_in_place_of_an_event_is_an_error(make_gateway: MakeGateway) -> None:
+@pytest.mark.usefixtures("at_once")
+async def test_a_stream_that_is_no_completion_is_not_asked_for_again(make_gateway: MakeGateway) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-    first, peer = Stub(die_after=0), Stub(others=BUSY, raw=head + b"data: {oops\n\n")
+    first, odd = Stub(die_after=0), Stub(others=BUSY, raw=head + b"data: {oops\n\n")
+    async with stubs(first, odd), make_gateway([first, odd]) as client:
+        assert text_is_right(await client.complete("story", 8), "story", 8)
+        assert [call.body.get("stream") for call in odd.calls] == [True]
+        assert [call.body.get("stream") for call in first.calls] == [None, None]
+
+
+async def test_a_whole_answer_that_was_lost_once_is_asked_for_whole(make_gateway: MakeGateway) -> None:
+    first, peer = Stub(die_after=0), Stub(others=BUSY)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
-        status, _, body = await client.post("story", 8)
-        assert (status, body["error"]["code"]) == (500, "internal_error")
+        assert text_is_right(await client.complete("story", 8), "story", 8)
+        assert "stream" not in peer.calls[0].body
 
 
 async def test_a_whole_answer_of_servers_that_cannot_stream_is_asked_for_again(
@@ -111,6 +130,7 @@ async def test_a_whole_answer_of_servers_that_cannot_stream_is_asked_for_again(
                 assert not server.calls
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_cut_whole_answer_waits_for_room(make_gateway: MakeGateway) -> None:
     first, peer = Stub(die_after=0), Stub(others=BUSY, die_after=3)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
@@ -124,6 +144,7 @@ async def test_a_cut_whole_answer_waits_for_room(make_gateway: MakeGateway) -> N
         assert text_is_right(await answer, "story", 8)
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_client_that_leaves_while_its_answer_is_put_together(make_gateway: MakeGateway) -> None:
     first, peer = Stub(die_after=0), Stub(others=BUSY, seconds_per_token=0.05)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
