@@ -65,8 +65,7 @@ class AnswerTimeout(AttemptFailed):
 
 
 class StreamFailed(AttemptFailed):
-    """The replica ended the stream with an error event, or sent events of something else than a
-    completion; `event` is what it sent."""
+    """The replica ended the stream with an error event; `event` is that event."""
 
     def __init__(self, event: bytes) -> None:
         super().__init__(event.decode(errors="replace").strip())

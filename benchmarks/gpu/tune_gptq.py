@@ -15,19 +15,19 @@ from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.gptq import GROUP, layer_sizes
 from benchmarks.gpu.tune_gemv import graph_us
 from server.gptq.kernels.triton import TritonKernel
-from server.gptq.kernels.triton_product import Tiling, gpu_of, product, tiling
+from server.gptq.kernels.triton_product import Tiling, gpu_of, product, stage_bytes, tiling
 
 ROW_TILES = (16, 32, 64, 128, 256)
-SHARED_BYTES = 227 * 1024
+BITS = 4
 ACCUMULATORS = 128
 """Sums that a thread can hold."""
 
 
-def candidates(rows: int) -> Iterator[Tiling]:
-    """Tilings that fit a multiprocessor and waste no more than half of their rows."""
+def candidates(rows: int, shared: int) -> Iterator[Tiling]:
+    """Tilings that fit `shared` bytes of a multiprocessor and waste no more than half of their rows."""
     usable = [tile for tile in ROW_TILES if tile < 2 * rows] or [16]
     for tile, outputs, stages, warps in itertools.product(usable[-2:], (64, 128, 256), (3, 4, 6), (4, 8)):
-        fits = stages * (256 * tile + 68 * outputs) <= SHARED_BYTES
+        fits = stages * stage_bytes(tile, outputs, BITS) <= shared
         if fits and tile * outputs <= ACCUMULATORS * 32 * warps and outputs >= 16 * warps:
             for parts in (1, 2, 4, 8):
                 yield Tiling(tile, outputs, parts, stages, warps)
@@ -54,14 +54,15 @@ def main() -> None:
     parser.add_argument("rows", type=int, nargs="+")
     options = parser.parse_args()
     device = torch.device("cuda")
+    gpu = gpu_of(device)
     for inputs, outputs in layer_sizes(SHAPES[options.shape]):
         copies = max(2, int(1.2e8 / (inputs * outputs / 2)))
         weights = (random_weight(inputs, outputs, GROUP, device) for _ in range(copies))
         kernels = [TritonKernel(weight, torch.bfloat16) for weight in weights]
         for rows in options.rows:
             x = torch.randn(rows, inputs, device=device, dtype=torch.bfloat16)
-            in_use = tiling(rows, outputs, inputs, 4, gpu_of(device))
-            times = {cut: measure(kernels, x, cut) for cut in {in_use, *candidates(rows)}}
+            in_use = tiling(rows, outputs, inputs, BITS, gpu)
+            times = {cut: measure(kernels, x, cut) for cut in {in_use, *candidates(rows, gpu.shared)}}
             best = sorted(times, key=lambda cut: times[cut])[:3]
             told = ", ".join(f"{times[cut]:.1f} {cut}" for cut in best)
             print(f"{inputs} -> {outputs}, {rows} rows: {times[in_use]:.1f} {in_use}; {told}", flush=True)

@@ -26,13 +26,12 @@ class TritonAttention(PagedAttention):
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, count = self.batch, self.batch.num_decodes
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        fused = self._fused.takes(batch)
-        if fused:
-            self._fused(layer, batch, query[:count], key[:count], value[:count], output[:count])
-        if not fused or batch.chunks is not None:
-            first = count if fused else 0
-            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch, first)
-        if count and not fused:
+        few = count if self._fused.takes(batch) else 0
+        if few:
+            self._fused(layer, batch, query[:few], key[:few], value[:few], output[:few])
+        if few < len(query):
+            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch, few)
+        if few < count:
             decode_attention(query[:count], self.cache, layer, batch, output[:count])
         if batch.chunks is not None:
             self._attend_chunks(layer, query, batch.chunks, output)

@@ -69,6 +69,26 @@ def _merge(
 
 
 @triton.jit
+def _hand_in(
+    acc, scale, partial, scales, arrivals, output, pair, split, live,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr, SPLITS: tl.constexpr,
+    MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
+):  # fmt: skip
+    """Write down a piece of a pair of sequence and key head; the last of its `live` pieces merges them."""
+    g = tl.arange(0, acc.shape[0])
+    d = tl.arange(0, DIM_TILE)
+    out = (pair * GROUP + g) * SPLITS + split
+    mask = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    tl.store(partial + out[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
+    tl.store(scales + out, scale, mask=g < GROUP)
+    tl.debug_barrier()  # every thread has stored before one of them says so
+    if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
+        heads = pair * GROUP + tl.minimum(tl.arange(0, MERGE_HEADS), GROUP - 1)
+        _merge(partial, scales, output, heads, live, HEAD_DIM, DIM_TILE, SPLITS, MERGE_TILE)
+        tl.store(arrivals + pair, 0)
+
+
+@triton.jit
 def _decode(
     query, key, value, cos_table, sin_table, cache, rows, positions, tables,
     partial, scales, arrivals, output,
@@ -134,17 +154,10 @@ def _decode(
         k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
         best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, PRECISION)
     acc = acc / total[:, None]
-
-    group = (sequence * KV_HEADS + kv_head) * GROUP
-    out = (group + g) * SPLITS + split
-    tl.store(partial + out[:, None] * HEAD_DIM + d[None, :], acc, mask=q_mask)
-    tl.store(scales + out, best + tl.log2(total), mask=g < GROUP)
-    tl.debug_barrier()  # every thread has stored before one of them says so
-    arrival = arrivals + sequence * KV_HEADS + kv_head
-    if tl.atomic_add(arrival, 1, sem="acq_rel") == live - 1:
-        heads = group + tl.minimum(tl.arange(0, MERGE_HEADS), GROUP - 1)
-        _merge(partial, scales, output, heads, live, HEAD_DIM, DIM_TILE, SPLITS, MERGE_TILE)
-        tl.store(arrival, 0)
+    _hand_in(
+        acc, best + tl.log2(total), partial, scales, arrivals, output, sequence * KV_HEADS + kv_head, split,
+        live, GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+    )  # fmt: skip
 
 
 class FusedDecode:

@@ -156,9 +156,9 @@ def tiling(rows: int, outputs: int, inputs: int, bits: int, gpu: Gpu) -> Tiling:
         tile_rows, stages, warps, programs = 128, 4, 8, most
     else:
         tile_rows, stages, warps, programs = 256, 3, 8, most
-    while stages > 2 and stages * _stage_bytes(tile_rows, bits) > gpu.shared:
+    while stages > 2 and stages * stage_bytes(tile_rows, OUTPUTS, bits) > gpu.shared:
         stages -= 1
-    while stages * _stage_bytes(tile_rows, bits) > gpu.shared:
+    while stages * stage_bytes(tile_rows, OUTPUTS, bits) > gpu.shared:
         tile_rows //= 2
     tiles *= triton.cdiv(rows, tile_rows)
     pieces = inputs // PIECE
@@ -168,9 +168,9 @@ def tiling(rows: int, outputs: int, inputs: int, bits: int, gpu: Gpu) -> Tiling:
     return Tiling(tile_rows, OUTPUTS, parts, stages, warps)
 
 
-def _stage_bytes(tile_rows: int, bits: int) -> int:
-    """Shared memory of a piece: x, codes and up to four groups' factors."""
-    return 2 * tile_rows * PIECE + OUTPUTS * (PIECE * bits // 8 + 16)
+def stage_bytes(tile_rows: int, outputs: int, bits: int) -> int:
+    """Shared memory of a piece of a tile: x, codes and up to four groups' factors."""
+    return 2 * tile_rows * PIECE + outputs * (PIECE * bits // 8 + 16)
 
 
 def product(
