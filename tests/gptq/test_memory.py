@@ -15,7 +15,7 @@ from tests.models import tiny_llama
 from tools.round_to_nearest import Recipe, quantise_weight
 
 ROOT = Path(__file__).parents[2]
-HIDDEN, INNER, LAYERS = 1024, 4096, 6
+HIDDEN, INNER, LAYERS = 1024, 3072, 24
 
 _MEASURE = """
 import sys, threading, time
@@ -71,7 +71,7 @@ print(peak - base, kept)
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """100 million random weights in 4 bits."""
+    """300 million random weights in 4 bits, in enough layers that one of them is a small part."""
     path = tiny_llama(tmp_path_factory.mktemp("wide"), hidden=64)
     torch.manual_seed(0)
     shapes = {
@@ -120,4 +120,4 @@ def test_peak_while_loading(server: str, checkpoint: Path, small: Path) -> None:
     peak, kept = map(int, done.stdout.split())
     floats = 2 * LAYERS * (3 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
     assert kept < 0.32 * floats
-    assert peak < 1.1 * kept + 4 * 2**20  # the allocator's own
+    assert peak < 1.1 * kept
