@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import aiohttp
-import orjson
+from pydantic import ValidationError
 
-from protocol.errors import INVALID_REQUEST
+from protocol.errors import ErrorResponse, status_of
 
 
 class Outcome(StrEnum):
@@ -80,11 +80,8 @@ class StreamFailed(AttemptFailed):
     def status(self) -> int:
         """The status that a whole answer with this error has; 0 where it is no error of the protocol."""
         try:
-            error = orjson.loads(self.body)["error"]
-            if error["type"] == SERVER_ERROR:
-                return 500 if error["code"] == INTERNAL_ERROR else 503
-            return _STATUS.get(error["type"], 500)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            return status_of(ErrorResponse.model_validate_json(self.body).error)
+        except ValidationError:
             return 0
 
     @property
@@ -102,10 +99,6 @@ UNREACHABLE = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.DOWN)
 FAULTY = Verdict(Outcome.FAILURE, retry=False)
 
 MODEL_NOT_FOUND = b'"model_not_found"'
-SERVER_ERROR = "server_error"
-INTERNAL_ERROR = "internal_error"
-_STATUS = {INVALID_REQUEST: 422, "timeout_error": 408, "cancelled": 409, "overloaded_error": 429}
-"""By the type of an error (`protocol.errors`) that ended a stream."""
 
 
 def of_status(status: int, body: bytes = b"") -> Verdict:

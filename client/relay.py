@@ -33,7 +33,7 @@ from client.resume import Journal, resumed_body
 from client.retry import Attempts, RetryBudget
 from client.router import Router
 from client.watch import ClientStalled, Watch
-from protocol.errors import ApiError, internal, unavailable
+from protocol.errors import TIMEOUT, ApiError, internal, unavailable
 from protocol.headers import RETRY_AFTER
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ class Relay:
             headers = [(RETRY_AFTER.encode(), retry_after.encode())] if retry_after else []
             await reply.whole(result.status, result.body, headers=headers)
         elif isinstance(result, AnswerTimeout):
-            raise ApiError(504, str(result), type="timeout_error", code="upstream_timeout")
+            raise ApiError(504, str(result), type=TIMEOUT, code="upstream_timeout")
         elif isinstance(result, Answer):
             raise internal(f"the server answered {result.status} without saying why")
         else:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.generation import GenerationConfig, TokenId
 
 FinishReason = Literal["stop", "length"]
 
-Prompt = Annotated[str, Field(min_length=1)] | Annotated[list[TokenId], Field(min_length=1)]
+TextPrompt = Annotated[str, Field(min_length=1)]
+TokenPrompt = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+"""A list that is none is left at its first element that is no token id: it may be long."""
 
 
 class ResumedChoice(BaseModel):
     """One answer of a stream that another server began."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     token_ids: list[TokenId] = []
     finished: bool = False
@@ -29,7 +31,7 @@ class Resume(BaseModel):
     of the first server's chunks; the chunk id follows from the request id.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     created: int
     choices: list[ResumedChoice]
@@ -38,12 +40,12 @@ class Resume(BaseModel):
 class CompletionRequest(BaseModel):
     """A prompt, as text or as token ids, and how to continue it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str
-    prompt: Prompt
+    prompt: TextPrompt | TokenPrompt
     generation_config: GenerationConfig = GenerationConfig()
-    stream: StrictBool = False
+    stream: bool = False
     priority: Annotated[int, Field(ge=-100, le=100, description="higher runs first")] = 0
     return_token_ids: bool = False
     resume: Resume | None = None

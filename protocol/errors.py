@@ -69,6 +69,18 @@ class ApiError(Exception):
 
 
 INVALID_REQUEST = "invalid_request_error"
+TIMEOUT = "timeout_error"
+CANCELLED = "cancelled"
+OVERLOADED = "overloaded_error"
+SERVER_ERROR = "server_error"
+_INTERNAL = "internal_error"
+
+
+def status_of(error: ErrorBody) -> int:
+    """The status that a whole answer with this error has, for one that ended a stream without it."""
+    if error.type == SERVER_ERROR:
+        return 500 if error.code == _INTERNAL else 503
+    return {INVALID_REQUEST: 422, TIMEOUT: 408, CANCELLED: 409, OVERLOADED: 429}.get(error.type, 500)
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
@@ -105,12 +117,12 @@ def model_not_found(model: str, known: Sequence[str]) -> ApiError:
 
 def queue_timeout(message: str) -> ApiError:
     """408: the request waited longer than the queue timeout."""
-    return ApiError(408, message, type="timeout_error", code="queue_timeout", retry_after=1)
+    return ApiError(408, message, type=TIMEOUT, code="queue_timeout", retry_after=1)
 
 
 def cancelled() -> ApiError:
     """409: somebody cancelled the request by its id."""
-    return ApiError(409, "the request was cancelled", type="cancelled", code="cancelled")
+    return ApiError(409, "the request was cancelled", type=CANCELLED, code="cancelled")
 
 
 def body_too_large(limit: int) -> ApiError:
@@ -121,17 +133,17 @@ def body_too_large(limit: int) -> ApiError:
 
 def queue_full(message: str, *, retry_after: int = 1) -> ApiError:
     """429: the queue is full; come back."""
-    return ApiError(429, message, type="overloaded_error", code="queue_full", retry_after=retry_after)
+    return ApiError(429, message, type=OVERLOADED, code="queue_full", retry_after=retry_after)
 
 
 def internal(message: str) -> ApiError:
     """500: a fault of the service; never on purpose."""
-    return ApiError(500, message, type="server_error", code="internal_error")
+    return ApiError(500, message, type=SERVER_ERROR, code=_INTERNAL)
 
 
 def unavailable(message: str, *, code: str = "unavailable", retry_after: int = 1) -> ApiError:
     """503: nobody can take the request now (no replica, loading, draining, a lost engine)."""
-    return ApiError(503, message, type="server_error", code=code, retry_after=retry_after)
+    return ApiError(503, message, type=SERVER_ERROR, code=code, retry_after=retry_after)
 
 
 def from_validation(error: ValidationError) -> ApiError:
@@ -160,8 +172,12 @@ def from_error_list(errors: Sequence[Mapping[str, Any]]) -> ApiError:
 
 def _clearest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Of the first field's errors the one that got furthest: a union fails once per member."""
-    same = [item for item in errors if item["loc"][:1] == errors[0]["loc"][:1]]
-    return max(same, key=lambda item: len(item["loc"]))
+
+    def reached(error: Mapping[str, Any]) -> tuple[int, list[int], bool]:
+        indices = [part for part in error["loc"] if isinstance(part, int)]
+        return len(error["loc"]), indices, not error["type"].endswith("_type")
+
+    return max((error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]), key=reached)
 
 
 def _in_request(part: str | int) -> bool:

@@ -17,12 +17,14 @@ MAX_LOOKUP_TOKENS = 64
 MAX_NGRAM_SIZE = 16
 
 TokenId = Annotated[int, Field(ge=0)]
+TokenKey = Annotated[int, Field(ge=0, strict=False)]
+"""A token id as the key of a JSON object, where it is a string."""
 
 
 class GenerationConfig(BaseModel):
     """The options of one completion; every field is optional and ``null`` means its default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     # length
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
@@ -39,7 +41,7 @@ class GenerationConfig(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
     # several answers
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     num_beams: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1

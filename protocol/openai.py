@@ -9,25 +9,23 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.completion import FinishReason, Logprobs, Resume, Usage
-from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig, TokenId
+from protocol.completion import FinishReason, Logprobs, Resume, TextPrompt, TokenPrompt, Usage
+from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig
 
-TextPrompts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
-TokenPrompt = Annotated[list[TokenId], Field(min_length=1)]
 OpenAIPrompt = (
-    Annotated[str, Field(min_length=1)]
-    | TextPrompts
+    TextPrompt
     | TokenPrompt
-    | Annotated[list[TokenPrompt], Field(min_length=1)]
+    | Annotated[list[TextPrompt], Field(min_length=1, fail_fast=True)]
+    | Annotated[list[TokenPrompt], Field(min_length=1, fail_fast=True)]
 )
 
 
 class StreamOptions(BaseModel):
     """Options of a stream."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
     continuous_usage_stats: Annotated[
@@ -47,13 +45,13 @@ class StreamOptions(BaseModel):
 class SharedRequest(BaseModel):
     """The fields that both completion routes take."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stream: StrictBool | None = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
