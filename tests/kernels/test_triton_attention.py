@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching.attention import triton_fused_decode
+from server.continuous_batching.attention import triton_decode, triton_fused_decode
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
 from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
@@ -133,7 +134,7 @@ def check(
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decodes as a step of few takes them, and as a step of many."""
     if request.param == "kernels apart":
-        monkeypatch.setattr(triton_fused_decode, "_FEW", 0)
+        monkeypatch.setattr(triton_fused_decode, "_MANY", 0)
 
 
 SHAPES = [(4, 2, 64), (4, 4, 80), (6, 2, 96), (8, 1, 128)]
@@ -150,6 +151,30 @@ def test_mixed_steps(device: torch.device, dtype: torch.dtype, heads: tuple[int,
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -> None:
     check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("programs", [1, 4096])
+@pytest.mark.parametrize("heads", [(4, 2, 64), (16, 1, 128)])
+def test_contexts_in_one_piece_and_in_many(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int], programs: int
+) -> None:
+    for module in (triton_decode, triton_fused_decode):
+        monkeypatch.setattr(module, "_PROGRAMS", programs)
+    check(device, HALF, heads, 16, [0, 31, 32, 33, 63, 64, 65, 130, 199], [])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes the interpreter minutes")
+@pytest.mark.parametrize("heads", [(4, 2, 64), (10, 2, 80), (16, 1, 128), (28, 4, 128), (32, 8, 128)])
+def test_long_contexts(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int]
+) -> None:
+    """Of as few sequences as may be, and on both sides of the border between few and many."""
+    monkeypatch.setattr(sys.modules[__name__], "TABLE_WIDTH", 2048)
+    contexts = [2047, 0, 63, 64, 65, 255, 257, 700, 1000]
+    border = triton_fused_decode._MANY // heads[1]
+    for count in (1, 9, border - 1, border, border + 9):
+        check(device, HALF, heads, 16, list(itertools.islice(itertools.cycle(contexts), count)), [(0, 20)])
 
 
 def test_decodes_again_and_again(device: torch.device) -> None:

@@ -20,8 +20,12 @@ from server.continuous_batching.attention.triton_decode import LOG2_E, attend_ti
 from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
 from server.continuous_batching.layers.rotary import Rotary
 
-_FEW = 128
-"""Pairs of sequence and key head up to which this is the quicker way on an H100 (docs/performance-gpu.md)."""
+_MANY = 256
+"""Pairs of sequence and key head from which kernels apart are quicker on an H100 (docs/performance-gpu.md).
+
+A power of two, at which the number of pieces changes too (`num_splits`): steps with prompts, of any number
+of decodes, then take no kernel that was not compiled for a captured size.
+"""
 _PROGRAMS = 512
 """About as many run at once on a data-centre GPU; contexts are split for so many."""
 _TILE_ELEMENTS = 4096
@@ -172,11 +176,11 @@ class FusedDecode:
         self._rotary = rotary
         self._cache = cache
         # pieces that have ended, of each context and key head; 0 between two launches
-        self._arrivals = torch.zeros(_FEW, dtype=torch.int32, device=cache.device)
+        self._arrivals = torch.zeros(_MANY, dtype=torch.int32, device=cache.device)
 
     def takes(self, batch: PagedBatch) -> bool:
         """Whether there are decodes, and few."""
-        return 0 < batch.num_decodes * self._cache.shape[4] <= _FEW
+        return 0 < batch.num_decodes * self._cache.shape[4] < _MANY
 
     def __call__(
         self, layer: int, batch: PagedBatch, query: Tensor, key: Tensor, value: Tensor, output: Tensor
