@@ -1,5 +1,7 @@
 """HTTP headers that the services exchange beside the body."""
 
+import re
+
 REQUEST_ID = "x-request-id"
 """Names a request on every hop; a server makes its response ids from it."""
 
@@ -11,3 +13,16 @@ STREAM_CHECKPOINT = "x-stream-checkpoint"
 
 RETRY_AFTER = "retry-after"
 """Whole seconds after which a refused request may be tried again."""
+
+_REQUEST_ID_RULE = re.compile(rb"[!-~]{1,128}")
+
+
+def parse_request_id(value: bytes) -> str:
+    """The id of a request, from its `REQUEST_ID` header.
+
+    Raises:
+        ValueError: the header is not 1 to 128 visible ASCII characters.
+    """
+    if _REQUEST_ID_RULE.fullmatch(value) is None:
+        raise ValueError(f"{REQUEST_ID} must be 1 to 128 visible ASCII characters")
+    return value.decode()

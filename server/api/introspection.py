@@ -57,7 +57,7 @@ def introspection_router(context: Context, registry: CollectorRegistry) -> APIRo
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @router.delete(
-        routes.REQUESTS + "/{request_id}",
+        routes.REQUESTS + "/{request_id:path}",
         status_code=status.HTTP_204_NO_CONTENT,
         responses=document_errors(404),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 
@@ -10,12 +9,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol.errors import bad_request, body_too_large
-from protocol.headers import REQUEST_ID, SERVER_LOAD
+from protocol.headers import REQUEST_ID, SERVER_LOAD, parse_request_id
 from server.api.errors import error_response
 from server.api.metrics import HttpMetrics
 from server.api.service import Service
-
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class BodyLimit:
@@ -72,11 +69,11 @@ class Envelope:
                     headers[SERVER_LOAD] = str(self._service.pending_tokens)
             await send(message)
 
-        request_id = _given_id(scope) or uuid.uuid4().hex
-        if _REQUEST_ID.fullmatch(request_id) is None:
-            wrong = bad_request(f"{REQUEST_ID} must be 1 to 128 visible ASCII characters")
-            request_id = uuid.uuid4().hex
-            return await error_response(wrong)(scope, receive, wrapped)
+        request_id = uuid.uuid4().hex
+        try:
+            request_id = _given_id(scope) or request_id
+        except ValueError as wrong:
+            return await error_response(bad_request(str(wrong)))(scope, receive, wrapped)
         scope.setdefault("state", {})["request_id"] = request_id
         try:
             return await self._app(scope, receive, wrapped)
@@ -90,7 +87,8 @@ class Envelope:
 
 
 def _given_id(scope: Scope) -> str | None:
+    """The sender's id of the request, None where there is none; ValueError where it is not fit for one."""
     for name, value in scope["headers"]:
         if name == REQUEST_ID.encode():
-            return str(value.decode("latin-1"))
+            return parse_request_id(value)
     return None

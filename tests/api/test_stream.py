@@ -6,9 +6,11 @@ import asyncio
 import itertools
 import json
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
+import yarl
 
 from protocol import sse
 from protocol.completion import CompletionResponse
@@ -194,15 +196,19 @@ async def test_an_id_that_comes_again_stands_for_another_job(
     assert first != second
 
 
-async def test_delete_cancels(http: aiohttp.ClientSession, service: FakeService, route: str) -> None:
+@pytest.mark.parametrize("request_id", ["mine", "a/b", "/", "?%#"])
+async def test_delete_cancels(
+    http: aiohttp.ClientSession, service: FakeService, route: str, request_id: str
+) -> None:
     service.seconds_per_token = 0.01
     body = {"model": "fake", **ROUTES[route]}
-    request = asyncio.create_task(http.post(route, json=body, headers={"x-request-id": "mine"}))
+    request = asyncio.create_task(http.post(route, json=body, headers={"x-request-id": request_id}))
     await eventually(lambda: len(service.live) == 1)
-    async with http.delete("/requests/mine") as response:
+    path = yarl.URL(f"/requests/{quote(request_id, safe='')}", encoded=True)
+    async with http.delete(path) as response:
         assert response.status == 204
     async with await request as response:
         assert response.status == 409
         assert (await response.json())["error"]["code"] == "cancelled"
-    async with http.delete("/requests/mine") as response:
+    async with http.delete(path) as response:
         assert response.status == 404
