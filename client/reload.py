@@ -67,12 +67,15 @@ class ConfigFile:
         if self._read() == self._content:
             return
         try:
-            config = self.load()
+            apply(self.load())
         except ConfigError as error:
             self.error = str(error)
             logger.error("the configuration was not taken over: %s", error)
             return
-        apply(config)
+        except Exception as error:  # a fault of ours must not end the following
+            self.error = f"{type(error).__name__}: {error}"
+            logger.exception("the configuration was not taken over")
+            return
         logger.info("configuration taken over from %s", self.path)
 
     def _read(self) -> bytes | None:

@@ -130,6 +130,16 @@ def read_file(path: str | Path) -> Any:
     return _Document.read(Path(path)).value
 
 
+class _Loader(yaml.BaseLoader):
+    """YAML without what JSON has no notion of and a few bytes of which build an endless document."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if event.anchor is not None:  # of the node itself, or the one that an alias refers to
+            raise yaml.composer.ComposerError(None, None, f"anchor {event.anchor!r}", event.start_mark)
+        return super().compose_node(parent, index)
+
+
 @dataclass
 class _Document:
     """A parsed file that remembers on which line each key and item stands."""
@@ -149,7 +159,9 @@ class _Document:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
         try:
-            document.value = document._build(yaml.compose(document.text, yaml.BaseLoader), ())
+            document.value = document._build(yaml.compose(document.text, _Loader), ())
+        except RecursionError:
+            raise ConfigError(f"{path}: not valid JSON: nested too deeply") from None
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise ConfigError(f"{path}:{line}: not valid JSON: {error.problem}") from None

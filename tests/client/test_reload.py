@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from client.app import create_app
+from client.config import GatewayConfig
 from client.reload import ConfigFile
 from tests.client.conftest import FAST, GatewayClient, serving_here
 from tests.client.stub import Stub, stubs
@@ -98,6 +99,8 @@ async def test_everything_is_taken_over_whole(file: Writer) -> None:
         ('{"continous_batching_server_urls": []}', "continuous_batching_server_urls"),
         ('{"heart_beat_interval_seconds": -1}', "heart_beat_interval_seconds"),
         ("{", "not valid JSON"),
+        ('{"api_keys": &a [*a]}', "not valid JSON"),
+        ('{"api_keys": ' + 3000 * "[", "nested too deeply"),
         ("", "the file"),
     ],
 )
@@ -118,6 +121,25 @@ async def test_a_bad_file_is_refused(file: Writer, text: str, said: str) -> None
             file.write(server, max_body_bytes=1000)
             await eventually(lambda: client.gateway.settings.config.max_body_bytes == 1000)
             assert config.error is None
+
+
+async def test_a_fault_while_taking_over_does_not_end_the_following(file: Writer) -> None:
+    file.write()
+    config_file, taken = ConfigFile(file.path, interval=0.05), []
+    config_file.load()
+
+    def apply(config: GatewayConfig) -> None:
+        if config.max_body_bytes == 1:
+            raise ZeroDivisionError("a fault")
+        taken.append(config.max_body_bytes)
+
+    task = asyncio.create_task(config_file.follow(apply))
+    file.write(max_body_bytes=1)
+    await eventually(lambda: config_file.error == "ZeroDivisionError: a fault")
+    file.write(max_body_bytes=2)
+    await eventually(lambda: taken == [2])
+    assert config_file.error is None
+    task.cancel()
 
 
 async def test_a_lost_file_is_a_bad_file(file: Writer) -> None:

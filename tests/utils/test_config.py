@@ -135,6 +135,9 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
         ('{"batcher_config": {"max_tokens": 1}\n "accounts": []}', "example.json:2: not valid JSON: "),
         ('{"batcher_config": !!python/object:os.system {}}', "example.json:1: not valid JSON: "),
         ('{\n"batcher_config": ,}', "example.json:2: not valid JSON: a value is missing"),
+        ('{"batcher_config":\n&a [*a]}', "example.json:2: not valid JSON: anchor 'a'"),
+        ('{"batcher_config": *a}', "example.json:1: not valid JSON: anchor 'a'"),
+        ('{"batcher_config": ' + 3000 * "[", "example.json: not valid JSON: nested too deeply"),
         ('{"batcher_config": "\x00"}', "example.json: not valid JSON: unacceptable character"),
     ],
 )
