@@ -16,6 +16,7 @@ from utils.services import (
     Directories,
     Running,
     Service,
+    ServiceError,
     check_gunicorn_config,
     find,
     start,
@@ -68,6 +69,10 @@ def config_listing(servers: Sequence[Service], path: Path, copy: Path, output: T
 
     Returns:
         The one to use.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+        ServiceError: the copy cannot be written.
     """
     config = read_file(path)
     lists: dict[str, list[str]] = {key: [] for key in SERVER_LISTS.values()}
@@ -75,10 +80,13 @@ def config_listing(servers: Sequence[Service], path: Path, copy: Path, output: T
         lists[SERVER_LISTS[server.kind]].append(server.url)
     if all(config.get(key) == urls for key, urls in lists.items()):
         return path
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    # it may hold keys of accounts: for this user's eyes only
-    with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(config | lists, file, indent=2)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        # it may hold keys of accounts: for this user's eyes only
+        with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(config | lists, file, indent=2)
+    except OSError as error:
+        raise ServiceError(f"cannot write {error.filename or copy}: {error.strerror}") from None
     print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
     return copy.absolute()
 

@@ -114,8 +114,13 @@ class PidFile:
 
     path: Path
 
-    def write(self, pid: int, url: str, log: Path) -> None:
+    def reserve(self) -> None:
+        """Make the file, empty if there is none; OSError where it could not be written later."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.open("a").close()
+
+    def write(self, pid: int, url: str, log: Path) -> None:
+        self.reserve()
         self.path.write_text(f"{pid}\n{url}\n{log}\n")
 
     def read(self) -> tuple[int, str, Path] | None:

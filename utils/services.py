@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from utils.addresses import bracketed, reachable
 from utils.config import ConfigError
@@ -123,7 +124,7 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
     """Start `service` in the background; it still has to become ready.
 
     Raises:
-        ServiceError: it runs already, or its port is in use.
+        ServiceError: it runs already, its port is in use, or its files cannot be written.
     """
     pid_file = PidFile(directories.run / f"{service.name}.pid")
     for running in find(directories):
@@ -139,10 +140,9 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
     if not free:
         raise ServiceError(f"{service.name}: port {port} of {host} is in use by another process")
 
-    directories.logs.mkdir(parents=True, exist_ok=True)
     log = directories.logs / f"{service.name}.log"
-    log_start = log.stat().st_size if log.exists() else 0
-    with log.open("ab") as output:
+    with _reserve_files(service, pid_file, log) as output:
+        log_start = output.tell()
         process = subprocess.Popen(
             _command(service, gunicorn_config, pid_file),
             cwd=ROOT,
@@ -157,6 +157,16 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
     # for a moment after its start a process has no command line to be known by
     wait_until(lambda: running.alive() or process.poll() is not None, _EXEC_SECONDS)
     return running
+
+
+def _reserve_files(service: Service, pid_file: PidFile, log: Path) -> BinaryIO:
+    """The log, opened to append; all that can fail does so before there is a process to lose."""
+    try:
+        pid_file.reserve()
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return log.open("ab")
+    except OSError as error:
+        raise ServiceError(f"{service.name}: cannot write {error.filename}: {error.strerror}") from None
 
 
 def _command(service: Service, gunicorn_config: Path, pid_file: PidFile) -> list[str]:

@@ -12,7 +12,7 @@ import start_app
 from utils.config import ConfigError
 from utils.launch import config_listing
 from utils.options import CbServerAppOptions, ClientAppOptions, SbServerAppOptions
-from utils.services import Directories, Service
+from utils.services import Directories, Service, ServiceError
 
 FIRST_VERSION = """
 --start_client_app --client_config_file_path --client_config_hot_update_interval_minutes
@@ -126,6 +126,12 @@ def test_all_on_other_ports_gives_the_gateway_a_copy_with_these_servers(configs:
     }
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert (configs / "client_config.json").read_text() == CLIENT_CONFIG
+
+
+def test_a_copy_that_cannot_be_written_is_one_line(configs: Path) -> None:
+    (configs / "run").write_text("not a directory")
+    with pytest.raises(ServiceError, match=f"^cannot write {configs / 'run'}: "):
+        chosen(configs, "--all", "--cb_server_port", "9001")
 
 
 def test_without_all_the_gateway_keeps_its_servers(configs: Path) -> None:

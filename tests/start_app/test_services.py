@@ -168,6 +168,22 @@ def test_a_port_in_use_is_refused(fake: Fake, directories: Directories) -> None:
             start_all(directories, fake(port=port))
 
 
+@pytest.mark.parametrize("place", ["run", "logs", "run/{name}.pid", "logs/{name}.log"])
+def test_what_cannot_be_written_is_one_line_and_nothing_is_left_running(
+    fake: Fake, directories: Directories, place: str
+) -> None:
+    service = fake()
+    in_the_way = directories.run.parent / place.format(name=service.name)
+    if in_the_way.suffix:
+        in_the_way.mkdir(parents=True)
+    else:
+        in_the_way.write_text("not a directory")
+    with pytest.raises(ServiceError, match=f"^{service.name}: cannot write {in_the_way}: "):
+        start_all(directories, service)
+    marker = str(directories.run / service.name)
+    assert not any(marker in process.command for process in processes())
+
+
 def test_a_second_start_is_refused_and_harms_nothing(fake: Fake, directories: Directories) -> None:
     service = fake()
     start_all(directories, service)
