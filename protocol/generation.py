@@ -15,6 +15,8 @@ MAX_STOPS = 16
 MAX_LOGPROBS = 20
 MAX_LOOKUP_TOKENS = 64
 MAX_NGRAM_SIZE = 16
+MIN_TEMPERATURE = 1e-6
+"""Where scores are divided by less, float32 tells nothing apart any more."""
 
 TokenId = Annotated[int, Field(ge=0)]
 TokenKey = Annotated[int, Field(ge=0, strict=False)]
@@ -31,14 +33,16 @@ class GenerationConfig(BaseModel):
     min_new_tokens: Annotated[int, Field(ge=0)] = 0
     # sampling
     do_sample: bool = False
-    temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    top_k: Annotated[int, Field(ge=0, description="0: off")] = 0
+    temperature: Annotated[
+        float, Field(ge=0.0, le=1e6, description=f"0, or at least {MIN_TEMPERATURE:g}: less is taken as that")
+    ] = 1.0
+    top_k: Annotated[int, Field(ge=0, lt=2**31, description="0: off")] = 0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     typical_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1024
     # penalties and biases
-    repetition_penalty: Annotated[float, Field(gt=0.0)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
@@ -47,7 +51,7 @@ class GenerationConfig(BaseModel):
     num_beams: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     num_return_sequences: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     early_stopping: bool | Literal["never"] = False
-    length_penalty: float = 1.0
+    length_penalty: Annotated[float, Field(ge=-10.0, le=10.0)] = 1.0
     # speculative decoding: changes the speed of an answer, not its tokens
     prompt_lookup_num_tokens: (
         Annotated[int, Field(ge=0, le=MAX_LOOKUP_TOKENS, description="0: off; null: as the server is set")]
@@ -69,6 +73,11 @@ class GenerationConfig(BaseModel):
         if isinstance(data, dict):
             return {key: value for key, value in data.items() if value is not None}
         return data
+
+    @field_validator("temperature")
+    @classmethod
+    def _raise_to_least(cls, value: float) -> float:
+        return max(value, MIN_TEMPERATURE) if value else value
 
     @field_validator("stop", mode="before")
     @classmethod

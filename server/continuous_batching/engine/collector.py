@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from itertools import groupby
 
@@ -17,6 +18,8 @@ from server.continuous_batching.scheduler.scheduler import Scheduler
 from server.text.detokenizer import StopMatcher
 from server.text.logprob import TokenLogprob
 from server.text.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 class Collector:
@@ -69,14 +72,20 @@ class Collector:
             token = tokens[index]
             if token == FAILED:
                 self.fail(request, "the model produced scores that are not finite", output)
-            else:
+                continue
+            try:
                 self._append(sequence, token, decoded, index, output)
+            except Exception as error:
+                self._give_up(request, error, output)
         if decoded.candidates:
             enumerated = [(i, s) for i, s in enumerate(sequences) if s.request.params.uses_beams]
             continued: list[Sequence] = []
             for _, group in groupby(enumerated, key=lambda pair: pair[1].request.id):
                 members = list(group)
-                continued += self._advance_beams([s for _, s in members], members[0][0], decoded, output)
+                try:
+                    continued += self._advance_beams([s for _, s in members], members[0][0], decoded, output)
+                except Exception as error:
+                    self._give_up(members[0][1].request, error, output)
             rows = np.fromiter((beam.row for beam in continued), np.int64, len(continued))
             newest = np.fromiter((beam.history.last for beam in continued), np.int64, len(continued))
             self._decoder.table.record(rows, newest)
@@ -87,6 +96,11 @@ class Collector:
             self._scheduler.remove(request)
             self.forget(request)
             output.failures.append(RequestFailure(request.id, status, "generation_failed", message))
+
+    def _give_up(self, request: Request, error: Exception, output: StepOutput) -> None:
+        """The tokens of `request` could not be taken in; that is nothing to the others."""
+        logger.error("request %s failed", request.id, exc_info=error)
+        self.fail(request, f"this request failed: {error}", output)
 
     # -- one token ---------------------------------------------------------------------------
 

@@ -137,19 +137,13 @@ class Engine:
             output.failures.append(RequestFailure(request.id, 408, "queue_timeout", message))
         output.started = [request.id for request in plan.started]
         self.runner.copy_blocks(plan)
-        for request in plan.joined:
-            self._decoder.join(request)
         launched = None
-        if not plan.is_empty:
-            self._steps += 1
-            try:
-                launched = self._launch(plan)
-            except Exception:
-                logger.exception(
-                    "a step of %d tokens failed, running its requests one by one", plan.num_tokens
-                )
-                self._settle(output)
-                self._run_apart(plan, output)
+        try:
+            launched = self._launch(plan)
+        except Exception:
+            logger.exception("a step of %d tokens failed, running its requests one by one", plan.num_tokens)
+            self._settle(output)
+            self._run_apart(plan, output)
         self._settle(output)
         self._launched = launched
         if not self._overlaps:
@@ -171,13 +165,18 @@ class Engine:
             self._speculator.forget(request_id)
         return self._requests.pop(request_id, None)
 
-    def _launch(self, plan: Plan) -> Launched:
-        """Start a forward pass and the choice of tokens."""
+    def _launch(self, plan: Plan) -> Launched | None:
+        """Set up who joined, then start a forward pass, if there is one, and the choice of tokens."""
+        for request in plan.joined:
+            self._decoder.join(request)
+        if plan.is_empty:
+            return None
         logits = self.runner.forward(plan)
         sequences = plan.sampled()
         drafts = DraftLines(plan.drafts, len(plan.decodes)) if plan.drafts else None
         choice = self._decoder.choose(logits, sequences, drafts) if sequences else None
         # nothing above changed a request, so a failure up to here can be repeated
+        self._steps += 1
         for sequence in plan.decodes:
             sequence.num_computed += 1
         for chunk in plan.chunks:
@@ -223,10 +222,9 @@ class Engine:
         for draft in plan.drafts:
             self.cache.shrink(draft.sequence, draft.sequence.num_computed + 1)
         unsound: set[int] = set()
-        for part in plan.by_request():
-            owner = (part.decodes or [chunk.sequence for chunk in part.chunks])[0].request
+        for owner, part in plan.by_request():
             part.decodes = [sequence for sequence in part.decodes if sequence.row >= 0]
-            if owner.phase is not Phase.RUNNING or part.is_empty:
+            if owner.phase is not Phase.RUNNING:
                 continue  # the step before this one turned out to be its last
             if unsound.intersection(block for s in owner.sequences for block in s.blocks):
                 self.scheduler.recompute(owner)

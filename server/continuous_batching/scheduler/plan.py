@@ -105,11 +105,17 @@ class Plan:
             written.update(chunk.sequence.blocks[chunk.start // block_size : -(-chunk.end // block_size)])
         return written
 
-    def by_request(self) -> list[Plan]:
-        """The forward pass of this plan, without drafts, split so that each part concerns one request."""
-        parts: dict[str, Plan] = {}
+    def by_request(self) -> list[tuple[Request, Plan]]:
+        """What this plan computes and sets up, without drafts, in parts that concern one request each."""
+        parts: dict[str, tuple[Request, Plan]] = {}
+
+        def part_of(request: Request) -> Plan:
+            return parts.setdefault(request.id, (request, Plan()))[1]
+
         for sequence in self.decodes:
-            parts.setdefault(sequence.request.id, Plan()).decodes.append(sequence)
+            part_of(sequence.request).decodes.append(sequence)
         for chunk in self.chunks:
-            parts.setdefault(chunk.sequence.request.id, Plan()).chunks.append(chunk)
+            part_of(chunk.sequence.request).chunks.append(chunk)
+        for request in self.joined:
+            part_of(request).joined.append(request)
         return list(parts.values())

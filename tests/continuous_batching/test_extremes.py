@@ -1,0 +1,98 @@
+"""The farthest values that a request may set are answered, beside others and without a trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.generation import GenerationConfig
+from server.continuous_batching import LLM
+from server.continuous_batching.scheduler.request import Request
+from tests.continuous_batching.driver import Driver
+from tests.continuous_batching.engines import small_llm
+
+EXTREMES: list[dict[str, Any]] = [
+    {"top_k": 2**31 - 1},
+    {"top_k": 2**31 - 1, "do_sample": True},
+    {"temperature": 1e-50, "do_sample": True, "logprobs": 3},
+    {"temperature": 1e6, "do_sample": True, "min_new_tokens": 9},
+    {"repetition_penalty": 0.01, "do_sample": True},
+    {"repetition_penalty": 100, "do_sample": True, "temperature": 1e-8},
+    {"repetition_penalty": 0.01},
+    {"top_p": 5e-324, "min_p": 5e-324, "typical_p": 5e-324, "do_sample": True},
+    {"seed": 2**63 - 1, "do_sample": True},
+    {"num_beams": 2, "length_penalty": 10},
+    {"num_beams": 2, "length_penalty": -10},
+    {"num_beams": 2, "length_penalty": 10, "early_stopping": "never", "logit_bias": {"7": 100}},
+]
+
+
+def test_every_extreme_is_answered(tiny_model: Path) -> None:
+    llm = small_llm(tiny_model)
+    rest = {"max_new_tokens": 12, "ignore_eos": True}
+    configs = [GenerationConfig(**rest | options) for options in EXTREMES]
+    for generation in llm.generate([[5, 6, 7]] * len(configs), configs):
+        for answer in generation.answers:
+            assert len(answer.token_ids) == 12 and answer.finish_reason == "length"
+            assert all(0 <= token < 512 for token in answer.token_ids)
+    assert llm.engine.stats().step_failures == 0
+    llm.engine.check()
+
+
+def break_for(request_id: str, llm: LLM, method: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a method that takes a request or one of its sequences fail for that request; counts how often."""
+    owner: Any = llm.engine._decoder if method == "join" else llm.engine._collector
+    healthy, failed = getattr(owner, method), [0]
+
+    def broken(first: Any, *rest: Any) -> Any:
+        subject = first[0] if isinstance(first, list) else first
+        request = subject if isinstance(subject, Request) else subject.request
+        if request.id == request_id:
+            failed[0] += 1
+            raise OverflowError("the number is too large")
+        return healthy(first, *rest)
+
+    monkeypatch.setattr(owner, method, broken)
+    return failed
+
+
+@pytest.mark.parametrize("method", ["join", "_append", "_advance_beams"])
+def test_a_fault_in_the_bookkeeping_fails_its_request_only(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    prompt = [(31 * i) % 400 + 3 for i in range(30)]
+    beams = {"num_beams": 3} if method == "_advance_beams" else {}
+    options: dict[str, Any] = {"max_new_tokens": 20, "ignore_eos": True, **beams}
+    undisturbed = Driver(small_llm(tiny_model))
+    undisturbed.add("good", [*prompt, 9], options)
+    undisturbed.finish()
+
+    llm = small_llm(tiny_model)
+    failed = break_for("bad", llm, method, monkeypatch)
+    driver = Driver(llm)
+    driver.add("bad", prompt, options)
+    driver.add("good", [*prompt, 9], options)  # reuses blocks that the other was to compute
+    driver.finish()
+    assert failed[0]
+    assert set(driver.failures) == {"bad"} and driver.failures["bad"].status == 500
+    assert "the number is too large" in driver.failures["bad"].message
+    assert driver.answers("good") == undisturbed.answers("good")
+
+
+def test_a_fault_on_the_way_back_from_swap_fails_its_request_only(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that comes back joins in a step in which it computes nothing."""
+    llm = small_llm(tiny_model, num_blocks=14, num_blocks_cpu=40, watermark=0.0, swap_policy="swap", beams=4)
+    driver = Driver(llm)
+    for name in ("first", "second"):
+        driver.add(name, [5, 6, 7], {"max_new_tokens": 90, "ignore_eos": True})
+    while not llm.engine.stats().swapped:
+        driver.step()
+    assert llm.engine.scheduler.swapped[0].id == "second"
+    break_for("second", llm, "join", monkeypatch)
+    driver.finish()
+    assert set(driver.failures) == {"second"} and driver.done == {"first"}
+    assert len(driver.answers("first")[0]) == 90
