@@ -20,7 +20,10 @@ OPENAI_DEFAULT_MAX_TOKENS = 16
 """`max_tokens` of ``/v1/completions`` where it is not given."""
 
 LONG_TEXT = 16_384
-"""Characters from which a text is tokenised in a thread, so that the event loop stays free."""
+"""Characters from which a text is worked on in a thread, so that the event loop stays free."""
+
+_TOO_LONG = "context_length_exceeded"
+"""OpenAI's code for a prompt that does not fit."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -88,10 +91,9 @@ def check_service(service: Service, model: str) -> None:
 async def completion_call(service: Service, request: CompletionRequest) -> Call:
     """The call that a native completion request makes."""
     check_service(service, request.model)
-    prompt = request.prompt
-    ids = await _tokenise(service.tokenizer.encode, prompt) if isinstance(prompt, str) else prompt
-    call = Call([ids], request.generation_config, request.priority, request.stream, request.resume)
-    return _checked(service, call, "prompt")
+    config = request.generation_config
+    prompt = await _token_ids(service, request.prompt, config.max_new_tokens)
+    return _checked(service, Call([prompt], config, request.priority, request.stream, request.resume))
 
 
 async def openai_completion_call(service: Service, request: OpenAICompletionRequest) -> Call:
@@ -99,36 +101,25 @@ async def openai_completion_call(service: Service, request: OpenAICompletionRequ
     check_service(service, request.model)
     max_tokens = request.max_tokens or OPENAI_DEFAULT_MAX_TOKENS
     config = _config(request, max_tokens, request.logprobs)
-    encode = service.tokenizer.encode
-    prompts = [
-        await _tokenise(encode, prompt) if isinstance(prompt, str) else prompt
-        for prompt in split_prompts(request.prompt)
-    ]
+    prompts = [await _token_ids(service, prompt, max_tokens) for prompt in split_prompts(request.prompt)]
     call = Call(prompts, config, request.priority or 0, bool(request.stream), request.resume)
-    return _checked(service, call, "prompt")
+    return _checked(service, call)
 
 
 async def chat_call(service: Service, request: ChatCompletionRequest) -> Call:
     """The call that ``/v1/chat/completions`` makes; unless limited, it may fill the context."""
     check_service(service, request.model)
-    try:
-        messages = [
-            {"role": message.role, "content": message.text()}
-            | ({"name": message.name} if message.name else {})
-            for message in request.messages
-        ]
-        ids = await _tokenise(service.tokenizer.encode_chat, messages)
-    except ValueError as error:
-        raise unprocessable(str(error), param="messages") from None
     max_tokens = request.max_completion_tokens or request.max_tokens
+    text = await _render(service, request)
+    prompt = await _token_ids(service, text, max_tokens or 1, param="messages", special=False)
     if max_tokens is None:
-        max_tokens = service.max_new_tokens(len(ids), max(request.n or 1, request.num_beams or 1))
+        max_tokens = service.max_new_tokens(len(prompt), max(request.n or 1, request.num_beams or 1))
         if max_tokens < 1:
-            raise _too_long(service, len(ids), 1, "messages")
+            raise _too_long(service, len(prompt), 1, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     config = _config(request, max_tokens, logprobs)
-    call = Call([ids], config, request.priority or 0, bool(request.stream), request.resume)
-    return _checked(service, call, "messages")
+    call = Call([prompt], config, request.priority or 0, bool(request.stream), request.resume)
+    return _checked(service, call)
 
 
 def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
@@ -140,12 +131,52 @@ def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
     return [part for part in prompt if not isinstance(part, int)]
 
 
-Text = TypeVar("Text", str, list[dict[str, str]])
+async def _render(service: Service, request: ChatCompletionRequest) -> str:
+    try:
+        messages = [
+            {"role": message.role, "content": message.text()}
+            | ({"name": message.name} if message.name else {})
+            for message in request.messages
+        ]
+        size = sum(len(text) for message in messages for text in message.values())
+        return await _work(size, lambda: service.tokenizer.render_chat(messages))
+    except ValueError as error:
+        raise unprocessable(str(error), param="messages") from None
 
 
-async def _tokenise(encode: Callable[[Text], list[int]], text: Text) -> list[int]:
-    size = len(text) if isinstance(text, str) else sum(len(message["content"]) for message in text)
-    return encode(text) if size < LONG_TEXT else await asyncio.to_thread(encode, text)
+async def _token_ids(
+    service: Service, prompt: str | list[int], new_tokens: int, *, param: str = "prompt", special: bool = True
+) -> list[int]:
+    """The tokens of one prompt that the service can continue by `new_tokens`.
+
+    Args:
+        service: gives tokenizer and limits.
+        prompt: text or token ids.
+        new_tokens: how many shall come.
+        param: the field that the prompt is from.
+        special: put the special tokens around a text that the model expects there.
+    """
+    if isinstance(prompt, str):
+        text = prompt
+        # a text that cannot fit costs seconds and gigabytes to tokenise; normalisers may shorten it
+        if len(text) > 2 * service.model_max_length * service.tokenizer.vocabulary.longest:
+            message = f"{len(text)} characters are far more than {service.model_max_length} tokens can hold"
+            raise unprocessable(message, param=param, code=_TOO_LONG)
+        prompt = await _work(len(text), lambda: service.tokenizer.encode(text, special=special))
+    if not prompt:
+        raise unprocessable("the prompt has no tokens", param=param)
+    _check_ids(service, prompt, param)
+    if len(prompt) + new_tokens > service.model_max_length:
+        raise _too_long(service, len(prompt), new_tokens, param)
+    return prompt
+
+
+Result = TypeVar("Result")
+
+
+async def _work(size: int, function: Callable[[], Result]) -> Result:
+    """What `function` makes of a text of `size` characters."""
+    return function() if size < LONG_TEXT else await asyncio.to_thread(function)
 
 
 def _config(request: SharedRequest, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
@@ -155,15 +186,9 @@ def _config(request: SharedRequest, max_new_tokens: int, logprobs: int | None) -
         raise from_validation(error) from None
 
 
-def _checked(service: Service, call: Call, param: str) -> Call:
-    """`call`, unless its tokens do not exist, do not fit, or its answers cannot be streamed."""
+def _checked(service: Service, call: Call) -> Call:
+    """`call`, unless it names tokens that do not exist, or its answers cannot be streamed."""
     config = call.config
-    for prompt in call.prompts:
-        if not prompt:
-            raise unprocessable("the prompt has no tokens", param=param)
-        _check_ids(service, prompt, param)
-        if len(prompt) + config.max_new_tokens > service.model_max_length:
-            raise _too_long(service, len(prompt), config.max_new_tokens, param)
     _check_ids(service, config.stop_token_ids, "stop_token_ids")
     _check_ids(service, config.logit_bias, "logit_bias")
     _check_ids(service, config.eos_token_ids or (), "eos_token_id")
@@ -198,4 +223,4 @@ def _too_long(service: Service, prompt_tokens: int, new_tokens: int, param: str)
         f"the prompt has {prompt_tokens} tokens, which with {new_tokens} new ones exceeds "
         f"the {service.model_max_length} tokens that the model can handle"
     )
-    return unprocessable(message, param=param, code="context_length_exceeded")
+    return unprocessable(message, param=param, code=_TOO_LONG)

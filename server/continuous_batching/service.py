@@ -82,7 +82,6 @@ class ContinuousBatchingService:
                 use_fast=loading.use_fast_tokenizer,
                 trust_remote_code=loading.trust_remote_code,
             )
-            await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
         except Exception:
             engine.cancel()
             raise

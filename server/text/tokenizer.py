@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,16 @@ class Tokenizer:
         self.hf = AutoTokenizer.from_pretrained(
             str(path), use_fast=use_fast, trust_remote_code=trust_remote_code, **options
         )
+        self.vocabulary = Vocabulary(self.hf)
+        """The bytes of each token."""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens the model expects around a prompt."""
         ids: list[int] = self.hf.encode(text, add_special_tokens=special)
         return ids
 
-    def encode_chat(self, messages: list[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn.
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as text, ready for the assistant's turn; it has its special tokens already.
 
         Raises:
             ValueError: the model has no chat template, or the template refuses the conversation.
@@ -50,12 +51,6 @@ class Tokenizer:
         if not self.hf.chat_template:
             raise ValueError("this model has no chat template: use the completion routes")
         try:
-            text = self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return str(self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
-        return self.encode(text, special=False)
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        """The bytes of each token."""
-        return Vocabulary(self.hf)

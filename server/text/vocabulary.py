@@ -50,6 +50,8 @@ class Vocabulary:
                 table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)
         self._spelled = table
         self._shown = [b"" if token_id in special else text for token_id, text in enumerate(table)]
+        self.longest = max(len(text.decode(errors="replace")) for text in table)
+        """Characters that one token can stand for."""
 
     def __len__(self) -> int:
         return len(self._shown)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import aiohttp
 import pytest
 
@@ -109,10 +112,48 @@ async def test_static_batching_has_its_own_route_and_no_streams(tokenizer: Token
 
 @pytest.mark.parametrize("characters", [1_000, 50_000])  # tokenised in the event loop, in a thread
 async def test_prompt_too_long(http: aiohttp.ClientSession, service: FakeService, characters: int) -> None:
+    service.model_max_length = characters // 3
     prompt = ("a b " * characters)[:characters]
     async with http.post("/completion/v2", json={"model": "fake", "prompt": prompt}) as response:
         assert response.status == 422
         error = (await response.json())["error"]
     assert error["code"] == "context_length_exceeded"
-    for number in (len(service.tokenizer.encode(prompt)), 32, 256):
+    for number in (len(service.tokenizer.encode(prompt)), 32, service.model_max_length):
         assert str(number) in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        ("/completion/v2", {"prompt": "TEXT"}),
+        ("/v1/completions", {"prompt": ["Hi", "TEXT"]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "TEXT"}]}),
+    ],
+)
+async def test_text_that_cannot_fit_is_not_tokenised(
+    http: aiohttp.ClientSession,
+    service: FakeService,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    field: dict[str, Any],
+) -> None:
+    """Tokenising megabytes takes seconds and gigabytes."""
+    service.model_max_length = 100
+    hf = service.tokenizer.hf
+    most = 2 * service.model_max_length * max(len(hf.decode([token])) for token in range(len(hf)))
+    tokenised: list[str] = []
+    encode = service.tokenizer.encode
+
+    def recording(text: str, *, special: bool = True) -> list[int]:
+        tokenised.append(text)
+        return encode(text, special=special)
+
+    monkeypatch.setattr(service.tokenizer, "encode", recording)
+    for text, is_tokenised in (("a" * (most // 2), True), ("a" * (most + 1), False)):
+        tokenised.clear()
+        body = json.dumps({"model": "fake", **field}).replace("TEXT", text)
+        async with http.post(route, data=body) as response:
+            assert response.status == 422
+            error = (await response.json())["error"]
+        assert error["code"] == "context_length_exceeded" and error["param"] == next(iter(field))
+        assert any(text in known for known in tokenised) is is_tokenised

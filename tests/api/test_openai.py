@@ -18,6 +18,11 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield client
 
 
+def chat_prompt(service: FakeService) -> list[int]:
+    """The tokens of a conversation that consists of `USER`."""
+    return service.tokenizer.encode(service.tokenizer.render_chat([USER]), special=False)
+
+
 def test_chat(client: openai.OpenAI, service: FakeService) -> None:
     answer = client.chat.completions.create(model="fake", messages=[USER])
     choice = answer.choices[0]
@@ -26,7 +31,7 @@ def test_chat(client: openai.OpenAI, service: FakeService) -> None:
     assert choice.finish_reason == "stop"
     assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion"
     assert answer.usage is not None and answer.usage.completion_tokens == len(service.reply)
-    assert service.jobs[0].prompt_token_ids == service.tokenizer.encode_chat([USER])
+    assert service.jobs[0].prompt_token_ids == chat_prompt(service)
     assert service.jobs[0].config.do_sample
 
 
@@ -41,7 +46,7 @@ def test_chat_takes_text_parts_and_a_name(client: openai.OpenAI, service: FakeSe
     client.chat.completions.create(
         model="fake", messages=[{"role": "user", "content": parts, "name": "Ann"}], max_completion_tokens=3
     )
-    assert service.jobs[0].prompt_token_ids == service.tokenizer.encode_chat([USER])
+    assert service.jobs[0].prompt_token_ids == chat_prompt(service)
     assert service.jobs[0].config.max_new_tokens == 3
 
 
