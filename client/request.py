@@ -29,6 +29,8 @@ KINDS: dict[str, tuple[ServiceKind, ...]] = {
 }
 """Which servers answer a route, the preferred kind first; the last is for OpenAI accounts alone."""
 
+CONTINUOUS: tuple[ServiceKind, ...] = ("continuous_batching",)
+
 NATIVE_NEW_TOKENS = 32
 """`max_new_tokens` where a native request sets none."""
 TEXT_NEW_TOKENS = 16
@@ -44,6 +46,8 @@ class InferenceRequest:
 
     id: str
     route: str
+    kinds: tuple[ServiceKind, ...]
+    """Which servers can answer it, the preferred kind first."""
     body: bytes
     """As the client sent it."""
     fields: dict[str, Any]
@@ -81,10 +85,14 @@ def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False)
         raise unprocessable("model: Input should be a valid string", param="model", code="invalid_value")
     read = _native if route in (COMPLETION_V1, COMPLETION_V2) else _openai
     prompt, choices, rows, new_tokens = read(fields)
+    kinds = KINDS[route]
+    if len(kinds) > 1 and beyond_static(fields) is not None:
+        kinds = CONTINUOUS
     length = len(prompt) // CHARS_PER_TOKEN if isinstance(prompt, str) else len(prompt)
     return InferenceRequest(
         id=id,
         route=route,
+        kinds=kinds,
         body=body,
         fields=fields,
         model=model,
@@ -95,6 +103,23 @@ def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False)
         prefix=prefix_keys(prompt),
         checkpoints=checkpoints,
     )
+
+
+def beyond_static(fields: dict[str, Any]) -> str | None:
+    """The option of a request on ``/v1/*`` that static-batching servers are known not to honour, if any.
+
+    They have no streams, no log probabilities of beams, and drafts for greedy answers without any
+    alone (`server.static_batching.options`).
+    """
+    if fields.get("stream") is True:
+        return "stream"
+    logprobs = fields.get("logprobs")
+    reports = type(logprobs) is int or logprobs is True
+    if reports and _count(fields, "num_beams") > 1:
+        return "logprobs"
+    if _count(fields, "prompt_lookup_num_tokens", 0) and (reports or fields.get("temperature") != 0):
+        return "prompt_lookup_num_tokens"
+    return None
 
 
 Shape = tuple[str | Sequence[int], int, int, int]

@@ -10,9 +10,9 @@ from client.affinity import Affinity
 from client.balancer import pick
 from client.config import Settings
 from client.replicas import Registry, Replica, ReplicaState
-from client.request import KINDS, InferenceRequest
+from client.request import KINDS, InferenceRequest, beyond_static
 from client.watch import ClientStalled, Watch
-from protocol.errors import ApiError, model_not_found, queue_full, unavailable
+from protocol.errors import ApiError, model_not_found, queue_full, unavailable, unprocessable
 
 LOOK_SECONDS = 0.25
 """How often a waiting request looks again without being told of a change (breakers run on time alone)."""
@@ -39,7 +39,7 @@ class Router:
         """The replica to try next, or None if none can take the request now."""
         now = self._clock()
         affine = self._affinity.find(request.model, request.prefix) if request.prefix else None
-        for kind in KINDS[request.route]:
+        for kind in request.kinds:
             replica = pick(
                 self._registry.serving(kind, request.model),
                 tried,
@@ -84,7 +84,7 @@ class Router:
 
     def serves(self, request: InferenceRequest) -> bool:
         """Whether a replica, in whatever state, serves the model of `request`."""
-        return any(self._registry.serving(kind, request.model) for kind in KINDS[request.route])
+        return any(self._registry.serving(kind, request.model) for kind in request.kinds)
 
     def _hopeful(self, request: InferenceRequest, patience: float) -> bool:
         now = self._clock()
@@ -93,20 +93,28 @@ class Router:
     def _candidates(self, request: InferenceRequest) -> Iterator[Replica]:
         """Replicas of the model; without any, those that have not told yet what they serve."""
         if self.serves(request):
-            for kind in KINDS[request.route]:
+            for kind in request.kinds:
                 yield from self._registry.serving(kind, request.model)
         else:
-            kinds = KINDS[request.route]
-            yield from (r for r in self._registry if r.model_id is None and r.kind in kinds)
+            yield from (r for r in self._registry if r.model_id is None and r.kind in request.kinds)
 
     def _refusal(self, request: InferenceRequest) -> ApiError:
         if not self.serves(request) and not self._hopeful(
             request, self._settings.config.replica_wait_seconds
         ):
-            return model_not_found(request.model, self._registry.models(KINDS[request.route]))
+            return self._not_served(request)
         retry_after = 1 if self._hopeful(request, self._settings.config.replica_wait_seconds) else 5
         message = f"no live server for model {request.model!r}"
         return unavailable(message, code="no_replica", retry_after=retry_after)
+
+    def _not_served(self, request: InferenceRequest) -> ApiError:
+        """No server of the kinds that can answer serves the model: does one of another kind?"""
+        kinds = KINDS[request.route]
+        if any(self._registry.serving(kind, request.model) for kind in kinds):
+            option = beyond_static(request.fields)
+            message = f"{option}: only static-batching servers serve {request.model!r}, which cannot do this"
+            return unprocessable(message, param=option, code="unsupported")
+        return model_not_found(request.model, self._registry.models(kinds))
 
     def _on_change(self, replica: Replica) -> None:
         if replica.state is ReplicaState.DOWN:
