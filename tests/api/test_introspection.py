@@ -69,7 +69,7 @@ def test_openapi_document_holds_for_generated_requests(tokenizer: Tokenizer, kin
     with serving(create_app(service)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [operation.ok() for operation in schema.get_all_operations()]
-        assert len(operations) == 10
+        assert len(operations) == 11
         for operation in operations:
             check_operation(operation.as_strategy())
 

@@ -168,9 +168,14 @@ def test_errors_are_those_of_the_sdk(client: openai.OpenAI, service: FakeService
             list(stream)
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models(client: openai.OpenAI, service: FakeService) -> None:
+    service.model_id = "name/of it"
     (model,) = client.models.list().data
-    assert model.id == "fake" and model.object == "model"
+    assert model.id == "name/of it" and model.object == "model"
+    assert client.models.retrieve(model.id) == model
+    with pytest.raises(openai.NotFoundError, match="served: name/of it") as caught:
+        client.models.retrieve("name")
+    assert caught.value.code == "model_not_found"
 
 
 async def test_async_client(url: str) -> None:
