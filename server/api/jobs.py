@@ -101,8 +101,10 @@ async def openai_completion_call(service: Service, request: OpenAICompletionRequ
     check_service(service, request.model)
     max_tokens = request.max_tokens or OPENAI_DEFAULT_MAX_TOKENS
     config = _config(request, max_tokens, request.logprobs)
-    prompts = [await _token_ids(service, prompt, max_tokens) for prompt in split_prompts(request.prompt)]
-    call = Call(prompts, config, request.priority or 0, bool(request.stream), request.resume)
+    prompts = split_prompts(request.prompt)
+    _check_count(service, len(prompts))
+    ids = [await _token_ids(service, prompt, max_tokens) for prompt in prompts]
+    call = Call(ids, config, request.priority or 0, bool(request.stream), request.resume)
     return _checked(service, call)
 
 
@@ -169,6 +171,14 @@ async def _token_ids(
     if len(prompt) + new_tokens > service.model_max_length:
         raise _too_long(service, len(prompt), new_tokens, param)
     return prompt
+
+
+def _check_count(service: Service, prompts: int) -> None:
+    """Raise 422 where even an idle server could not queue as many prompts at once."""
+    capacity = service.status().capacity
+    if capacity is not None and prompts > capacity.max_waiting:
+        message = f"the queue holds {capacity.max_waiting} prompts, the request has {prompts}"
+        raise unprocessable(message, param="prompt", code="too_many_prompts")
 
 
 Result = TypeVar("Result")

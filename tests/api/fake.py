@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
 from protocol.errors import ApiError, cancelled, unavailable
-from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
+from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus, ServiceKind
 from server.api.service import Delta, Job, TokenLogprob
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ class FakeService:
     can_stream = True
     model_id = "fake"
     model_max_length = 256
+    max_waiting = 64
 
     def __init__(self, tokenizer: Tokenizer, kind: ServiceKind = "continuous_batching") -> None:
         self.kind = kind
@@ -80,6 +81,9 @@ class FakeService:
             version="0",
             uptime_seconds=1.0,
             load=ServerLoad(pending_tokens=self.pending_tokens),
+            capacity=ServerCapacity(
+                max_beams=8, max_waiting=self.max_waiting, model_max_length=self.model_max_length
+            ),
         )
 
     def collect(self) -> Iterable[Metric]:

@@ -96,6 +96,16 @@ async def test_refusal_of_one_prompt_cancels_the_others(
     assert status == 429 and len(taken) == 1 and not service.live
 
 
+async def test_more_prompts_than_the_queue_holds_are_not_to_be_tried_again(
+    http: aiohttp.ClientSession, service: FakeService
+) -> None:
+    service.max_waiting = 3
+    status, answer = await error(http, "POST", "/v1/completions", json=BODY | {"prompt": ["a"] * 4})
+    assert (status, answer.param) == (422, "prompt") and not service.jobs
+    async with http.post("/v1/completions", json=BODY | {"prompt": ["a"] * 3}) as response:
+        assert response.status == 200
+
+
 @pytest.mark.parametrize("request_id", ["", "a b", "é", "a" * 129])
 async def test_request_id_is_visible_ascii(http: aiohttp.ClientSession, request_id: str) -> None:
     headers = {"x-request-id": request_id}
