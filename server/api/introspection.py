@@ -42,6 +42,7 @@ def introspection_router(context: Context, registry: CollectorRegistry) -> APIRo
         """The id of the model served."""
         return service.model_id
 
+    @router.head(routes.HEALTH, include_in_schema=False)
     @router.get(routes.HEALTH, responses=document_errors(503))
     async def health() -> dict[str, str]:
         """Liveness: the process answers and its model can be, or was, loaded."""
@@ -49,6 +50,7 @@ def introspection_router(context: Context, registry: CollectorRegistry) -> APIRo
             raise unavailable("the server has failed", code="failed")
         return {"status": "ok"}
 
+    @router.head(routes.READY, include_in_schema=False)
     @router.get(routes.READY, responses=document_errors(503))
     async def ready() -> dict[str, str]:
         """Readiness: completion requests are taken."""

@@ -32,8 +32,12 @@ class Announcements:
 
 
 async def status(http: aiohttp.ClientSession, path: str) -> int:
+    """As GET and HEAD tell it: load balancers probe with either."""
     async with http.get(path) as response:
-        return response.status
+        got = response.status
+    async with http.head(path) as response:
+        assert response.status == got and await response.read() == b""
+    return got
 
 
 async def test_answers_while_the_model_loads(service: FakeService) -> None:
