@@ -118,6 +118,9 @@ class SeededChoice:
 
     The draw is inverse-CDF sampling with a number that is a pure function of (seed, answer,
     position), so that a request is answered alike alone and in any package.
+
+    Raises (when called):
+        FloatingPointError: the scores of a row are not finite.
     """
 
     def __init__(self, prompts: PaddedPrompts) -> None:
@@ -129,6 +132,8 @@ class SeededChoice:
         cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
         # strictly above the target: a token of probability zero adds nothing and is never hit
         chosen = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
+        if (chosen == scores.shape[1]).any():  # in a sum that is not finite nothing is above
+            raise FloatingPointError("scores are not finite")
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
 
 

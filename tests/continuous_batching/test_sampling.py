@@ -129,6 +129,14 @@ def test_scores_that_are_not_finite_choose_nothing() -> None:
     assert tokens[0] == tokens[1] == FAILED != tokens[2]
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-300])
+def test_scores_that_overflow_choose_nothing(temperature: float) -> None:
+    """A division that leaves float32 makes NaN of the whole row: an index of it is no token."""
+    params = SamplingParams(max_new_tokens=9, do_sample=True, temperature=temperature)
+    tokens = choose_tokens(100 * logits(), table_of(params), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    assert tokens.tolist() == [FAILED]
+
+
 def test_uniform_numbers_are_uniform_and_independent() -> None:
     seeds = torch.arange(100).unsqueeze(1)
     numbers = uniform(seeds, torch.tensor(0), torch.arange(200).unsqueeze(0)).numpy()

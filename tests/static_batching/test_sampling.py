@@ -10,11 +10,13 @@ import torch
 from scipy.stats import chisquare
 from transformers import GenerationConfig as HFGenerationConfig
 
+from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
-from server.static_batching.generate import generate
+from server.static_batching.generate import Batch, generate
 from server.static_batching.model import LoadedModel
 from server.static_batching.processors import build_processors
 from server.static_batching.prompts import PaddedPrompts, Prompt
+from server.static_batching.worker import Worker
 
 DRAWS = 20_000
 
@@ -52,6 +54,42 @@ def _expected(model: LoadedModel, logits: torch.Tensor, options: dict[str, Any])
     processors = model.hf._get_logits_processor(config, input_ids_seq_length=3, device="cpu")
     probabilities = processors(torch.tensor([[3, 4, 5]]), logits).softmax(-1)[0]
     return np.asarray(probabilities.double().numpy())
+
+
+def test_no_token_is_drawn_from_scores_that_are_not_finite() -> None:
+    prompts = [Prompt([3, 4, 5], GenerationConfig(do_sample=True)) for _ in range(2)]
+    padded = PaddedPrompts(prompts, 0, torch.device("cpu"))
+    scores = torch.zeros(2, 16)
+    scores[1, 7] = float("nan")
+    with pytest.raises(FloatingPointError):
+        build_processors(prompts[0].config, padded, [])(padded.input_ids, scores)
+
+
+def test_a_prompt_whose_scores_are_not_finite_fails_alone(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [
+        Prompt([5, 6, 7 + i], GenerationConfig(do_sample=True, seed=i, max_new_tokens=6)) for i in range(3)
+    ]
+    expected = answers(model, prompts)
+    forward = model.hf.forward
+
+    def poisoned(input_ids: torch.Tensor, **options: Any) -> Any:
+        output = forward(input_ids, **options)
+        output.logits[(input_ids == 8).any(dim=1)] = float("nan")
+        return output
+
+    monkeypatch.setattr(model.hf, "forward", poisoned)
+    outcomes: list[list[list[int]] | ApiError] = [[]] * 3
+
+    def deliver(part: slice, outcome: Batch | ApiError) -> None:
+        assert part.stop - part.start == 1
+        failed = isinstance(outcome, ApiError)
+        outcomes[part.start] = outcome if failed else [a.token_ids for a in outcome.answers[0]]
+
+    Worker(model, batch_size=-1).run(prompts, deliver)
+    assert isinstance(outcomes[1], ApiError) and outcomes[1].status == 500
+    assert [outcomes[0], outcomes[2]] == [expected[0], expected[2]]
 
 
 def answers(model: LoadedModel, prompts: list[Prompt]) -> list[list[list[int]]]:

@@ -37,7 +37,7 @@ def choose_tokens(scores: Tensor, table: RowTable, rows: np.ndarray, positions: 
 
 
 def _draw(scores: Tensor, table: RowTable, rows: np.ndarray, positions: np.ndarray) -> Tensor:
-    """Inverse-CDF sampling with one uniform number a row."""
+    """Inverse-CDF sampling with one uniform number a row; `FAILED` where scores or filters overflow."""
     probabilities = apply_filters(scores, table, rows).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
     # (seed, answer, position) decide, so the batch a row happens to be in does not
@@ -47,4 +47,5 @@ def _draw(scores: Tensor, table: RowTable, rows: np.ndarray, positions: np.ndarr
         table.on_device(positions).unsqueeze(1),
     )
     # strictly above the target: a token of probability zero adds nothing and is never hit
-    return torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True).squeeze(1)
+    drawn = torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True).squeeze(1)
+    return torch.where(drawn < scores.shape[1], drawn, FAILED)  # in a sum that is not finite nothing is above
