@@ -33,11 +33,42 @@ def test_every_extreme_is_answered(tiny_model: Path) -> None:
     llm = small_llm(tiny_model)
     rest = {"max_new_tokens": 12, "ignore_eos": True}
     configs = [GenerationConfig(**rest | options) for options in EXTREMES]
-    for generation in llm.generate([[5, 6, 7]] * len(configs), configs):
+    for config, generation in zip(configs, llm.generate([[5, 6, 7]] * len(configs), configs), strict=True):
+        assert len(generation.answers) == config.num_choices
         for answer in generation.answers:
             assert len(answer.token_ids) == 12 and answer.finish_reason == "length"
             assert all(0 <= token < 512 for token in answer.token_ids)
     assert llm.engine.stats().step_failures == 0
+    llm.engine.check()
+
+
+WIDE: dict[str, Any] = {"num_beams": 17, "n": 17, "do_sample": True, "temperature": 1e-6}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2, "length_penalty": -5, "max_new_tokens": 40},
+        {"num_beams": 4, "n": 4, "length_penalty": -10, "max_new_tokens": 300},
+        {"num_beams": 4, "n": 4, "length_penalty": 10, "max_new_tokens": 300, "early_stopping": "never"},
+        {"num_beams": 4, "n": 4, "length_penalty": -10, "eos_token_id": list(range(3, 200)), "stop": "e"},
+        {**WIDE, "max_new_tokens": 60},
+        {**WIDE, "top_k": 1, "ignore_eos": True, "max_new_tokens": 20},
+        {**WIDE, "top_k": 1, "repetition_penalty": 100, "max_new_tokens": 150},
+        {**WIDE, "top_k": 2, "stop": ["e", "a", "o"], "max_new_tokens": 60},
+        {**WIDE, "eos_token_id": list(range(3, 500)), "max_new_tokens": 60},
+    ],
+)
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_no_answer_of_a_beam_search_is_lost(tiny_model: Path, options: dict[str, Any]) -> None:
+    """Scores may leave any bound: a finished answer is still better than none."""
+    llm = small_llm(tiny_model)
+    config = GenerationConfig(**options)
+    (generation,) = llm.generate([[5, 6, 7]], config)
+    assert len(generation.answers) == config.num_choices
+    for answer in generation.answers:
+        assert answer.token_ids and answer.finish_reason in ("stop", "length")
+        assert answer.finish_reason == "stop" or len(answer.token_ids) == config.max_new_tokens
     llm.engine.check()
 
 

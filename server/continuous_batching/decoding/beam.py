@@ -1,8 +1,9 @@
 """Beam search of one request, step by step.
 
 Follows transformers' ``_beam_search`` decision by decision (candidates, finished beams, the three
-kinds of ``early_stopping``) in float32, so that the outputs are the same tokens. Beams hold their
-tokens as shared histories; nothing is copied as they grow.
+kinds of ``early_stopping``) in float32, so that the outputs are the same tokens. Only where
+transformers would take a score below its -1e9 for an answer that is not there, the answer stays. Beams
+hold their tokens as shared histories; nothing is copied as they grow.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.scheduler.history import TokenHistory
 from server.text.logprob import TokenLogprob
 
-_NEVER = np.float32(-1.0e9)
-"""Score that rules a beam out, as in transformers."""
+_LAST = np.float32(-1.0e30)
+"""Puts a beam behind all others: far below what options within their bounds can make of a score, and
+far above -inf, which only a token has that was filtered out."""
+
+_FLOAT32 = np.finfo(np.float32)
 
 
 @dataclass(slots=True)
@@ -60,12 +64,10 @@ class BeamSearch:
     def __init__(self, params: SamplingParams) -> None:
         beams = params.num_beams
         self._params = params
-        self.scores = np.full(beams, _NEVER, np.float32)
+        self.scores = np.full(beams, _LAST, np.float32)
         self.scores[0] = 0.0  # all beams begin equal: only the first may be continued at first
-        self._best_scores = np.full(beams, _NEVER, np.float32)
-        self._best: list[Hypothesis | None] = [None] * beams
-        self._is_finished = np.zeros(beams, bool)
-        self._can_improve = True
+        self._best_scores = np.empty(0, np.float32)  # of the finished answers, at most one a beam
+        self._best: list[Hypothesis] = []
         self.done = False
 
     def advance(
@@ -87,52 +89,47 @@ class BeamSearch:
             int [num_beams]: indices of the candidates that go on.
         """
         beams = self._params.num_beams
-        if not ends.any() and not self._is_finished.any():  # nearly every step of nearly every search
+        if not self._best and not ends.any():  # nearly every step of nearly every search
             survivors = _best(candidates.scores, beams)
             self.scores = candidates.scores[survivors]
             return survivors
-        running = candidates.scores + ends.astype(np.float32) * _NEVER
+        running = candidates.scores + ends.astype(np.float32) * _LAST
         survivors = _best(running, beams)
         self._keep_finished(candidates.scores, ends, length, finish)
         self.scores = running[survivors]
-        self._can_improve = self._can_improve and self._may_improve(length)
-        all_finished = bool(self._is_finished.all()) and self._params.early_stopping is True
-        self.done = not self._can_improve or all_finished or bool(ends.all())
+        is_full = len(self._best) == beams
+        stops_early = is_full and self._params.early_stopping is True
+        self.done = stops_early or bool(ends.all()) or (is_full and not self._may_improve(length))
         return survivors
 
     def _keep_finished(
         self, scores: np.ndarray, ends: np.ndarray, length: int, finish: Callable[[int], Hypothesis]
     ) -> None:
         """Merge what ended now, among the best candidates only, with the best so far."""
-        beams = self._params.num_beams
-        ended = ends & (np.arange(len(ends)) < beams)
-        scores = scores / np.float32(length**self._params.length_penalty)
-        if self._params.early_stopping is True and self._is_finished.all():
-            scores = scores + _NEVER
-        if not self._can_improve:
-            scores = scores + _NEVER
-        scores = scores + (~ended).astype(np.float32) * _NEVER
-        merged = np.concatenate([self._best_scores, scores])
+        beams, kept = self._params.num_beams, len(self._best)
+        ended = np.flatnonzero(ends[:beams])
+        merged = np.concatenate([self._best_scores, self._normalised(scores[ended], length)])
         order = _best(merged, beams)
-        self._best = [
-            self._best[i] if i < beams else finish(i - beams) if ended[i - beams] else None for i in order
-        ]
-        self._is_finished = np.concatenate([self._is_finished, ended])[order]
+        self._best = [self._best[i] if i < kept else finish(int(ended[i - kept])) for i in order]
         self._best_scores = merged[order]
 
     def _may_improve(self, length: int) -> bool:
-        """Whether a running beam could still beat the worst finished one."""
+        """Whether a running beam could still beat the worst of all finished answers."""
         params = self._params
         horizon = length
         if params.early_stopping == "never" and params.length_penalty > 0.0:
             horizon = params.max_new_tokens
-        best = self.scores[0] / np.float32(horizon**params.length_penalty)
-        worst = np.where(self._is_finished, self._best_scores.min(), _NEVER)
-        return bool((best > worst).any())
+        return bool(self._normalised(self.scores[:1], horizon)[0] > self._best_scores.min())
+
+    def _normalised(self, scores: np.ndarray, length: int) -> np.ndarray:
+        """Accumulated `scores` in relation to the length; what float32 cannot hold is at its end."""
+        penalty = np.float32(np.clip(length**self._params.length_penalty, _FLOAT32.tiny, _FLOAT32.max))
+        with np.errstate(over="ignore"):
+            return np.clip(scores / penalty, _FLOAT32.min, _FLOAT32.max)
 
     def results(self) -> list[Hypothesis]:
         """The answers to return, best first."""
-        return [h for h in self._best[: self._params.num_choices] if h is not None]
+        return self._best[: self._params.num_choices]
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
