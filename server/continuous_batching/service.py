@@ -29,6 +29,7 @@ from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.engine import messages
 from server.continuous_batching.engine.outputs import RequestFailure
+from server.continuous_batching.engine.stats import EngineStats
 from server.continuous_batching.engine.supervisor import EngineSupervisor
 from server.continuous_batching.metrics import EngineMetrics
 from server.continuous_batching.scheduler.limits import Limits
@@ -109,13 +110,13 @@ class ContinuousBatchingService:
         if waiting >= self._limits.max_waiting:
             raise queue_full(f"{waiting} requests are waiting already")
         stream = JobStream(job, self.tokenizer.vocabulary, lambda: self._close_stream(job.request_id))
+        self._supervisor.send(self._message(job))  # first: a job that cannot be sent is not kept
         self._streams[job.request_id] = stream
         self._idle.clear()
         config = job.config
         self._metrics.stats.pending_tokens += expected_tokens(
             len(job.prompt_token_ids), config.num_rows, config.max_new_tokens
         )
-        self._supervisor.send(self._message(job))
         return stream
 
     def _message(self, job: Job) -> messages.Add:
@@ -218,6 +219,7 @@ class ContinuousBatchingService:
         """The engine died, and all it was doing with it; the supervisor starts another."""
         if self._state is ServerState.READY:
             self._state = ServerState.LOADING
+        self._metrics.update(EngineStats(), asyncio.get_running_loop().time())
         for stream in self._streams.values():
             stream.end(unavailable("the engine was lost while it worked on this request", code="engine_lost"))
         self._streams.clear()
