@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from protocol.headers import RETRY_AFTER
+from protocol.headers import RETRY_AFTER, SHOULD_RETRY
 
 
 class ErrorBody(BaseModel):
@@ -39,6 +39,7 @@ class ApiError(Exception):
         code: stable name of this very error, e.g. ``model_not_found``.
         param: the request field at fault.
         retry_after: whole seconds after which a retry makes sense; sent as ``Retry-After``.
+        final: nobody wants a retry, though clients retry such a status; sent as ``x-should-retry``.
     """
 
     def __init__(
@@ -50,15 +51,19 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        final: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.body = ErrorBody(message=message, type=type, param=param, code=code)
         self.retry_after = retry_after
+        self.final = final
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {RETRY_AFTER: str(self.retry_after)}
+        """Those of the answer, beside those that every answer has."""
+        headers = {SHOULD_RETRY: "false"} if self.final else {}
+        return headers if self.retry_after is None else headers | {RETRY_AFTER: str(self.retry_after)}
 
     def response(self) -> ErrorResponse:
         return ErrorResponse(error=self.body)
@@ -122,7 +127,7 @@ def queue_timeout(message: str) -> ApiError:
 
 def cancelled() -> ApiError:
     """409: somebody cancelled the request by its id."""
-    return ApiError(409, "the request was cancelled", type=CANCELLED, code="cancelled")
+    return ApiError(409, "the request was cancelled", type=CANCELLED, code="cancelled", final=True)
 
 
 def body_too_large(limit: int) -> ApiError:

@@ -14,6 +14,9 @@ STREAM_CHECKPOINT = "x-stream-checkpoint"
 RETRY_AFTER = "retry-after"
 """Whole seconds after which a refused request may be tried again."""
 
+SHOULD_RETRY = "x-should-retry"
+"""``false``: the OpenAI SDKs shall not repeat the request, whatever the status."""
+
 _REQUEST_ID_RULE = re.compile(rb"[!-~]{1,128}")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from protocol.errors import cancelled
 from tests.api.fake import REPLY, FakeService
 
 USER = {"role": "user", "content": "Hi"}
@@ -188,3 +189,10 @@ async def test_async_client(url: str) -> None:
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == REPLY == whole.choices[0].text
     assert chunks[-1].usage is not None
+
+
+def test_a_cancelled_request_is_not_sent_again(client: openai.OpenAI, service: FakeService) -> None:
+    service.fail_after, service.failure = 0, cancelled()
+    with pytest.raises(openai.ConflictError):
+        client.with_options(max_retries=2).completions.create(model="fake", prompt="Hi")
+    assert len(service.jobs) == 1
