@@ -3,9 +3,9 @@
 A file may hold `#` comments and trailing commas (it is read as YAML, of which JSON is a part).
 Whatever is wrong with it becomes a `ConfigError` of one line that says where and what is accepted.
 
-Paths in a file are relative to the file, not to where the service was started: use `ModelDirectory`
-or `ModelPath` (a model directory, or a name on the Hugging Face hub) as field types. Keys, passwords
-and tokens are `Secret`s. Models derive from `ConfigModel`.
+Paths in a file are relative to the file, not to where the service was started: use `ModelDirectory`,
+`ModelPath` (a model directory, or a name on the Hugging Face hub) or `TokenizerPath` as field types.
+Keys, passwords and tokens are `Secret`s. Models derive from `ConfigModel`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pydantic import (
     SecretStr,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -37,7 +39,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _DIRECTORY = "directory"  # key of the validation context
 _PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")]
 _CONTAINERS = {"model_type": "an object", "list_type": "a list", "tuple_type": "a list"}
-_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class ConfigError(Exception):
@@ -48,6 +50,14 @@ class ConfigModel(BaseModel):
     """Base of every configuration section: unknown keys are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        checked = check(value)
+        if isinstance(value, bool) and not isinstance(checked, bool):  # pydantic takes it for 1
+            raise PydanticCustomError("number", "a number")
+        return checked
 
 
 def _resolve_secret(value: Any) -> Any:
@@ -68,35 +78,44 @@ Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 logged or dumped. Its text is `get_secret_value()`."""
 
 
-def _resolve(path: str | Path, info: ValidationInfo) -> Path:
+def _resolve(path: str, info: ValidationInfo) -> str:
     """`path` against the directory of the file that holds it (else the working directory)."""
     directory = (info.context or {}).get(_DIRECTORY, Path.cwd())
-    return Path(os.path.normpath(directory / Path(path).expanduser()))
+    return os.path.normpath(os.path.join(directory, os.path.expanduser(path)))
 
 
-def _model_directory(value: str, info: ValidationInfo) -> str:
-    resolved = _resolve(value, info)
-    if not resolved.is_dir():
-        raise PydanticCustomError("path", f"a model directory ({resolved} does not exist)")
-    return str(resolved)
+@dataclass(frozen=True)
+class _Directory:
+    """Validates the path of a directory that holds `file`; with `or_hub` a hub name is fine too."""
+
+    file: str | None = None
+    or_hub: bool = False
+
+    def __call__(self, value: str, info: ValidationInfo) -> str:
+        path = _resolve(value, info)
+        if not os.path.exists(path):
+            if self.or_hub and not value.startswith((".", "~")) and _HUB_NAME.fullmatch(value):
+                return value
+            problem = "does not exist"
+        elif not os.path.isdir(path):
+            problem = "is not a directory"
+        elif self.file and not os.path.isfile(os.path.join(path, self.file)):
+            problem = f"holds no {self.file}"
+        else:
+            return path
+        kind = "a model directory" if self.file else "a directory"
+        otherwise = " or a Hugging Face hub name" if self.or_hub else ""
+        raise PydanticCustomError("path", f"{kind} ({path} {problem}){otherwise}")
 
 
-def _model_path(value: str, info: ValidationInfo) -> str:
-    resolved = _resolve(value, info)
-    if resolved.exists():
-        return str(resolved)
-    if value.startswith((".", "~", "/")) or not _HUB_NAME.match(value):
-        raise PydanticCustomError(
-            "path", f"a model directory ({resolved} does not exist) or a Hugging Face hub name"
-        )
-    return value
+ModelDirectory = Annotated[str, AfterValidator(_Directory("config.json"))]
+"""The absolute path of a directory that holds a model."""
 
+ModelPath = Annotated[str, AfterValidator(_Directory("config.json", or_hub=True))]
+"""The absolute path of a directory that holds a model, or a hub name (``name`` or ``owner/name``)."""
 
-ModelDirectory = Annotated[str, AfterValidator(_model_directory)]
-"""The absolute path of a directory that exists."""
-
-ModelPath = Annotated[str, AfterValidator(_model_path)]
-"""An absolute path of something that exists, or a hub name (``name`` or ``owner/name``)."""
+TokenizerPath = Annotated[str, AfterValidator(_Directory(or_hub=True))]
+"""The absolute path of a directory, or a hub name."""
 
 
 def load_config(path: str | Path, model: type[Model]) -> Model:

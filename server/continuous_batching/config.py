@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from protocol.generation import MAX_LOOKUP_TOKENS, MAX_NGRAM_SIZE
 from server.continuous_batching.decoding.params import PromptLookup
 from server.continuous_batching.scheduler.cost import SwapPolicy
-from utils.config import ConfigModel, ModelDirectory, ModelPath, Secret
+from utils.config import ConfigModel, ModelDirectory, Secret, TokenizerPath
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -21,7 +21,7 @@ class ModelLoadingConfig(ConfigModel):
     model_type: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
     model_name_or_path: ModelDirectory
     torch_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
-    tokenizer_name_or_path: ModelPath | None = None
+    tokenizer_name_or_path: TokenizerPath | None = None
     use_fast_tokenizer: bool = True
     trust_remote_code: bool = False
     quantize_method: Literal["gptq"] | None = None

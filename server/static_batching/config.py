@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from utils.config import ConfigModel, ModelPath, Secret
+from utils.config import ConfigModel, ModelPath, Secret, TokenizerPath
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -28,7 +28,7 @@ class WorkerConfig(ConfigModel):
     """Which model, and how to run it."""
 
     model_name_or_path: ModelPath
-    tokenizer_name_or_path: ModelPath | None = None
+    tokenizer_name_or_path: TokenizerPath | None = None
     revision: str = "main"
     """Branch or commit, where `model_name_or_path` is a name on the Hugging Face hub."""
     low_cpu_mem_usage: bool = True

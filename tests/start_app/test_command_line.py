@@ -37,6 +37,7 @@ SERVER_CONFIGS = {
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with configuration files."""
     (tmp_path / "client_config.json").write_text(CLIENT_CONFIG)
+    (tmp_path / "config.json").write_text("{}")  # of the model
     for name, config in SERVER_CONFIGS.items():
         (tmp_path / name).write_text(json.dumps(config))
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from client.config import GatewayConfig
-from utils.config import ConfigError, ConfigModel, ModelDirectory, ModelPath, Secret, load_config, read_file
+from utils.config import (
+    ConfigError,
+    ConfigModel,
+    ModelDirectory,
+    ModelPath,
+    Secret,
+    TokenizerPath,
+    load_config,
+    read_file,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -115,6 +124,14 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
             "example.json:1: batcher_config.max_tokens: found 0, accepted: greater than 0",
         ),
         (
+            '{"batcher_config": {"max_tokens": true}}',
+            "example.json:1: batcher_config.max_tokens: found true, accepted: a number",
+        ),
+        (
+            '{"batcher_config": {"max_tokens": 1, "interval_seconds": false}}',
+            "example.json:1: batcher_config.interval_seconds: found false, accepted: a number",
+        ),
+        (
             '{\n"batcher_config": {}}',
             "example.json:2: key 'batcher_config.max_tokens' is missing",
         ),
@@ -157,8 +174,14 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         load_config(tmp_path / "latin.json", Example)
 
 
+def model_in(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    return directory
+
+
 def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
+    model_in(tmp_path / "model")
     (tmp_path / "configs").mkdir()
     path = tmp_path / "configs" / "example.json"
     path.write_text('{"batcher_config": {"max_tokens": 1}, "model_path": "../model"}')
@@ -166,32 +189,60 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_config(path, Example).model_path == str(tmp_path / "model")
 
 
-def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    line = message(tmp_path, '{"batcher_config": {"max_tokens": 1},\n"model_path": "modle"}')
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("modle", "does not exist"),
+        ("~nobody-of-that-name/model", "does not exist"),
+        ("example.json", "is not a directory"),
+        ("empty", "holds no config.json"),
+    ],
+)
+def test_a_path_without_a_model_is_named(tmp_path: Path, name: str, problem: str) -> None:
+    (tmp_path / "empty").mkdir()
+    line = message(tmp_path, f'{{"batcher_config": {{"max_tokens": 1}},\n"model_path": "{name}"}}')
     assert line == (
-        'example.json:2: model_path: found "modle", accepted: a model directory '
-        f"({tmp_path}/modle does not exist)"
+        f'example.json:2: model_path: found "{name}", accepted: a model directory '
+        f"({tmp_path / name} {problem})"
     )
 
 
 class HubExample(ConfigModel):
-    model: ModelPath
+    model: ModelPath | None = None
+    tokenizer: TokenizerPath | None = None
+
+
+def hub_example(tmp_path: Path, **fields: str) -> HubExample:
+    return load_config(write(tmp_path, json.dumps(fields)), HubExample)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3.1-8B", "PATH_TO_MODEL_DIR"])
 def test_a_hub_name_is_not_taken_for_a_path(tmp_path: Path, name: str) -> None:
-    assert load_config(write(tmp_path, json.dumps({"model": name})), HubExample).model == name
+    assert hub_example(tmp_path, model=name, tokenizer=name) == HubExample.model_construct(
+        model=name, tokenizer=name
+    )
 
 
-def test_a_model_directory_wins_over_a_hub_name(tmp_path: Path) -> None:
-    (tmp_path / "gpt2").mkdir()
-    assert load_config(write(tmp_path, '{"model": "gpt2"}'), HubExample).model == str(tmp_path / "gpt2")
+def test_a_directory_wins_over_a_hub_name(tmp_path: Path) -> None:
+    path = model_in(tmp_path / "gpt2")
+    assert hub_example(tmp_path, model="gpt2").model == str(path)
+    (path / "config.json").unlink()
+    assert hub_example(tmp_path, tokenizer="gpt2").tokenizer == str(path)
+    with pytest.raises(ConfigError, match=rf"\({path} holds no config.json\) or a Hugging Face hub name"):
+        hub_example(tmp_path, model="gpt2")
 
 
+@pytest.mark.parametrize("field", ["model", "tokenizer"])
+def test_a_file_is_no_directory(tmp_path: Path, field: str) -> None:
+    with pytest.raises(ConfigError, match=r"example\.json is not a directory"):
+        hub_example(tmp_path, **{field: "example.json"})
+
+
+@pytest.mark.parametrize("field", ["model", "tokenizer"])
 @pytest.mark.parametrize("name", ["./gpt2", "/no/where", "../a/b", "a/b/c", "~/nowhere-at-all"])
-def test_what_looks_like_a_path_must_exist(tmp_path: Path, name: str) -> None:
+def test_what_looks_like_a_path_must_exist(tmp_path: Path, field: str, name: str) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        load_config(write(tmp_path, json.dumps({"model": name})), HubExample)
+        hub_example(tmp_path, **{field: name})
 
 
 SECRET = "sk-do-not-show-me"

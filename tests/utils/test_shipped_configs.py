@@ -24,6 +24,7 @@ EXAMPLES = sorted(CONFIGS.glob("examples/*/*.json"))
 def with_model(path: Path, directory: Path) -> Path:
     """A copy of the file at `path` in which the model's directory exists."""
     (directory / "model").mkdir()
+    (directory / "model" / "config.json").write_text("{}")
     copy = directory / path.name
     copy.write_text(
         path.read_text(encoding="utf-8").replace("PATH_TO_MODEL_DIR", "./model"), encoding="utf-8"
