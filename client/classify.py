@@ -93,22 +93,25 @@ class StreamFailed(AttemptFailed):
 OK = Verdict(Outcome.SUCCESS, retry=False)
 BUSY = Verdict(Outcome.NEUTRAL, retry=True)
 AWAY = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE)
+ENGINE_LOST = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE)
+"""As `AWAY`, but perhaps it was this request that took the engine down: told apart by identity."""
 REFUSED = Verdict(Outcome.NEUTRAL, retry=False)
 BROKEN = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.PROBE)
 UNREACHABLE = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.DOWN)
 FAULTY = Verdict(Outcome.FAILURE, retry=False)
 
 MODEL_NOT_FOUND = b'"model_not_found"'
+LOST = b'"engine_lost"'
 
 
 def of_status(status: int, body: bytes = b"") -> Verdict:
-    """Judge a whole answer by its status (and, for 404, its body)."""
+    """Judge a whole answer by its status (and, for 404 and 503, its body)."""
     if status < 400:
         return OK
     if status == 429:
         return BUSY
     if status == 503:
-        return AWAY
+        return ENGINE_LOST if LOST in body else AWAY
     if status == 502:
         return BROKEN
     if status == 404 and MODEL_NOT_FOUND in body:
@@ -139,7 +142,7 @@ def of_error(error: Exception) -> Verdict:
     if isinstance(error, AnswerTimeout):
         return Verdict(Outcome.FAILURE, retry=False, suspicion=Suspicion.PROBE)
     if isinstance(error, StreamFailed):
-        return AWAY if error.retryable else REFUSED
+        return of_status(503, error.body) if error.retryable else REFUSED
     if isinstance(error, aiohttp.ClientError | AttemptFailed | OSError):
         return BROKEN
     raise error

@@ -12,6 +12,7 @@ import aiohttp
 
 from client.assemble import STREAMING, Assembly, Recovery
 from client.classify import (
+    ENGINE_LOST,
     OK,
     AnswerTimeout,
     AttemptFailed,
@@ -98,8 +99,10 @@ class Relay:
             self._judge(replica, verdict, result)
             if not verdict.retry:
                 break
-            attempts.note(replica, progressed=journal is not None and journal.pieces > pieces)
+            attempts.note(replica, verdict, progressed=journal is not None and journal.pieces > pieces)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
+                if verdict is ENGINE_LOST:
+                    raise unavailable("engines were lost while they worked on it", code="engine_lost")
                 break
             if not request.stream:
                 recovery = recovery or Recovery(request)

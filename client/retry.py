@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from client.classify import Outcome, Suspicion, Verdict
+from client.classify import ENGINE_LOST, Outcome, Suspicion, Verdict
 from client.replicas import Replica
 
 BASE_DELAY = 0.025
 MAX_DELAY = 1.0
 BURST = 100.0
+MAX_ENGINES_LOST = 3
+"""Engines that may be lost under one request since its last token; it may be the request that kills them."""
 
 
 class RetryBudget:
@@ -38,18 +40,20 @@ class Attempts:
 
     tried: set[Replica] = field(default_factory=set)
     failed: int = 0
+    engines_lost: int = 0
 
-    def note(self, replica: Replica, progressed: bool) -> None:
-        """An attempt on `replica` failed; a stream that `progressed` starts counting afresh."""
+    def note(self, replica: Replica, verdict: Verdict, *, progressed: bool) -> None:
+        """An attempt on `replica` failed with `verdict`; a stream that `progressed` counts afresh."""
         if progressed:
             self.tried.clear()
-            self.failed = 0
+            self.failed = self.engines_lost = 0
         self.tried.add(replica)
         self.failed += 1
+        self.engines_lost += verdict is ENGINE_LOST
 
     def may_go_on(self, verdict: Verdict, max_attempts: int, budget: RetryBudget) -> bool:
         """Whether another attempt is allowed after one that ended with `verdict`."""
-        if not verdict.retry or self.failed >= max_attempts:
+        if not verdict.retry or self.failed >= max_attempts or self.engines_lost >= MAX_ENGINES_LOST:
             return False
         if verdict.outcome is Outcome.NEUTRAL or verdict.suspicion is Suspicion.NONE:
             return budget.spend()

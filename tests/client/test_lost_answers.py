@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from protocol.errors import (
     unprocessable,
 )
 from tests.client.conftest import MakeGateway
-from tests.client.stub import Stub, short_lives, stubs, text_of, tokens_of
+from tests.client.stub import Call, Stub, short_lives, stubs, text_of, tokens_of
 from tests.serving import eventually
 
 BUSY = 20
@@ -87,14 +89,57 @@ async def test_an_error_of_the_request_is_the_whole_answer(
         assert len(first.calls) == len(peer.calls) == 1
 
 
+LOST = unavailable("the engine was lost", code="engine_lost")
+
+
+@dataclass
+class Fragile(Stub):
+    """A server whose attempts end as `plan` says: its engine is lost before the first token (0) or
+    after two (2) of a stream, or it dies itself (d); when the plan is over it answers."""
+
+    plan: str = ""
+
+    async def _complete(self, call: Call, writer: asyncio.StreamWriter) -> bool:
+        step = self.plan[len(self.calls) - 1 :][:1]
+        self.refusal = LOST if step == "0" else None
+        self.stream_error = LOST if step == "2" else None
+        self.die_after = 0 if step == "d" else None
+        return await super()._complete(call, writer)
+
+
 @pytest.mark.usefixtures("at_once")
 async def test_a_whole_answer_survives_engines_too(make_gateway: MakeGateway) -> None:
-    lost = unavailable("the engine was lost", code="engine_lost")
-    first, peer = Stub(refusal=lost), Stub(others=BUSY, stream_error=lost)
+    first, peer = Fragile(plan="0"), Fragile(others=BUSY, plan="2")
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         assert text_is_right(await client.complete("story", 8), "story", 8)
         assert not peer.calls[0].body.get("resume")
-        assert [len(c["token_ids"]) for c in peer.calls[1].body["resume"]["choices"]] == [2]
+        (resume,) = [c.body["resume"] for s in (first, peer) for c in s.calls if "resume" in c.body]
+        assert [len(choice["token_ids"]) for choice in resume["choices"]] == [2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("plan", "answered"),
+    [("00", True), ("000", False), ("d00", True), ("d000", False), ("0020", True), ("00200", False)],
+)
+async def test_a_request_takes_few_engines_with_it(
+    make_gateway: MakeGateway, plan: str, answered: bool, stream: bool
+) -> None:
+    """Three since its last token: what loses engines every time would go round for ever."""
+    async with stubs(server := Fragile(plan=plan)), make_gateway([server]) as client:
+        body = {"model": "m", "prompt": "x", "stream": stream, "generation_config": {"max_new_tokens": 8}}
+        async with client.session.post("/completion/v2", json=body) as response:
+            answer = await response.text()
+        assert ("engine_lost" in answer) == (not answered)
+        begun = stream and "2" in plan
+        assert response.status == (200 if answered or begun else 503)
+        assert len(server.calls) == len(plan) + answered
+        if not answered:
+            assert ("event: error" in answer) == begun
+        elif stream:
+            assert answer.endswith("data: [DONE]\n\n")
+        else:
+            assert text_is_right(json.loads(answer), "x", 8)
 
 
 @pytest.mark.usefixtures("at_once")

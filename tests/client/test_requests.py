@@ -155,9 +155,9 @@ def test_attempts_are_bounded_but_progress_counts() -> None:
     budget, attempts = RetryBudget(), Attempts()
     broken = of_error(ReplicaHung())
     for n in range(3):
-        attempts.note(replica, progressed=False)
+        attempts.note(replica, broken, progressed=False)
         assert attempts.may_go_on(broken, 3, budget) == (n < 2)
-    attempts.note(replica, progressed=True)
+    attempts.note(replica, broken, progressed=True)
     assert attempts.failed == 1 and attempts.may_go_on(broken, 3, budget)
     assert not attempts.may_go_on(of_status(422), 3, budget)
 
