@@ -5,26 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
-from yarl import URL
 
 from protocol.status import ServiceKind
+from utils.addresses import check_endpoint, check_service_url
 from utils.config import ConfigModel, Secret
 
 Seconds = Annotated[float, Field(gt=0)]
 
 
-def check_url(value: str) -> str:
-    """`value` without a slash at its end; ValueError where it is not the URL of a server."""
-    try:
-        url = URL(value)
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not a URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001")
-    return str(url).rstrip("/")
-
-
-ServerUrl = Annotated[str, AfterValidator(check_url)]
+ServerUrl = Annotated[str, AfterValidator(check_service_url)]
+EndpointUrl = Annotated[str, AfterValidator(check_endpoint)]
 
 
 class OpenAIJumperConfig(ConfigModel):
@@ -32,7 +22,7 @@ class OpenAIJumperConfig(ConfigModel):
 
     api_key: Secret
     org_id: str | None = None
-    base_url: ServerUrl | None = Field(None, description="default: the API of OpenAI")
+    base_url: EndpointUrl | None = Field(None, description="default: the API of OpenAI")
     models: tuple[str, ...] | None = Field(
         None, description="model ids routed to it on /v1/*; without them it serves /chat_completion/v1 alone"
     )

@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Header, Response
 from fastapi.responses import FileResponse
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from client.config import check_url
 from client.exposition import metrics_registry
 from client.gateway import Gateway, shutting_down
 from client.history import Point
@@ -19,6 +18,7 @@ from protocol import routes
 from protocol.errors import ErrorResponse, cancelled, forbidden, not_found, unprocessable
 from protocol.events import EventAccepted, ServerEvent
 from protocol.openai import ModelCard, ModelList
+from utils.addresses import check_service_url
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
@@ -171,6 +171,6 @@ def event_router(gateway: Gateway) -> APIRouter:
 def server_url(url: str) -> str:
     """The URL of an event in the form in which the configuration has it."""
     try:
-        return check_url(url)
+        return check_service_url(url)
     except ValueError as error:
         raise unprocessable(f"url: {error}", param="url") from None

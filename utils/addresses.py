@@ -1,11 +1,41 @@
-"""Under which address a service can be called, where it listens on every interface."""
+"""URLs of services: whether one can be called, and which to call where one listens everywhere."""
 
 from __future__ import annotations
 
+import re
 import socket
 from urllib.parse import urlsplit
 
+from yarl import URL
+
+from protocol import routes
+
+_HOST = re.compile(r"[\w.:%-]+")  # a name, or an address of either kind
+_ROUTES = tuple(path for name, path in vars(routes).items() if name.isupper())
 EVERY_INTERFACE = ("", "0.0.0.0", "::")
+
+
+def check_endpoint(value: str) -> str:
+    """`value`, the base URL of an API, without a slash at its end; ValueError where it is none."""
+    try:
+        url = URL(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a URL: {error}") from None
+    if url.scheme not in ("http", "https") or not _HOST.fullmatch(url.host or "") or not url.port:
+        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001")
+    if extra := re.search(r"[?#\s]", value):
+        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001: it holds {extra[0]!r}")
+    checked = str(url).rstrip("/")
+    if checked.endswith(_ROUTES):
+        raise ValueError(f"{value!r} is the URL of a route: give what comes before it")
+    return checked
+
+
+def check_service_url(value: str) -> str:
+    """`value`, the URL of one of our services, as `check_endpoint` has it."""
+    if value.rstrip("/").endswith("/v1"):
+        raise ValueError(f"{value!r}: a URL such as http://127.0.0.1:8001, without /v1")
+    return check_endpoint(value)
 
 
 def reachable(host: str) -> str:
