@@ -33,7 +33,7 @@ class Resume(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    created: int
+    created: Annotated[int, Field(ge=0, lt=2**63)]
     choices: list[ResumedChoice]
 
 

@@ -73,6 +73,15 @@ class ApiError(Exception):
         return self.response().model_dump_json().encode()
 
 
+class FieldError(ValueError):
+    """What is wrong with `field` in view of others; for validators of whole models, which pydantic
+    does not let say where in the request the fault is."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.field = field
+
+
 INVALID_REQUEST = "invalid_request_error"
 TIMEOUT = "timeout_error"
 CANCELLED = "cancelled"
@@ -165,7 +174,9 @@ def from_error_list(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         *parents, name = first["loc"]
         option = ".".join([*map(str, filter(_in_request, parents)), str(name)])
         return unprocessable(f"unknown option {option!r}", param=option, code="unknown_option")
-    field = ".".join(map(str, filter(_in_request, first["loc"]))) or None
+    cause = first.get("ctx", {}).get("error")
+    place = [*first["loc"], cause.field] if isinstance(cause, FieldError) else first["loc"]
+    field = ".".join(map(str, filter(_in_request, place))) or None
     if first["type"] == "missing":
         return unprocessable(f"{field!r} is required", param=field, code="missing_field")
     reason = str(first["msg"]).removeprefix("Value error, ")

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from protocol.errors import FieldError
+
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
@@ -18,8 +20,8 @@ MAX_NGRAM_SIZE = 16
 MIN_TEMPERATURE = 1e-6
 """Where scores are divided by less, float32 tells nothing apart any more."""
 
-TokenId = Annotated[int, Field(ge=0)]
-TokenKey = Annotated[int, Field(ge=0, strict=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenKey = Annotated[int, Field(ge=0, lt=2**31, strict=False)]
 """A token id as the key of a JSON object, where it is a string."""
 
 
@@ -96,28 +98,39 @@ class GenerationConfig(BaseModel):
     @model_validator(mode="after")
     def _check_combinations(self) -> GenerationConfig:
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})"
+            raise FieldError(
+                "min_new_tokens", f"{self.min_new_tokens} exceeds max_new_tokens, {self.max_new_tokens}"
             )
         if self.n > 1 and self.num_return_sequences > 1:
-            raise ValueError("n and num_return_sequences mean the same: set one of them")
+            raise FieldError("num_return_sequences", "means the same as n: set one of them")
         if self.num_beams > 1:
             if self.num_choices > self.num_beams:
-                raise ValueError(
-                    f"num_return_sequences ({self.num_choices}) exceeds num_beams ({self.num_beams})"
+                raise FieldError(
+                    self.choices_option, f"{self.num_choices} exceeds num_beams, {self.num_beams}"
                 )
             if self.prompt_lookup_num_tokens:
-                raise ValueError("prompt_lookup_num_tokens cannot be combined with num_beams")
+                raise FieldError("prompt_lookup_num_tokens", "cannot be combined with num_beams")
         elif self.num_choices > 1 and not self.do_sample:
-            raise ValueError("several answers need do_sample or num_beams: greedy ones would be equal")
+            reason = "several answers need sampling or num_beams: greedy ones would be equal"
+            raise FieldError(self.choices_option, reason)
         if self.do_sample and self.temperature == 0.0:
-            raise ValueError("temperature must be above 0 when do_sample is true")
+            raise FieldError("temperature", "must be above 0 when do_sample is true")
         return self
 
     @property
     def num_choices(self) -> int:
         """How many answers the response holds."""
         return max(self.n, self.num_return_sequences)
+
+    @property
+    def choices_option(self) -> str:
+        """The option that asks for so many."""
+        return "num_return_sequences" if self.num_return_sequences > 1 else "n"
+
+    @property
+    def rows_option(self) -> str:
+        """The option that asks for `num_rows`."""
+        return "num_beams" if self.num_beams > 1 else self.choices_option
 
     @property
     def num_rows(self) -> int:

@@ -7,11 +7,12 @@ under the names that the field uses for them.
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.completion import FinishReason, Logprobs, Resume, TextPrompt, TokenPrompt, Usage
+from protocol.errors import FieldError, unprocessable
 from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig
 
 OpenAIPrompt = (
@@ -36,9 +37,9 @@ class StreamOptions(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> StreamOptions:
         if self.include_obfuscation:
-            raise ValueError("include_obfuscation is not supported")
+            raise FieldError("include_obfuscation", "not supported")
         if self.continuous_usage_stats and not self.include_usage:
-            raise ValueError("continuous_usage_stats needs include_usage")
+            raise FieldError("continuous_usage_stats", "needs include_usage")
         return self
 
 
@@ -57,7 +58,7 @@ class SharedRequest(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
     logit_bias: dict[str, float] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     # labels that change no token
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -70,7 +71,7 @@ class SharedRequest(BaseModel):
     min_p: float | None = None
     typical_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
     num_beams: int | None = None
     early_stopping: bool | Literal["never"] | None = None
     length_penalty: float | None = None
@@ -81,6 +82,12 @@ class SharedRequest(BaseModel):
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     resume: Resume | None = None
 
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise FieldError("stream_options", "only for a stream")
+        return self
+
     def generation_config(self, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
         """These options in the terms of `GenerationConfig`.
 
@@ -89,7 +96,11 @@ class SharedRequest(BaseModel):
 
         Raises:
             pydantic.ValidationError: an option is out of range or contradicts another.
+            ApiError: 422, `min_tokens` does.
         """
+        if self.min_tokens is not None and self.min_tokens > max_new_tokens:
+            message = f"min_tokens: {self.min_tokens} exceeds {max_new_tokens}, the most tokens of the answer"
+            raise unprocessable(message, param="min_tokens", code="invalid_value")
         beams = self.num_beams or 1
         greedy = self.temperature == 0.0 or (beams > 1 and self.temperature is None)
         options: dict[str, Any] = {
@@ -127,12 +138,21 @@ class OpenAICompletionRequest(SharedRequest):
     @model_validator(mode="after")
     def _check(self) -> OpenAICompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of is supported only where it equals n")
+            raise FieldError("best_of", "supported only where it equals n")
         if self.suffix:
-            raise ValueError("suffix is not supported")
+            raise FieldError("suffix", "not supported")
         if self.echo and self.logprobs is not None:
-            raise ValueError("echo together with logprobs is not supported")
+            raise FieldError("echo", "not supported together with logprobs")
         return self
+
+
+class TextPart(BaseModel):
+    """A piece of a message; parts of another type are refused by it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: Literal["text"]
+    text: str
 
 
 class ChatMessage(BaseModel):
@@ -141,20 +161,13 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | list[TextPart] | None = None
     name: str | None = None
 
     def text(self) -> str:
-        """The content as one string.
-
-        Raises:
-            ValueError: a part is something else than text.
-        """
+        """The content as one string."""
         if isinstance(self.content, list):
-            for part in self.content:
-                if part.get("type") != "text":
-                    raise ValueError(f"content parts of type {part.get('type')!r} are not supported")
-            return "".join(str(part.get("text", "")) for part in self.content)
+            return "".join(part.text for part in self.content)
         return self.content or ""
 
 
@@ -174,11 +187,13 @@ class ChatCompletionRequest(SharedRequest):
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
         if self.tools:
-            raise ValueError("tools are not supported")
+            raise FieldError("tools", "not supported")
+        if self.tool_choice not in (None, "none", "auto"):
+            raise FieldError("tool_choice", "needs tools, which are not supported")
         if self.response_format is not None and self.response_format.get("type") != "text":
-            raise ValueError("response_format is supported only as {'type': 'text'}")
+            raise FieldError("response_format", "supported only as {'type': 'text'}")
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise FieldError("top_logprobs", "needs logprobs to be true")
         return self
 
 

@@ -40,7 +40,7 @@ async def error(http: aiohttp.ClientSession, method: str, path: str, **request: 
         (b'{"model": "fake", "prompt": "Hi", "n": "2"}', 422, "n", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "max_tokens": 2.0}', 422, "max_tokens", "invalid_value"),
         (b'{"model": "fake", "prompt": [5, true]}', 422, "prompt.1", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 422, None, "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 422, "suffix", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}', 422, "resume", None),
     ],
 )

@@ -196,7 +196,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         "/v1/completions",
         {"prompt": "Hi", "n": 2, "seed": 1, "logprobs": 2, "max_tokens": 60, "stop": ["the end"]},
     ),
-    ("/v1/chat/completions", {"stream": False, "stream_options": {"include_usage": False}}),
+    ("/v1/chat/completions", {"stream": False}),
     ("/v1/chat/completions", {"n": 3, "seed": 1, "logprobs": True, "top_logprobs": 2, "stream": None}),
 ]
 
