@@ -27,16 +27,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.addresses import reachable_from
+from utils.addresses import check_service_url, reachable_from
 from utils.config import ConfigError
 
 PREFIX = "INFERENCE_STACK_"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+ServiceUrl = Annotated[str, AfterValidator(check_service_url)]
 
 
 class AppOptions(BaseModel):
@@ -68,10 +69,10 @@ class ServerAppOptions(AppOptions):
     model_id: str | None = Field(
         None, min_length=1, description="name under which the model is served; default: its directory's name"
     )
-    client_url: str | None = Field(
+    client_url: ServiceUrl | None = Field(
         None, description="gateway to tell of start-up and shutdown, e.g. http://127.0.0.1:8000"
     )
-    server_url: str | None = Field(
+    server_url: ServiceUrl | None = Field(
         None, description="URL at which the gateway reaches this server; default: http://HOST:PORT"
     )
 
@@ -156,4 +157,4 @@ def from_environment(kind: type[Options], environment: Mapping[str, str] | None 
 def explain(error: ValidationError, spell: Callable[[str], str] = str) -> str:
     """One line for the first option that was not accepted: its name as `spell` writes it, and why."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{spell(str(first['loc'][0]))}: {first['msg']}"
+    return f"{spell(str(first['loc'][0]))}: {first['msg'].removeprefix('Value error, ')}"

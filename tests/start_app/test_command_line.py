@@ -103,8 +103,8 @@ def test_a_server_alone_reports_where_it_is_told_to(configs: Path) -> None:
         return options.client_url
 
     assert client_url() is None
-    assert client_url("--client_url", "http://gateway:80") == "http://gateway:80"
-    assert client_url("--start_client_app", "--client_url", "http://gateway:80") == "http://gateway:80"
+    assert client_url("--client_url", "http://gateway:8080") == "http://gateway:8080"
+    assert client_url("--start_client_app", "--client_url", "http://gateway:8080") == "http://gateway:8080"
 
 
 def test_all_on_the_configured_ports_uses_the_file_itself(configs: Path) -> None:
@@ -170,6 +170,7 @@ def test_a_port_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None
     ("argument", "said"),
     [
         ("--client_config_hot_update_interval_minutes=-1", "greater than or equal to 0"),
+        ("--client_url=nope", "error: client_url: 'nope' is not a URL such as http://127.0.0.1:8001"),
         ("--cb_server_model_id=", "model_id: String should have at least 1 character"),
     ],
 )

@@ -76,6 +76,15 @@ def test_a_wrong_variable_is_one_line() -> None:
         from_environment(ClientAppOptions, {"INFERENCE_STACK_PORT": "many"})
 
 
+@pytest.mark.parametrize("name", ["client_url", "server_url"])
+def test_the_url_of_a_service_is_checked(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(CbServerAppOptions, description=None, argv=[f"--{name}", "nope"])
+    assert f"error: --{name}: 'nope' is not a URL such as" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=rf"^INFERENCE_STACK_{name.upper()}: 'nope' is not a URL"):
+        from_environment(CbServerAppOptions, {f"INFERENCE_STACK_{name.upper()}": "nope"})
+
+
 def test_a_server_announces_where_it_listens_unless_told_otherwise() -> None:
     assert CbServerAppOptions(port=5).url == "http://127.0.0.1:5"
-    assert CbServerAppOptions(server_url="http://gpu-1:80").url == "http://gpu-1:80"
+    assert CbServerAppOptions(server_url="http://gpu-1:8080").url == "http://gpu-1:8080"
