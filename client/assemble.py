@@ -105,9 +105,9 @@ class Assembly:
     def outcome(self, result: Answer | Exception | None) -> Answer | Exception:
         """What an attempt at the stream brought, as if a whole answer had been asked for."""
         if result is None:
-            return Answer(200, self._body(), is_json=True, retry_after=None)
+            return Answer(200, self._body(), is_json=True)
         if isinstance(result, StreamFailed):
-            return Answer(result.status or 500, result.body, is_json=result.status != 0, retry_after=None)
+            return Answer(result.status or 500, result.body, is_json=result.status != 0)
         return result
 
     def _body(self) -> bytes:

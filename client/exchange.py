@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from client.request import InferenceRequest
 from client.resume import Journal
 from client.upstream import MAX_ANSWER_BYTES, MAX_EVENT_BYTES, connect_timeout
 from client.watch import ClientStalled, Watch
-from protocol.headers import REQUEST_ID, RETRY_AFTER, SERVER_LOAD, STREAM_CHECKPOINT
+from protocol.headers import REQUEST_ID, RETRY_AFTER, SERVER_LOAD, SHOULD_RETRY, STREAM_CHECKPOINT
 from protocol.sse import MEDIA_TYPE
 
 # names that a header dictionary finds without folding their case first
@@ -34,6 +34,7 @@ STREAM_END_SECONDS = 2.0
 """How long a server may keep the connection open after its last event before it is cut."""
 JSON = "application/json"
 LARGE_BODY = 2**18
+PASSED_ON = (RETRY_AFTER, SHOULD_RETRY)
 
 
 @dataclass(slots=True)
@@ -43,7 +44,8 @@ class Answer:
     status: int
     body: bytes
     is_json: bool
-    retry_after: str | None
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """Those of an error that the client gets, too."""
 
     def verdict(self) -> Verdict:
         return of_status(self.status, self.body)
@@ -120,12 +122,14 @@ class Exchange:
         body = await response.read()
         kind = _media_type(response)
         is_json = kind == JSON
-        answer = Answer(response.status, body, is_json, response.headers.get(RETRY_AFTER))
-        if response.status < 400:
-            if not is_json:
-                raise BadAnswer(f"JSON was asked for, {kind} came")
-            self.metrics.generated(_completion_tokens(body))
-        return answer
+        if response.status >= 400:
+            said = response.headers
+            headers = [(name.encode(), said[name].encode()) for name in PASSED_ON if name in said]
+            return Answer(response.status, body, is_json, headers)
+        if not is_json:
+            raise BadAnswer(f"JSON was asked for, {kind} came")
+        self.metrics.generated(_completion_tokens(body))
+        return Answer(response.status, body, is_json)
 
     async def _stream(self, response: aiohttp.ClientResponse, sink: Sink, journal: Journal) -> None:
         """Hand on events until the stream's end; the connection may break between any two bytes."""

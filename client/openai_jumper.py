@@ -25,7 +25,7 @@ from client.reply import Reply
 from client.request import InferenceRequest
 from client.watch import ClientStalled, Watch
 from protocol.errors import INVALID_REQUEST, ApiError, unavailable
-from protocol.headers import RETRY_AFTER
+from protocol.headers import RETRY_AFTER, SHOULD_RETRY
 from protocol.routes import CHAT_COMPLETION_V1, OPENAI_COMPLETIONS
 from protocol.sse import MEDIA_TYPE
 
@@ -155,7 +155,14 @@ class Jumpers:
         """Tell the client what the endpoint found wrong with its request."""
         watch.phase(self._clock(), self._settings.config.client_timeout_seconds, ClientStalled)
         kind = error.type or INVALID_REQUEST
-        said = ApiError(error.status_code, error.message, type=kind, param=error.param, code=error.code)
+        said = ApiError(
+            error.status_code,
+            error.message,
+            type=kind,
+            param=error.param,
+            code=error.code,
+            final=error.response.headers.get(SHOULD_RETRY) == "false",
+        )
         with watch:
             await reply.error(said)
 

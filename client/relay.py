@@ -28,16 +28,25 @@ from client.config import GatewayConfig, Settings
 from client.exchange import Answer, Exchange, Sink
 from client.metrics import Metrics
 from client.replicas import Registry, Replica
-from client.reply import Reply
+from client.reply import RawHeaders, Reply
 from client.request import InferenceRequest
 from client.resume import Journal, resumed_body
-from client.retry import Attempts, RetryBudget
+from client.retry import MAX_ENGINES_LOST, Attempts, RetryBudget
 from client.router import Router
 from client.watch import ClientStalled, Watch
-from protocol.errors import TIMEOUT, ApiError, internal, unavailable
-from protocol.headers import RETRY_AFTER
+from protocol.errors import SERVER_ERROR, TIMEOUT, ApiError, internal, unavailable
+from protocol.headers import RETRY_AFTER, SHOULD_RETRY
 
 logger = logging.getLogger(__name__)
+
+_COME_BACK: RawHeaders = [(RETRY_AFTER.encode(), b"1")]
+_HEADERS: dict[int, RawHeaders] = {
+    408: _COME_BACK,
+    409: [(SHOULD_RETRY.encode(), b"false")],
+    429: _COME_BACK,
+    503: _COME_BACK,
+}
+"""Headers of errors that came without, for instance as events of a stream."""
 
 
 class Relay:
@@ -102,7 +111,7 @@ class Relay:
             attempts.note(replica, verdict, progressed=journal is not None and journal.pieces > pieces)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
                 if verdict is ENGINE_LOST:
-                    raise unavailable("engines were lost while they worked on it", code="engine_lost")
+                    raise _too_many_engines_lost()
                 break
             if not request.stream:
                 recovery = recovery or Recovery(request)
@@ -194,12 +203,16 @@ class Relay:
             logger.error("a stream was not continued: %s %r", result, result.body[:500])
             raise unavailable("the stream was cut and no server went on with it", code="upstream_failed")
         elif isinstance(result, Answer) and result.is_json:
-            retry_after = result.retry_after or ("1" if result.status in (408, 429, 503) else None)
-            headers = [(RETRY_AFTER.encode(), retry_after.encode())] if retry_after else []
-            await reply.whole(result.status, result.body, headers=headers)
+            await reply.whole(result.status, result.body, result.headers or _HEADERS.get(result.status, []))
         elif isinstance(result, AnswerTimeout):
             raise ApiError(504, str(result), type=TIMEOUT, code="upstream_timeout")
         elif isinstance(result, Answer):
             raise internal(f"the server answered {result.status} without saying why")
         else:
             raise unavailable("the servers of this model failed to answer", code="upstream_failed")
+
+
+def _too_many_engines_lost() -> ApiError:
+    """503 that no client shall answer with the same request: it may be what kills them."""
+    message = f"{MAX_ENGINES_LOST} engines were lost while they worked on this request"
+    return ApiError(503, message, type=SERVER_ERROR, code="engine_lost", final=True)

@@ -185,7 +185,7 @@ async def test_a_request_can_be_cancelled_by_its_id(make_gateway: MakeGateway) -
         async with client.session.delete("/requests/mine") as response:
             assert response.status == 204
         status, headers, _ = await request
-        assert (status, headers["x-request-id"]) == (409, "mine")
+        assert (status, headers["x-request-id"], headers["x-should-retry"]) == (409, "mine", "false")
         await eventually(lambda: server.live == 0)
         async with client.session.delete("/requests/mine") as response:
             assert response.status == 404

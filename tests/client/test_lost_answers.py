@@ -68,17 +68,17 @@ async def test_a_whole_answer_longer_than_any_server_lives(make_gateway: MakeGat
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
-    ("error", "retry_after"),
+    ("error", "retry_after", "should_retry"),
     [
-        (queue_timeout("too long"), "1"),
-        (cancelled(), None),
-        (unprocessable("no"), None),
-        (internal("oops"), None),
+        (queue_timeout("too long"), "1", None),
+        (cancelled(), None, "false"),
+        (unprocessable("no"), None, None),
+        (internal("oops"), None, None),
     ],
     ids=lambda value: str(getattr(value, "status", value)),
 )
 async def test_an_error_of_the_request_is_the_whole_answer(
-    make_gateway: MakeGateway, error: ApiError, retry_after: str | None
+    make_gateway: MakeGateway, error: ApiError, retry_after: str | None, should_retry: str | None
 ) -> None:
     first, peer = Stub(die_after=0), Stub(others=BUSY, stream_error=error)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
@@ -86,6 +86,7 @@ async def test_an_error_of_the_request_is_the_whole_answer(
         assert (status, body) == (error.status, error.response().model_dump())
         assert headers["content-type"] == "application/json"
         assert headers.get("retry-after") == retry_after
+        assert headers.get("x-should-retry") == should_retry
         assert len(first.calls) == len(peer.calls) == 1
 
 
@@ -133,6 +134,7 @@ async def test_a_request_takes_few_engines_with_it(
         assert ("engine_lost" in answer) == (not answered)
         begun = stream and "2" in plan
         assert response.status == (200 if answered or begun else 503)
+        assert response.headers.get("x-should-retry") == ("false" if response.status == 503 else None)
         assert len(server.calls) == len(plan) + answered
         if not answered:
             assert ("event: error" in answer) == begun

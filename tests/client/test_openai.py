@@ -19,7 +19,7 @@ from server.text.tokenizer import Tokenizer
 from tests.api.fake import REPLY, FakeService
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs
-from tests.serving import serving
+from tests.serving import eventually, serving
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
 
@@ -98,6 +98,23 @@ async def test_sdk_errors(make_gateway: MakeGateway, cb_url: str) -> None:
             with pytest.raises(openai.UnprocessableEntityError) as refused:
                 await ai.chat.completions.create(model="fake", messages=MESSAGES, temperature=9)
             assert refused.value.param == "temperature"
+
+
+async def test_the_sdk_does_not_send_a_cancelled_request_again(make_gateway: MakeGateway) -> None:
+    """As it would any other 409."""
+    server = Stub(seconds_per_token=0.05)
+    async with stubs(server), make_gateway([server]) as client:
+        async with openai.AsyncOpenAI(base_url=client.url + "/v1", api_key="none", max_retries=2) as ai:
+            call = ai.completions.create(
+                model="m", prompt="x", max_tokens=1000, extra_headers={"X-Request-Id": "cx"}
+            )
+            request = asyncio.create_task(call)
+            await eventually(lambda: server.live == 1)
+            async with client.session.delete("/requests/cx") as response:
+                assert response.status == 204
+            with pytest.raises(openai.ConflictError):
+                await request
+        assert len(server.calls) == 1
 
 
 async def test_answers_pass_through_byte_by_byte(
