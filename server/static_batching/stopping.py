@@ -56,7 +56,7 @@ class RowStopping:
         *before, last = token_ids
         tail = b""
         while before and len(tail) < matcher.keep:
-            tail = self._vocabulary[before.pop()] + tail
+            tail = self._vocabulary.spelled(before.pop()) + tail
         return matcher.step(tail[-matcher.keep :] if matcher.keep else b"", last)[1]
 
 
