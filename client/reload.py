@@ -7,12 +7,12 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import watchfiles
-
 from client.config import GatewayConfig
 from utils.config import ConfigError, load_config
 
 logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.25
 
 Apply = Callable[[GatewayConfig], None]
 
@@ -21,8 +21,8 @@ class ConfigFile:
     """The file at `path`.
 
     Args:
-        interval: seconds after which it is read again even without a sign of change (a network
-            file system gives none); 0 for never.
+        interval: seconds after which it is read again even where its size and times are the same (as
+            a network file system may still give the old ones); 0 for never.
     """
 
     def __init__(self, path: Path, *, interval: float = 0.0) -> None:
@@ -54,9 +54,15 @@ class ConfigFile:
                 tasks.create_task(self._on_time(apply, self._interval))
 
     async def _on_change(self, apply: Apply) -> None:
-        # the directory, since editors and config maps replace the file rather than write to it
-        async for _ in watchfiles.awatch(self.path.parent, recursive=False, debounce=400, step=200):
-            self._reload(apply)
+        # looked at rather than watched: this sees through links, and through directories made anew
+        taken = before = None
+        while True:
+            state = await asyncio.to_thread(self._state)  # a network file system may let it wait
+            if state == before != taken:  # still since the last look: whoever writes it is done
+                self._reload(apply)
+                taken = state
+            before = state
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _on_time(self, apply: Apply, interval: float) -> None:
         while True:
@@ -77,6 +83,14 @@ class ConfigFile:
             logger.exception("the configuration was not taken over")
             return
         logger.info("configuration taken over from %s", self.path)
+
+    def _state(self) -> tuple[int, ...]:
+        """What changes with the file; empty where there is none."""
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return ()
+        return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
 
     def _read(self) -> bytes | None:
         try:

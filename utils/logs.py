@@ -16,5 +16,5 @@ def configure_logging(debug: bool = False) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
-    for noisy in ("asyncio", "httpcore", "httpx", "openai", "urllib3", "watchfiles", "filelock"):
+    for noisy in ("asyncio", "httpcore", "httpx", "openai", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.WARNING)

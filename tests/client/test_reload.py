@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,45 @@ async def test_a_lost_file_is_a_bad_file(file: Writer) -> None:
         config = client.gateway.config_file
         assert config is not None
         await eventually(lambda: "cannot be read" in str(config.error))
+
+
+def link(path: Path, target: Path) -> None:
+    """Put a symbolic link at `path`, in one step where there is one already."""
+    fresh = path.with_name("fresh")
+    fresh.symlink_to(target)
+    fresh.replace(path)
+
+
+def edit_in_place(top: Path, text: str) -> None:
+    (top / "mounted" / "client_config.json").write_text(text)
+
+
+def put_another_directory_behind(top: Path, text: str) -> None:
+    """As Kubernetes does with a changed ConfigMap."""
+    (top / "newer").mkdir()
+    (top / "newer" / "client_config.json").write_text(text)
+    link(top / "mounted", top / "newer")
+
+
+def make_the_directory_again(top: Path, text: str) -> None:
+    shutil.rmtree(top / "older")
+    (top / "older").mkdir()
+    (top / "older" / "client_config.json").write_text(text)
+
+
+@pytest.mark.parametrize("change", [edit_in_place, put_another_directory_behind, make_the_directory_again])
+async def test_a_file_behind_links_is_followed(tmp_path: Path, change: Callable[[Path, str], None]) -> None:
+    (tmp_path / "older").mkdir()
+    Writer(tmp_path / "older" / "client_config.json").write()
+    link(tmp_path / "mounted", tmp_path / "older")
+    (tmp_path / "used").mkdir()
+    link(tmp_path / "used" / "client_config.json", tmp_path / "mounted" / "client_config.json")
+    async with following(tmp_path / "used" / "client_config.json") as client:
+        await asyncio.sleep(0.5)  # what came before the change has been seen
+        change(tmp_path, json.dumps(FAST | {"max_body_bytes": 77}))
+        await eventually(lambda: client.gateway.settings.config.max_body_bytes == 77)
+        edit_in_place(tmp_path, json.dumps(FAST | {"max_body_bytes": 78}))
+        await eventually(lambda: client.gateway.settings.config.max_body_bytes == 78)
 
 
 async def test_the_file_is_also_read_by_the_clock(file: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
