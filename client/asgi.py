@@ -93,8 +93,7 @@ class CompletionFront:
         headers = Headers(scope["headers"], self._new_id)
         reply = Reply(send, headers.request_id)
         status = CLIENT_GONE
-        watch = gateway.watchman.open()
-        gateway.in_flight[headers.request_id] = watch
+        watch = gateway.watchman.open(headers.request_id)
         try:
             try:
                 await self._answer(route, headers, watch, receive, reply)
@@ -106,8 +105,6 @@ class CompletionFront:
         except (ClientGone, ClientStalled):
             reply.failed = True  # the server closes the connection if it still stands
         finally:
-            if gateway.in_flight.get(headers.request_id) is watch:
-                del gateway.in_flight[headers.request_id]
             gateway.watchman.close(watch)
             gateway.metrics.finish(route, status, gateway.clock() - watch.started, reply.failed)
 

@@ -58,8 +58,6 @@ class Gateway:
         self.metrics = Metrics(clock)
         self.jumpers = Jumpers(self.settings, self.metrics, clock)
         self.watchman = Watchman(clock)
-        self.in_flight: dict[str, Watch] = {}
-        """Completion requests by id."""
         self.draining = False
         """Refuse new requests; those in flight finish."""
         self.configure(config)

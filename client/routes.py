@@ -115,11 +115,12 @@ def keyed_router(gateway: Gateway) -> APIRouter:
 
     @router.delete(routes.REQUESTS + "/{request_id}", status_code=204, responses=errors(404))
     async def cancel(request_id: str) -> None:
-        """Cancel the request that was sent with this ``x-request-id``."""
-        watch = gateway.in_flight.get(request_id)
-        if watch is None:
+        """Cancel the requests that were sent with this ``x-request-id``."""
+        watches = gateway.watchman.of(request_id)
+        if not watches:
             raise not_found(f"no request {request_id!r} is being answered")
-        watch.give_up(cancelled())
+        for watch in watches:
+            watch.give_up(cancelled())
 
     return router
 

@@ -42,14 +42,16 @@ class Watch:
         "limit",
         "on_limit",
         "receive",
+        "request_id",
         "since",
         "started",
     )
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, request_id: str, now: float) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a watch belongs to a task")
+        self.request_id = request_id
         self._task = task
         self._armed = False
         self._error: Exception | None = None
@@ -117,15 +119,19 @@ class Watchman:
         self._clock = clock
         self.watches: set[Watch] = set()
 
-    def open(self) -> Watch:
+    def open(self, request_id: str) -> Watch:
         """A watch for the running task, to be given back by `close`."""
-        watch = Watch(self._clock())
+        watch = Watch(request_id, self._clock())
         self.watches.add(watch)
         return watch
 
     def close(self, watch: Watch) -> None:
         self.watches.discard(watch)
         watch.close()
+
+    def of(self, request_id: str) -> list[Watch]:
+        """Those of all requests that were sent with this id."""
+        return [watch for watch in self.watches if watch.request_id == request_id]
 
     async def run(self) -> None:
         """Look over the watches until cancelled."""

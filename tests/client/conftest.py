@@ -73,7 +73,6 @@ class GatewayClient:
         """What is still held although nothing is in flight."""
         gateway = self.gateway
         found = [f"watch {watch}" for watch in gateway.watchman.watches]
-        found += [f"request {name}" for name in gateway.in_flight]
         for replica in gateway.registry:
             found += [f"lease at {replica.url}" for _ in replica.load.leases]
             if replica.load.tokens or replica.load.rows:

@@ -46,7 +46,7 @@ async def test_metrics_account_for_every_request(make_gateway: MakeGateway) -> N
         assert seen["gateway_requests_in_flight"] == 1
         assert seen[f"gateway_server_tokens continuous_batching m {server.url}"] == 1000
         cut.cancel()
-        await eventually(lambda: not client.gateway.in_flight)
+        await eventually(lambda: not client.gateway.watchman.watches)
         seen = await metrics(client)
         finished = {name: value for name, value in seen.items() if "requests_finished_total" in name}
         assert finished == {

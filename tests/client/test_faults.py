@@ -191,6 +191,22 @@ async def test_a_request_can_be_cancelled_by_its_id(make_gateway: MakeGateway) -
             assert response.status == 404
 
 
+async def test_all_requests_of_an_id_are_cancelled(make_gateway: MakeGateway) -> None:
+    server = Stub(seconds_per_token=0.05)
+    async with stubs(server), make_gateway([server]) as client:
+        other = asyncio.create_task(client.post("x", 20))
+        await eventually(lambda: server.live == 1)
+        client.session.headers["x-request-id"] = "mine"
+        requests = [asyncio.create_task(client.post("x", 1000)) for _ in range(3)]
+        await eventually(lambda: server.live == 4)
+        async with client.session.delete("/requests/mine") as response:
+            assert response.status == 204
+        assert [(await request)[0] for request in requests] == [409] * 3
+        async with client.session.delete("/requests/mine") as response:
+            assert response.status == 404
+        assert (await other)[0] == 200
+
+
 def much(tokens: int) -> dict[str, Any]:
     """A request for a stream of `tokens` events."""
     return {"model": "m", "prompt": "x", "stream": True, "generation_config": {"max_new_tokens": tokens}}

@@ -92,7 +92,7 @@ def test_the_resumed_request_is_the_request_and_where_to_go_on() -> None:
 
 
 async def test_a_wait_that_lasts_too_long_is_given_up() -> None:
-    watch = Watch(0.0)
+    watch = Watch("id", 0.0)
     watch.phase(10.0, 5.0, ClientStalled)
     watch.check(15.0)
     asyncio.get_running_loop().call_soon(watch.check, 15.1)
@@ -105,7 +105,7 @@ async def test_a_wait_that_lasts_too_long_is_given_up() -> None:
 
 async def test_a_cancellation_from_outside_wins() -> None:
     async def work() -> None:
-        watch = Watch(0.0)
+        watch = Watch("id", 0.0)
         asyncio.get_running_loop().call_soon(watch.give_up, ClientStalled())
         with watch:
             await asyncio.sleep(10)
@@ -124,7 +124,7 @@ async def test_a_client_that_left_is_noticed_at_the_next_wait_at_the_latest() ->
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    watch = Watch(0.0)
+    watch = Watch("id", 0.0)
     watch.receive = receive
     watch.check(TICK)
     gone.set()
