@@ -37,6 +37,8 @@ class Call:
     priority: int
     stream: bool
     resume: Resume | None
+    field_of: Callable[[str], str]
+    """As for `Job`."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,9 +63,8 @@ class Call:
         for i, (prompt, job_id) in enumerate(zip(self.prompts, ids, strict=True)):
             resume = None if self.resume is None else self.resume.choices[i * size : (i + 1) * size]
             done = resume is not None and all(choice.finished for choice in resume)
-            jobs.append(
-                None if done else Job(job_id, prompt, self.config, self.priority, self.stream, resume)
-            )
+            job = Job(job_id, prompt, self.config, self.priority, self.stream, resume, self.field_of)
+            jobs.append(None if done else job)
         return jobs
 
 
@@ -93,7 +94,8 @@ async def completion_call(service: Service, request: CompletionRequest) -> Call:
     check_service(service, request.model)
     config = request.generation_config
     prompt = await _token_ids(service, request.prompt, config.max_new_tokens)
-    return _checked(service, Call([prompt], config, request.priority, request.stream, request.resume))
+    call = Call([prompt], config, request.priority, request.stream, request.resume, _native_field)
+    return _checked(service, call)
 
 
 async def openai_completion_call(service: Service, request: OpenAICompletionRequest) -> Call:
@@ -104,7 +106,7 @@ async def openai_completion_call(service: Service, request: OpenAICompletionRequ
     prompts = split_prompts(request.prompt)
     _check_count(service, len(prompts))
     ids = [await _token_ids(service, prompt, max_tokens) for prompt in prompts]
-    call = Call(ids, config, request.priority or 0, bool(request.stream), request.resume)
+    call = Call(ids, config, request.priority or 0, bool(request.stream), request.resume, _openai_field)
     return _checked(service, call)
 
 
@@ -120,8 +122,25 @@ async def chat_call(service: Service, request: ChatCompletionRequest) -> Call:
             raise _too_long(service, len(prompt), 1, "messages")
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     config = _config(request, max_tokens, logprobs)
-    call = Call([prompt], config, request.priority or 0, bool(request.stream), request.resume)
+    field_of = _chat_field if request.max_completion_tokens else _old_chat_field
+    call = Call([prompt], config, request.priority or 0, bool(request.stream), request.resume, field_of)
     return _checked(service, call)
+
+
+def _native_field(option: str) -> str:
+    return f"generation_config.{option}" if option in GenerationConfig.model_fields else option
+
+
+def _openai_field(option: str) -> str:
+    return {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}.get(option, option)
+
+
+def _old_chat_field(option: str) -> str:
+    return "messages" if option == "prompt" else _openai_field(option)
+
+
+def _chat_field(option: str) -> str:
+    return "max_completion_tokens" if option == "max_new_tokens" else _old_chat_field(option)
 
 
 def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
@@ -199,9 +218,9 @@ def _config(request: SharedRequest, max_new_tokens: int, logprobs: int | None) -
 def _checked(service: Service, call: Call) -> Call:
     """`call`, unless it names tokens that do not exist, or its answers cannot be streamed."""
     config = call.config
-    _check_ids(service, config.stop_token_ids, "stop_token_ids")
-    _check_ids(service, config.logit_bias, "logit_bias")
-    _check_ids(service, config.eos_token_ids or (), "eos_token_id")
+    _check_ids(service, config.stop_token_ids, call.field_of("stop_token_ids"))
+    _check_ids(service, config.logit_bias, call.field_of("logit_bias"))
+    _check_ids(service, config.eos_token_ids or (), call.field_of("eos_token_id"))
     if call.stream and not service.can_stream:
         raise unprocessable(f"stream: a {service.kind} server answers whole", param="stream")
     if call.resume is not None:
@@ -225,7 +244,8 @@ def _check_resume(service: Service, call: Call, resume: Resume) -> None:
     for choice in resume.choices:
         _check_ids(service, choice.token_ids, "resume.choices")
         if len(choice.token_ids) > call.config.max_new_tokens:
-            raise unprocessable("resume has more tokens than max_new_tokens", param="resume.choices")
+            message = f"resume.choices: an answer has more than {call.config.max_new_tokens} tokens already"
+            raise unprocessable(message, param="resume.choices")
 
 
 def _too_long(service: Service, prompt_tokens: int, new_tokens: int, param: str) -> ApiError:

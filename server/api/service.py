@@ -7,7 +7,7 @@ know which batching strategy runs behind.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,9 @@ class Job:
     """Answers that another server began: their tokens are taken as generated, their text as sent.
     Deltas hold only what comes after; a finished answer has none. At least one is unfinished.
     Beam search gives out whole answers only: it is run anew, and the finished ones are left out."""
+    field_of: Callable[[str], str] = str
+    """What the request calls the prompt (``prompt``) or an option of `GenerationConfig`: errors shall
+    name that."""
 
 
 @dataclass(slots=True)

@@ -21,7 +21,6 @@ from protocol.errors import (
     unavailable,
     unprocessable,
 )
-from protocol.generation import GenerationConfig
 from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus, ServiceKind
 from protocol.work import expected_tokens
 from server.api.service import Job
@@ -141,23 +140,13 @@ class ContinuousBatchingService:
         config = job.config
         objection = limits.objection(len(job.prompt_token_ids), config.num_rows, config.max_new_tokens)
         if objection is not None:
-            raise unprocessable(objection[1], param=objection[0], code="cannot_fit")
-        self._check_token_ids(config)
+            options = {"prompt_tokens": "prompt", "rows": config.rows_option, "new_tokens": "max_new_tokens"}
+            field = job.field_of(options[objection[0]])
+            raise unprocessable(f"{field}: {objection[1]}", param=field, code="cannot_fit")
         for choice in job.resume or ():
             if not choice.finished and len(choice.token_ids) >= config.max_new_tokens:
                 message = f"an unfinished answer has all of its {config.max_new_tokens} tokens already"
                 raise unprocessable(message, param="resume")
-
-    def _check_token_ids(self, config: GenerationConfig) -> None:
-        for name, ids in (
-            ("eos_token_id", config.eos_token_ids or ()),
-            ("stop_token_ids", config.stop_token_ids),
-            ("logit_bias", config.logit_bias),
-        ):
-            for token_id in ids:
-                if token_id >= self.vocab_size:
-                    message = f"token id {token_id} does not exist: the model has {self.vocab_size}"
-                    raise unprocessable(message, param=name)
 
     def cancel(self, request_id: str) -> bool:
         stream = self._streams.get(request_id)

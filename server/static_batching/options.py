@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from protocol.errors import unprocessable
-from protocol.generation import GenerationConfig
+from protocol.errors import ApiError, unprocessable
 from server.api.service import Job
 
 _NO_CONCERN_OF_OTHERS = {"pad_token_id", "stop", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
@@ -42,33 +41,31 @@ def package_key(job: Job, can_batch: bool = True) -> Hashable:
     return config.model_dump_json(exclude=irrelevant)
 
 
-def check_options(config: GenerationConfig, can_batch: bool = True, can_draft: bool = True) -> None:
+def check_options(job: Job, can_batch: bool = True, can_draft: bool = True) -> None:
     """Raise 422 for what this server cannot do.
 
     Args:
-        config: of a request.
+        job: the request.
         can_batch: as for `package_key`.
         can_draft: false for a model whose state cannot take tokens back.
     """
+    config = job.config
     if config.num_rows > 1 and not can_batch:
-        param = "num_beams" if config.num_beams > 1 else "n"
-        message = f"{param}: this model answers one sequence at a time (its batches change answers)"
-        raise unprocessable(message, param=f"generation_config.{param}")
+        reason = "this model answers one sequence at a time (its batches change answers)"
+        raise _refusal(job, config.rows_option, reason)
     if config.logprobs is not None and config.num_beams > 1:
-        raise unprocessable(
-            "logprobs: a static-batching server has none for beam search", param="generation_config.logprobs"
-        )
+        raise _refusal(job, "logprobs", "a static-batching server has none for beam search")
     if config.prompt_lookup_num_tokens:
-        _check_drafts(config, can_draft)
+        obstacles = {
+            "this model keeps a state that cannot take tokens back": not can_draft,
+            "a static-batching server drafts for greedy answers alone": config.do_sample,
+            "a static-batching server has no logprobs beside drafts": config.logprobs is not None,
+        }
+        for obstacle, is_there in obstacles.items():
+            if is_there:
+                raise _refusal(job, "prompt_lookup_num_tokens", obstacle)
 
 
-def _check_drafts(config: GenerationConfig, can_draft: bool) -> None:
-    obstacles = {
-        "this model keeps a state that cannot take tokens back": not can_draft,
-        "a static-batching server drafts for greedy answers alone": config.do_sample,
-        "a static-batching server has no logprobs beside drafts": config.logprobs is not None,
-    }
-    for obstacle, is_there in obstacles.items():
-        if is_there:
-            message = f"prompt_lookup_num_tokens: {obstacle}"
-            raise unprocessable(message, param="generation_config.prompt_lookup_num_tokens")
+def _refusal(job: Job, option: str, reason: str) -> ApiError:
+    field = job.field_of(option)
+    return unprocessable(f"{field}: {reason}", param=field)

@@ -69,8 +69,9 @@ class StaticPipeline:
         ids = [generation.prompt_token_ids for generation in generations]
         batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
         for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):
-            check_options(options, self._model.can_batch)
-            key = package_key(Job(str(i), prompt, options), self._model.can_batch)
+            job = Job(str(i), prompt, options)
+            check_options(job, self._model.can_batch)
+            key = package_key(job, self._model.can_batch)
             batcher.add(Ticket(key, options.num_rows, len(prompt), 0.0, i))
         with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
             while package := [ticket.load for ticket in batcher.take(0.0)]:

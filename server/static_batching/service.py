@@ -132,13 +132,14 @@ class StaticBatchingService:
         """Refuse what cannot be done at all, or not now."""
         if job.resume is not None:
             raise unprocessable("resume: a static-batching server has no streams", param="resume")
-        check_options(job.config, model.can_batch, model.can_draft)
+        check_options(job, model.can_batch, model.can_draft)
         tokens = len(job.prompt_token_ids) + job.config.max_new_tokens
         if tokens > self.model_max_length:
-            raise unprocessable(
-                f"prompt and new tokens are {tokens}, the model can handle {self.model_max_length}",
-                code="context_length_exceeded",
+            field = job.field_of("max_new_tokens")
+            message = (
+                f"{field}: {tokens} tokens with the prompt, the model can handle {self.model_max_length}"
             )
+            raise unprocessable(message, param=field, code="context_length_exceeded")
         waiting = len(self._batcher)
         if waiting >= self._config.batcher_config.max_waiting:
             raise queue_full(f"{waiting} requests are waiting already")

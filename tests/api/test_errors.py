@@ -106,6 +106,35 @@ async def test_more_prompts_than_the_queue_holds_are_not_to_be_tried_again(
         assert response.status == 200
 
 
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "fields"),
+    [
+        ("/completion/v2", BODY, ["prompt", "generation_config.n", "generation_config.max_new_tokens"]),
+        ("/v1/completions", BODY, ["prompt", "n", "max_tokens"]),
+        ("/v1/chat/completions", CHAT, ["messages", "n", "max_tokens"]),
+        (
+            "/v1/chat/completions",
+            CHAT | {"max_completion_tokens": 4},
+            ["messages", "n", "max_completion_tokens"],
+        ),
+    ],
+)
+async def test_a_service_names_fields_as_the_request_does(
+    http: aiohttp.ClientSession, service: FakeService, route: str, body: dict[str, Any], fields: list[str]
+) -> None:
+    await http.post(route, json=body)
+    assert [service.jobs[0].field_of(name) for name in ("prompt", "n", "max_new_tokens")] == fields
+
+
+async def test_a_token_that_does_not_exist_is_named_as_in_the_request(http: aiohttp.ClientSession) -> None:
+    body = BODY | {"generation_config": {"logit_bias": {"100000": 1}}}
+    status, answer = await error(http, "POST", "/completion/v2", json=body)
+    assert (status, answer.param) == (422, "generation_config.logit_bias")
+
+
 @pytest.mark.parametrize("request_id", ["", "a b", "é", "a" * 129])
 async def test_request_id_is_visible_ascii(http: aiohttp.ClientSession, request_id: str) -> None:
     headers = {"x-request-id": request_id}

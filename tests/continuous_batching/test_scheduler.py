@@ -245,10 +245,10 @@ def limits(**changes: Any) -> Limits:
 @pytest.mark.parametrize(
     ("prompt", "rows", "new", "parameter", "numbers"),
     [
-        (100, 1, 1, "prompt", ["100"]),
-        (60, 1, 41, "max_new_tokens", ["60", "41", "101", "100"]),
-        (10, 9, 1, "num_beams", ["9", "8"]),
-        (41, 8, 20, "max_new_tokens", ["30", "41"]),
+        (100, 1, 1, "prompt_tokens", ["100"]),
+        (60, 1, 41, "new_tokens", ["60", "41", "101", "100"]),
+        (10, 9, 1, "rows", ["9", "8"]),
+        (41, 8, 20, "new_tokens", ["30", "41"]),
     ],
 )
 def test_what_can_never_fit_is_refused_by_the_numbers(

@@ -182,20 +182,26 @@ async def test_a_full_queue_and_a_late_request(session: aiohttp.ClientSession, s
 
 
 @pytest.mark.parametrize(
-    ("prompt", "config", "numbers"),
+    ("prompt", "config", "param", "numbers"),
     [
-        ([5] * 3000, {}, ["3000", "2048"]),
-        ([5] * 100, {"max_new_tokens": 2000}, ["100", "2000", "2048"]),
-        ([5] * 100, {"max_new_tokens": 1000, "num_beams": 8}, ["300"]),
-        ([5], {"num_beams": 9}, ["9", "8"]),
-        ([5], {"stop_token_ids": [512]}, ["512"]),
+        ([5] * 3000, {}, "prompt", ["3000", "2048"]),
+        ([5] * 100, {"max_new_tokens": 2000}, "prompt", ["100", "2000", "2048"]),
+        ([5] * 100, {"max_new_tokens": 1000, "num_beams": 8}, "generation_config.max_new_tokens", ["300"]),
+        ([5], {"num_beams": 9}, "generation_config.num_beams", ["9", "8"]),
+        ([5], {"n": 9, "do_sample": True}, "generation_config.n", ["9", "8"]),
+        ([5], {"stop_token_ids": [512]}, "generation_config.stop_token_ids", ["512"]),
     ],
 )
 async def test_what_can_never_be_done_is_refused_by_the_numbers(
-    session: aiohttp.ClientSession, server: ServerProcess, prompt: list[int], config: Any, numbers: list[str]
+    session: aiohttp.ClientSession,
+    server: ServerProcess,
+    prompt: list[int],
+    config: Any,
+    param: str,
+    numbers: list[str],
 ) -> None:
     status, body = await post(session, server, prompt, **config)
-    assert status == 422
+    assert status == 422 and body["error"]["param"] == param
     assert all(number in body["error"]["message"] for number in numbers), body
 
 

@@ -233,10 +233,10 @@ async def test_closing_fails_what_is_left(llama: Path, packages: Packages) -> No
 @pytest.mark.parametrize(
     ("wanted", "param"),
     [
-        (job("a", logprobs=1, num_beams=2), "generation_config.logprobs"),
-        (job("a", prompt=200, max_new_tokens=100), None),
+        (job("a", logprobs=1, num_beams=2), "logprobs"),
+        (job("a", prompt=200, max_new_tokens=100), "max_new_tokens"),
         *(
-            (job("a", prompt_lookup_num_tokens=4, **other), "generation_config.prompt_lookup_num_tokens")
+            (job("a", prompt_lookup_num_tokens=4, **other), "prompt_lookup_num_tokens")
             for other in ({"logprobs": 1}, {"do_sample": True})
         ),
     ],

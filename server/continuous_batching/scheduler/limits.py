@@ -44,22 +44,22 @@ class Limits:
         return max(min(self.model_max_length, longest + 1) - prompt_tokens, 0)
 
     def objection(self, prompt_tokens: int, rows: int, new_tokens: int) -> tuple[str, str] | None:
-        """(parameter, message) if such a request can never run, else None."""
+        """(which argument, message) if such a request can never run, else None."""
         if prompt_tokens >= self.model_max_length:
-            return "prompt", (
+            return "prompt_tokens", (
                 f"the prompt has {prompt_tokens} tokens, but this model's context holds at most "
                 f"{self.model_max_length} with at least one new token"
             )
         if prompt_tokens + new_tokens > self.model_max_length:
-            return "max_new_tokens", (
-                f"the prompt has {prompt_tokens} tokens and max_new_tokens is {new_tokens}, together "
+            return "new_tokens", (
+                f"the prompt has {prompt_tokens} tokens, with {new_tokens} new ones "
                 f"{prompt_tokens + new_tokens}, but this model's context holds {self.model_max_length}"
             )
         if rows > self.max_rows:
-            return "num_beams", (f"the request needs {rows} beams, but batch_max_beams is {self.max_rows}")
+            return "rows", f"{rows} sequences side by side are needed, but batch_max_beams is {self.max_rows}"
         need = self.blocks_needed(prompt_tokens, rows, new_tokens)
         if need > self.num_blocks:
-            return "max_new_tokens", (
+            return "new_tokens", (
                 f"the request can need {need} cache blocks of {self.block_size} tokens "
                 f"({prompt_tokens} prompt tokens, {rows} × {new_tokens} new tokens), "
                 f"but there are {self.num_blocks}"
