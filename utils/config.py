@@ -39,6 +39,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _DIRECTORY = "directory"  # key of the validation context
 _PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")]
 _CONTAINERS = {"model_type": "an object", "list_type": "a list", "tuple_type": "a list"}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # of text that could not be written down anywhere
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -214,12 +215,16 @@ class _Document:
     def _scalar(self, node: yaml.Node) -> Any:
         """A string, number, boolean or null as JSON reads it; a bare word is a string."""
         written = self.text[node.start_mark.index : node.end_mark.index]
+        where = f"{self.path}:{node.start_mark.line + 1}: not valid JSON:"
         if not written:
-            raise ConfigError(f"{self.path}:{node.start_mark.line + 1}: not valid JSON: a value is missing")
+            raise ConfigError(f"{where} a value is missing")
         try:
-            return json.loads(written, strict=False)
+            value = json.loads(written, strict=False)
         except ValueError:
             return node.value
+        if isinstance(value, str) and _SURROGATE.search(value):
+            raise ConfigError(f"{where} half of a surrogate pair")
+        return value
 
     def line(self, loc: Location) -> int:
         """The line of the innermost part of `loc` that stands in the file."""

@@ -43,7 +43,7 @@ ServiceUrl = Annotated[str, AfterValidator(check_service_url)]
 class AppOptions(BaseModel):
     """What every app takes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
     port: Port = Field(description="port to listen on")

@@ -155,6 +155,7 @@ def test_values_are_coerced_where_the_meaning_is_plain(tmp_path: Path) -> None:
         ('{"batcher_config":\n&a [*a]}', "example.json:2: not valid JSON: anchor 'a'"),
         ('{"batcher_config": *a}', "example.json:1: not valid JSON: anchor 'a'"),
         ('{"batcher_config": ' + 3000 * "[", "example.json: not valid JSON: nested too deeply"),
+        ('{"\\ud800": 1}', "example.json:1: not valid JSON: half of a surrogate pair"),
         ('{"batcher_config": "\x00"}', "example.json: not valid JSON: unacceptable character"),
     ],
 )

@@ -61,6 +61,7 @@ def test_help_names_every_flag(kind: type[AppOptions], capsys: pytest.CaptureFix
     [
         (["--port", "many"], "--port: Input should be a valid integer"),
         (["--port", "70000"], "--port: Input should be less than or equal to 65535"),
+        (["--client_config_hot_update_interval_minutes", "inf"], "Input should be a finite number"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
     ],
 )
