@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,12 +18,13 @@ from client.request import KINDS, read_request
 from client.watch import ClientGone, ClientStalled, Receive, Watch
 from protocol.errors import (
     ApiError,
+    bad_request,
     body_too_large,
     internal,
     queue_full,
     queue_timeout,
 )
-from protocol.headers import REQUEST_ID, STREAM_CHECKPOINT
+from protocol.headers import REQUEST_ID, STREAM_CHECKPOINT, parse_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ CLIENT_GONE = 499
 """The status under which requests whose client left are counted, as nginx does; never sent."""
 
 ID_BYTES = 12
-_ID = re.compile(rb"[\w.:-]{1,128}")
 _REQUEST_ID = REQUEST_ID.encode()
 _CHECKPOINT = STREAM_CHECKPOINT.encode()
 
@@ -43,12 +42,17 @@ _CHECKPOINT = STREAM_CHECKPOINT.encode()
 class Headers:
     """The request headers that the gateway looks at."""
 
-    __slots__ = ("_values", "request_id")
+    __slots__ = ("_values", "fault", "request_id")
 
     def __init__(self, raw: Iterable[tuple[bytes, bytes]], new_id: Callable[[], str]) -> None:
         self._values = dict(raw)
+        self.fault: ApiError | None = None
+        """The request is refused with it: its id cannot be one."""
         given = self._values.get(_REQUEST_ID)
-        self.request_id = given.decode() if given and _ID.fullmatch(given) else new_id()
+        try:
+            self.request_id = new_id() if given is None else parse_request_id(given)
+        except ValueError as error:
+            self.request_id, self.fault = new_id(), bad_request(str(error))
 
     @property
     def content_length(self) -> int:
@@ -127,6 +131,8 @@ class CompletionFront:
         if len(gateway.watchman.watches) > config.max_concurrent_requests:
             raise queue_full("the gateway is at its limit of concurrent requests")
         check_key(headers.authorization, config.api_keys)
+        if headers.fault is not None:
+            raise headers.fault
         body = await self._read_body(headers, watch, receive)
         watch.receive = receive
         request = read_request(headers.request_id, route, body, checkpoints=headers.checkpoints)

@@ -113,7 +113,7 @@ def keyed_router(gateway: Gateway) -> APIRouter:
         """``"1"`` if an OpenAI account can take a request now, otherwise ``"0"``."""
         return "1" if jumpers.available() else "0"
 
-    @router.delete(routes.REQUESTS + "/{request_id}", status_code=204, responses=errors(404))
+    @router.delete(routes.REQUESTS + "/{request_id:path}", status_code=204, responses=errors(404))
     async def cancel(request_id: str) -> None:
         """Cancel the requests that were sent with this ``x-request-id``."""
         watches = gateway.watchman.of(request_id)

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from yarl import URL
 
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs, text_of, tokens_of
@@ -176,19 +178,32 @@ async def test_a_client_that_leaves_is_noticed_upstream(make_gateway: MakeGatewa
         await eventually(lambda: client.gateway.metrics.finished["/completion/v2", 499] == 2)
 
 
-async def test_a_request_can_be_cancelled_by_its_id(make_gateway: MakeGateway) -> None:
+@pytest.mark.parametrize("name", ["mine", "a/b", "/", "a//b?c#d%2f", '!"~', "x" * 128])
+async def test_a_request_can_be_cancelled_by_its_id(make_gateway: MakeGateway, name: str) -> None:
     server = Stub(seconds_per_token=0.05)
     async with stubs(server), make_gateway([server]) as client:
-        client.session.headers["x-request-id"] = "mine"
+        client.session.headers["x-request-id"] = name
+        path = URL("/requests/" + quote(name, safe=""), encoded=True)
         request = asyncio.create_task(client.post("x", 1000))
         await eventually(lambda: server.live == 1)
-        async with client.session.delete("/requests/mine") as response:
+        async with client.session.delete(path) as response:
             assert response.status == 204
         status, headers, _ = await request
-        assert (status, headers["x-request-id"], headers["x-should-retry"]) == (409, "mine", "false")
+        assert (status, headers["x-request-id"], headers["x-should-retry"]) == (409, name, "false")
         await eventually(lambda: server.live == 0)
-        async with client.session.delete("/requests/mine") as response:
+        assert server.calls[0].headers["x-request-id"] == name
+        async with client.session.delete(path) as response:
             assert response.status == 404
+
+
+@pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 129])
+async def test_an_id_that_cannot_be_one_is_refused(make_gateway: MakeGateway, name: str) -> None:
+    async with stubs(server := Stub()), make_gateway([server]) as client:
+        client.session.headers["x-request-id"] = name
+        status, headers, body = await client.post()
+        assert (status, headers["x-request-id"] != name) == (400, True)
+        assert body["error"]["message"].startswith("x-request-id must be ")
+        assert not server.calls
 
 
 async def test_all_requests_of_an_id_are_cancelled(make_gateway: MakeGateway) -> None:
