@@ -154,7 +154,12 @@ async def test_models_of_both_kinds_of_servers(make_gateway: MakeGateway, cb_url
     config = {"continuous_batching_server_urls": [cb_url], "static_batching_server_urls": [sb_url]}
     async with make_gateway(**config) as client, sdk(client) as ai:
         await client.ready(2)
-        assert [model.id async for model in ai.models.list()] == ["fake", "static"]
+        models = [model async for model in ai.models.list()]
+        assert [model.id for model in models] == ["fake", "static"]
+        assert [await ai.models.retrieve(model.id) for model in models] == models
+        with pytest.raises(openai.NotFoundError, match="served: fake, static") as unknown:
+            await ai.models.retrieve("org/fake")
+        assert unknown.value.code == "model_not_found"
         chat = await ai.chat.completions.create(model="static", messages=MESSAGES, max_tokens=200)
         assert chat.choices[0].message.content == REPLY
         with pytest.raises(openai.UnprocessableEntityError, match="stream: only static-batching"):
@@ -194,6 +199,7 @@ async def test_an_account_at_a_server_of_this_stack(make_gateway: MakeGateway, c
         status, _, body = await chat(client, stream=True, stream_options={"include_usage": True})
         assert body.endswith(b"data: [DONE]\n\n")
         assert [model.id async for model in ai.models.list()] == ["fake"]
+        assert (await ai.models.retrieve("fake")).owned_by == "openai"
         # on /v1 as well, since the account lists the model
         stream = await ai.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
         assert "".join([c.choices[0].delta.content or "" async for c in stream]) == REPLY
