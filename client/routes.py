@@ -41,11 +41,13 @@ def open_router(gateway: Gateway) -> APIRouter:
     router = APIRouter(tags=["service"])
     registry = metrics_registry(gateway)
 
+    @router.head(routes.HEALTH, include_in_schema=False)
     @router.get(routes.HEALTH)
     async def health() -> dict[str, str]:
         """Liveness: the process answers."""
         return {"status": "ok"}
 
+    @router.head(routes.READY, include_in_schema=False)
     @router.get(routes.READY, responses=errors(503))
     async def ready() -> dict[str, str]:
         """Readiness: completion requests are taken."""
@@ -59,7 +61,7 @@ def open_router(gateway: Gateway) -> APIRouter:
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     def page(path: str, name: str) -> None:
-        @router.get(path, include_in_schema=False)
+        @router.api_route(path, methods=["GET", "HEAD"], include_in_schema=False)
         async def file() -> FileResponse:
             return FileResponse(PAGE / name, headers=PAGE_HEADERS)
 
