@@ -22,7 +22,9 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _response(from_error_list(error.errors()))
+        # locations begin with the part of the request, which is the whole one where all of it is wrong
+        errors = [{**item, "loc": item["loc"][1:] or item["loc"]} for item in error.errors()]
+        return _response(from_error_list(errors))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

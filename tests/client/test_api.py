@@ -100,6 +100,18 @@ async def test_probes_and_unknown_routes(make_gateway: MakeGateway) -> None:
                     assert set((await response.json())["error"]) == {"message", "type", "param", "code"}
 
 
+async def test_load_balancers_probe_with_head(make_gateway: MakeGateway) -> None:
+    async with make_gateway() as client:
+        for route in ("/health", "/ready", "/"):
+            async with client.session.get(route) as got, client.session.head(route) as response:
+                assert response.status == got.status == 200
+                assert response.headers["content-length"] == got.headers["content-length"]
+                assert await response.read() == b""
+        client.gateway.begin_drain()
+        async with client.session.head("/ready") as response:
+            assert response.status == 503 and await response.read() == b""
+
+
 async def test_keys(make_gateway: MakeGateway) -> None:
     server = Stub()
     async with stubs(server), make_gateway([server], api_keys=["one", "two"]) as client:
@@ -179,14 +191,34 @@ async def test_without_a_token_events_are_hints(make_gateway: MakeGateway) -> No
 
 
 @pytest.mark.parametrize(
-    "event", [{}, {"url": "nonsense", "service": "continuous_batching", "model_id": "m"}, {"url": 1}]
+    ("event", "param"),
+    [
+        ({}, "url"),
+        ({"url": "nonsense", "service": "continuous_batching", "model_id": "m"}, "url"),
+        ({"url": 1, "service": "continuous_batching", "model_id": "m"}, "url"),
+        ({"url": "http://a", "service": "x", "model_id": "m"}, "service"),
+        ({"url": "http://a", "service": "continuous_batching", "model_id": "m", "x": 1}, "x"),
+        ([], "body"),
+        (None, "body"),
+    ],
 )
-async def test_malformed_events(make_gateway: MakeGateway, event: dict[str, Any]) -> None:
+async def test_malformed_events(make_gateway: MakeGateway, event: Any, param: str | None) -> None:
     async with (
         make_gateway() as client,
         client.session.post(routes.EVENT_SERVER_STARTUP, json=event) as response,
     ):
         assert response.status == 422
+        error = (await response.json())["error"]
+        assert error["param"] == param and "body." not in error["message"]
+
+
+async def test_an_event_that_is_no_json(make_gateway: MakeGateway) -> None:
+    headers = {"content-type": "application/json"}
+    async with (
+        make_gateway() as client,
+        client.session.post(routes.EVENT_SERVER_STARTUP, data=b"{oops", headers=headers) as response,
+    ):
+        assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid_json")
 
 
 # --- the OpenAPI document
