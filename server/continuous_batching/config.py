@@ -18,7 +18,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class ModelLoadingConfig(ConfigModel):
     """Which model, and how to hold it."""
 
-    model_type: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama"
+    model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
+    """What the checkpoint must be; null: what it says it is."""
     model_name_or_path: ModelDirectory
     torch_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     tokenizer_name_or_path: TokenizerPath | None = None

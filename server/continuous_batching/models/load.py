@@ -28,6 +28,9 @@ def load_model(
         ModelError: the checkpoint cannot be loaded as configured.
     """
     path = Path(config.model_name_or_path)
+    found = shape.hf.model_type
+    if config.model_type not in (None, found):
+        raise ModelError(f"model_type is {config.model_type!r}, but the model in {path} is of type {found!r}")
     checkpoint = open_checkpoint(config, path)
     if checkpoint is None:
         model = Decoder(shape, dtype, device)
