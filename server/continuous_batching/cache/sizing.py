@@ -1,4 +1,4 @@
-"""How many blocks fit, where the configuration leaves it open."""
+"""How many blocks fit: for a configuration that leaves it open, and to refuse one that asks for too many."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free)
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def most_memory(device: torch.device) -> int:
+    """Bytes that a cache on `device` can have at most: what is free, or all RAM, where pages that hold
+    files are given up and pages that are never written take nothing."""
+    if device.type == "cuda":
+        return free_memory(device)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def blocks_that_fit(device: torch.device, bytes_per_block: int, fraction: float, useful: int) -> int:

@@ -13,7 +13,7 @@ from server.continuous_batching.attention.base import AttentionBackend, Attentio
 from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
-from server.continuous_batching.cache.sizing import blocks_that_fit
+from server.continuous_batching.cache.sizing import blocks_that_fit, most_memory
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
@@ -162,15 +162,21 @@ def _make_runner(
 def _size_cache(
     config: ServerConfig, shape: DecoderConfig, max_length: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Limits, int, tuple[int, ...]]:
-    """(limits, host blocks, shape of a block) for a model and the memory that is free."""
+    """(limits, host blocks, shape of a block) for a model and the memory that is free.
+
+    Raises:
+        ModelError: more blocks are configured than there is memory for.
+    """
     batcher, cache = config.batcher_config, config.cache_config
     block_shape = (shape.num_layers, 2, cache.block_size, shape.num_kv_heads, shape.head_dim)
+    size = CacheStorage.bytes_per_block(block_shape, dtype)
     num_blocks = cache.num_blocks
     if num_blocks is None:
         useful = batcher.batch_max_beams * -(-max_length // cache.block_size)
-        size = CacheStorage.bytes_per_block(block_shape, dtype)
         num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful)
     num_host_blocks = cache.num_blocks_cpu if cache.num_blocks_cpu is not None else num_blocks // 4
+    _check_memory("num_blocks", num_blocks, size, device)
+    _check_memory("num_blocks_cpu", num_host_blocks, size, torch.device("cpu"))
     chunk = CPU_CHUNK_TOKENS if device.type == "cpu" else batcher.batch_max_tokens
     chunk = batcher.prefill_chunk_tokens or max(chunk, batcher.batch_max_beams)
     limits = Limits(
@@ -184,3 +190,13 @@ def _size_cache(
         watermark=cache.watermark,
     )
     return limits, num_host_blocks, block_shape
+
+
+def _check_memory(key: str, blocks: int, bytes_per_block: int, device: torch.device) -> None:
+    """Raise ModelError where `device` cannot hold so many blocks."""
+    needed, most = blocks * bytes_per_block, most_memory(device)
+    if needed > most:
+        raise ModelError(
+            f"cache_config.{key}: {blocks} blocks take {needed / 2**30:.1f} GiB, "
+            f"the memory of this {device.type} can hold {most / 2**30:.1f} GiB of them"
+        )

@@ -99,6 +99,8 @@ def main() -> int:
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(sys.argv[1])
+    from torch import OutOfMemoryError
+
     from server.continuous_batching.engine.build import build_engine
     from server.continuous_batching.models.config import ModelError
     from server.text.tokenizer import Tokenizer
@@ -113,6 +115,10 @@ def main() -> int:
         built = build_engine(config, tokenizer.hf)
     except (ModelError, ValueError, OSError) as error:
         socket.send(messages.encode(messages.Refused(" ".join(str(error).split()))))
+        return REFUSED_EXIT
+    except (MemoryError, OutOfMemoryError) as error:
+        message = f"the memory does not suffice for this model and configuration ({error})"
+        socket.send(messages.encode(messages.Refused(" ".join(message.split()))))
         return REFUSED_EXIT
     limits, model = built.engine.limits, built.model
     ready = messages.Ready(limits, model.vocab_size, model.eos_token_ids, built.capabilities)
