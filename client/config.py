@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from protocol.status import ServiceKind
 from utils.addresses import check_endpoint, check_service_url
 from utils.config import ConfigModel, Secret
 
 Seconds = Annotated[float, Field(gt=0)]
-
+Text = TypeVar("Text", str, SecretStr)
 
 ServerUrl = Annotated[str, AfterValidator(check_service_url)]
 EndpointUrl = Annotated[str, AfterValidator(check_endpoint)]
 
 
+def _check_header(value: Text) -> Text:
+    text = value if isinstance(value, str) else value.get_secret_value()
+    if re.fullmatch("[!-~]*", text) is None:
+        raise ValueError("only visible ASCII characters can be sent as a header")
+    return value
+
+
 class OpenAIJumperConfig(ConfigModel):
     """One account at OpenAI or at any endpoint that speaks its API."""
 
-    api_key: Secret
-    org_id: str | None = None
+    api_key: Annotated[Secret, AfterValidator(_check_header)]
+    org_id: Annotated[str, AfterValidator(_check_header)] | None = None
     base_url: EndpointUrl | None = Field(None, description="default: the API of OpenAI")
     models: tuple[str, ...] | None = Field(
         None, description="model ids routed to it on /v1/*; without them it serves /chat_completion/v1 alone"

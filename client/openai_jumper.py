@@ -154,17 +154,8 @@ class Jumpers:
     async def _pass_on(self, error: openai.APIStatusError, watch: Watch, reply: Reply) -> None:
         """Tell the client what the endpoint found wrong with its request."""
         watch.phase(self._clock(), self._settings.config.client_timeout_seconds, ClientStalled)
-        kind = error.type or INVALID_REQUEST
-        said = ApiError(
-            error.status_code,
-            error.message,
-            type=kind,
-            param=error.param,
-            code=error.code,
-            final=error.response.headers.get(SHOULD_RETRY) == "false",
-        )
         with watch:
-            await reply.error(said)
+            await reply.error(_said(error))
 
     def _refusal(self, suited: Sequence[Account]) -> ApiError:
         """All suited accounts rest: say when the first one wakes."""
@@ -187,6 +178,24 @@ def _call(client: openai.AsyncOpenAI, request: InferenceRequest) -> _Call:
         return completions.create(model=model, prompt=fields.pop("prompt", None), extra_body=fields)
     chats = client.chat.completions.with_streaming_response
     return chats.create(model=model, messages=fields.pop("messages", []), extra_body=fields)
+
+
+def _said(error: openai.APIStatusError) -> ApiError:
+    """What the endpoint said, as far as it is of the protocol; the SDK's own message has more around it."""
+    fields = error.body if isinstance(error.body, dict) else {"message": error.body}
+
+    def text(name: str) -> str | None:
+        value = fields.get(name)
+        return value if isinstance(value, str) and value else None
+
+    return ApiError(
+        error.status_code,
+        text("message") or error.message,
+        type=text("type") or INVALID_REQUEST,
+        param=text("param"),
+        code=error.code,
+        final=error.response.headers.get(SHOULD_RETRY) == "false",
+    )
 
 
 def _retry_after(error: openai.APIStatusError) -> float | None:

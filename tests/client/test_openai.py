@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from client.accounts import Account, pick_account
-from client.config import OpenAIJumperConfig
+from client.config import GatewayConfig, OpenAIJumperConfig
 from protocol.errors import ApiError, internal, unprocessable
 from server.api.app import create_app
 from server.text.tokenizer import Tokenizer
@@ -20,6 +21,7 @@ from tests.api.fake import REPLY, FakeService
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs
 from tests.serving import eventually, serving
+from utils.config import ConfigError, load_config
 
 MESSAGES: Any = [{"role": "user", "content": "Who are you?"}]
 
@@ -262,15 +264,46 @@ async def test_a_refused_account_rests_and_the_next_one_answers(
                 assert "first-key" not in shown and "second-key" not in shown
 
 
-async def test_what_is_wrong_with_the_request_is_told(make_gateway: MakeGateway) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_is_wrong_with_the_request_is_told(make_gateway: MakeGateway, stream: bool) -> None:
     refusal = unprocessable("no such thing", param="messages", code="odd")
     first, second = Stub(model="fake", refusal=refusal), Stub(model="fake")
     async with stubs(first, second):
         config = [account(first.url), account(second.url, "other")]
         async with make_gateway(openai_jumper_configs=config) as client:
-            status, _, body = await chat(client)
-            assert status == 422 and json.loads(body)["error"]["param"] == "messages"
+            status, _, body = await chat(client, stream=stream)
+            assert (status, json.loads(body)) == (422, refusal.response().model_dump())
             assert not second.calls
+
+
+@pytest.mark.parametrize(
+    ("said", "message", "code"),
+    [
+        (b'{"error": {"message": "too long", "type": 1, "param": ["a"], "code": 400}}', "too long", "400"),
+        (b'{"message": "too long", "code": null}', "too long", None),
+        (b'{"error": {}}', "Error code: 400", None),
+        (b"too long", "too long", None),
+        (b"", "Error code: 400", None),
+    ],
+)
+async def test_endpoints_have_errors_of_many_shapes(
+    make_gateway: MakeGateway, said: bytes, message: str, code: str | None
+) -> None:
+    endpoint = Stub(raw=b"HTTP/1.1 400 X\r\nContent-Length: %d\r\n\r\n%s" % (len(said), said))
+    async with stubs(endpoint), make_gateway(openai_jumper_configs=[account(endpoint.url)]) as client:
+        status, _, body = await chat(client)
+        expected = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        assert (status, json.loads(body)["error"]) == (400, expected)
+
+
+@pytest.mark.parametrize("value", ["sk-ключ", "sk-key\n", "sk key", "\tkey"])
+@pytest.mark.parametrize("field", ["api_key", "org_id"])
+def test_what_no_header_can_carry_is_no_key(field: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"openai_jumper_configs": [account("http://a") | {field: value}]}))
+    with pytest.raises(ConfigError, match=rf"openai_jumper_configs\[0\]\.{field}.*visible ASCII") as refused:
+        load_config(path, GatewayConfig)
+    assert "key" not in str(refused.value).replace("api_key", "")
 
 
 async def test_an_endpoint_that_dies(make_gateway: MakeGateway) -> None:
