@@ -205,6 +205,26 @@ async def test_what_can_never_be_done_is_refused_by_the_numbers(
     assert all(number in body["error"]["message"] for number in numbers), body
 
 
+async def test_no_number_ends_the_engine(session: aiohttp.ClientSession, server: ServerProcess) -> None:
+    before = (await server.status(session))["details"]
+    beams = {"num_beams": 2, "max_new_tokens": 30, "ignore_eos": True}
+    for config, expected in (
+        (beams | {"length_penalty": 250}, 422),
+        (beams | {"length_penalty": -10}, 200),
+        ({"top_k": 2**63 - 1}, 422),
+        ({"top_k": 10**30}, 422),
+        ({"do_sample": True, "temperature": 1e-50, "logprobs": 3}, 200),
+        ({"do_sample": True, "repetition_penalty": 1e-45}, 422),
+    ):
+        status, body = await post(session, server, [5, 6, 7], **config)
+        assert status == expected, body
+        if status == 200:
+            assert body["choices"][0]["finish_reason"] in ("stop", "length")
+            assert all(token < 512 for token in body["choices"][0]["token_ids"])
+    after = (await until(session, server, is_idle))["details"]
+    assert after["engine_pid"] == before["engine_pid"]
+
+
 async def test_metrics_are_read_by_prometheus(session: aiohttp.ClientSession, server: ServerProcess) -> None:
     await post(session, server, "count me", max_new_tokens=4)
     async with session.get(f"{server.url}/metrics") as response:
