@@ -18,11 +18,11 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def most_memory(device: torch.device) -> int:
-    """Bytes that a cache on `device` can have at most: what is free, or all RAM, where pages that hold
-    files are given up and pages that are never written take nothing."""
+def all_memory(device: torch.device) -> int:
+    """Bytes that `device` has, free or not: no cache can have more."""
     if device.type == "cuda":
-        return free_memory(device)
+        _, total = torch.cuda.mem_get_info(device)
+        return int(total)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

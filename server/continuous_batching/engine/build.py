@@ -13,7 +13,7 @@ from server.continuous_batching.attention.base import AttentionBackend, Attentio
 from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
-from server.continuous_batching.cache.sizing import blocks_that_fit, most_memory
+from server.continuous_batching.cache.sizing import all_memory, blocks_that_fit
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
@@ -193,10 +193,10 @@ def _size_cache(
 
 
 def _check_memory(key: str, blocks: int, bytes_per_block: int, device: torch.device) -> None:
-    """Raise ModelError where `device` cannot hold so many blocks."""
-    needed, most = blocks * bytes_per_block, most_memory(device)
-    if needed > most:
+    """Raise ModelError where `device` can never hold so many blocks."""
+    needed, there_is = blocks * bytes_per_block, all_memory(device)
+    if needed > there_is:
         raise ModelError(
             f"cache_config.{key}: {blocks} blocks take {needed / 2**30:.1f} GiB, "
-            f"the memory of this {device.type} can hold {most / 2**30:.1f} GiB of them"
+            f"more than the {there_is / 2**30:.1f} GiB of memory that this {device.type} has"
         )
