@@ -34,12 +34,14 @@ class Verdict:
     """A judgement.
 
     `retry` says that another replica may be asked, as long as the client has had no byte that a
-    second answer would contradict.
+    second answer would contradict; `engine_lost` that an engine died at work on the request, perhaps
+    because of it.
     """
 
     outcome: Outcome
     retry: bool
     suspicion: Suspicion = Suspicion.NONE
+    engine_lost: bool = False
 
 
 class AttemptFailed(Exception):
@@ -93,8 +95,7 @@ class StreamFailed(AttemptFailed):
 OK = Verdict(Outcome.SUCCESS, retry=False)
 BUSY = Verdict(Outcome.NEUTRAL, retry=True)
 AWAY = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE)
-ENGINE_LOST = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE)
-"""As `AWAY`, but perhaps it was this request that took the engine down: told apart by identity."""
+ENGINE_LOST = Verdict(Outcome.NEUTRAL, retry=True, suspicion=Suspicion.PROBE, engine_lost=True)
 REFUSED = Verdict(Outcome.NEUTRAL, retry=False)
 BROKEN = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.PROBE)
 UNREACHABLE = Verdict(Outcome.FAILURE, retry=True, suspicion=Suspicion.DOWN)

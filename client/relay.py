@@ -12,7 +12,6 @@ import aiohttp
 
 from client.assemble import STREAMING, Assembly, Recovery
 from client.classify import (
-    ENGINE_LOST,
     OK,
     AnswerTimeout,
     AttemptFailed,
@@ -110,7 +109,7 @@ class Relay:
                 break
             attempts.note(replica, verdict, progressed=journal is not None and journal.pieces > pieces)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
-                if verdict is ENGINE_LOST:
+                if attempts.engines_lost == MAX_ENGINES_LOST:
                     raise _too_many_engines_lost()
                 break
             if not request.stream:

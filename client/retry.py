@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from client.classify import ENGINE_LOST, Outcome, Suspicion, Verdict
+from client.classify import Outcome, Suspicion, Verdict
 from client.replicas import Replica
 
 BASE_DELAY = 0.025
@@ -49,7 +49,7 @@ class Attempts:
             self.failed = self.engines_lost = 0
         self.tried.add(replica)
         self.failed += 1
-        self.engines_lost += verdict is ENGINE_LOST
+        self.engines_lost += verdict.engine_lost
 
     def may_go_on(self, verdict: Verdict, max_attempts: int, budget: RetryBudget) -> bool:
         """Whether another attempt is allowed after one that ended with `verdict`."""
