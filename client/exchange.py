@@ -34,7 +34,8 @@ STREAM_END_SECONDS = 2.0
 """How long a server may keep the connection open after its last event before it is cut."""
 JSON = "application/json"
 LARGE_BODY = 2**18
-PASSED_ON = (RETRY_AFTER, SHOULD_RETRY)
+PASSED_ON = (RETRY_AFTER.encode(), SHOULD_RETRY.encode())
+"""Headers of an error that the client gets, too."""
 
 
 @dataclass(slots=True)
@@ -123,8 +124,7 @@ class Exchange:
         kind = _media_type(response)
         is_json = kind == JSON
         if response.status >= 400:
-            said = response.headers
-            headers = [(name.encode(), said[name].encode()) for name in PASSED_ON if name in said]
+            headers = [(name, value) for name, value in response.raw_headers if name.lower() in PASSED_ON]
             return Answer(response.status, body, is_json, headers)
         if not is_json:
             raise BadAnswer(f"JSON was asked for, {kind} came")

@@ -190,7 +190,7 @@ def _said(error: openai.APIStatusError) -> ApiError:
 
     return ApiError(
         error.status_code,
-        text("message") or error.message,
+        text("message") or text("detail") or error.message,
         type=text("type") or INVALID_REQUEST,
         param=text("param"),
         code=error.code,

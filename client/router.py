@@ -99,13 +99,18 @@ class Router:
             yield from (r for r in self._registry if r.model_id is None and r.kind in request.kinds)
 
     def _refusal(self, request: InferenceRequest) -> ApiError:
-        if not self.serves(request) and not self._hopeful(
-            request, self._settings.config.replica_wait_seconds
-        ):
+        hopeful = self._hopeful(request, self._settings.config.replica_wait_seconds)
+        if not self.serves(request) and not hopeful and not self._may_serve(request):
             return self._not_served(request)
-        retry_after = 1 if self._hopeful(request, self._settings.config.replica_wait_seconds) else 5
+        retry_after = 1 if hopeful else 5
         message = f"no live server for model {request.model!r}"
         return unavailable(message, code="no_replica", retry_after=retry_after)
+
+    def _may_serve(self, request: InferenceRequest) -> bool:
+        """Whether the model is known, and a server that has not told yet what it serves could do this."""
+        return any(self._registry.serving(kind, request.model) for kind in KINDS[request.route]) and any(
+            self._candidates(request)
+        )
 
     def _not_served(self, request: InferenceRequest) -> ApiError:
         """No server of the kinds that can answer serves the model: does one of another kind?"""

@@ -21,21 +21,22 @@ def check_endpoint(value: str) -> str:
         url = URL(value)
     except ValueError as error:
         raise ValueError(f"{value!r} is not a URL: {error}") from None
+    shown = repr(str(url.with_user(None)) if url.user else value)  # what a URL has of a password is secret
     if url.scheme not in ("http", "https") or not _HOST.fullmatch(url.host or "") or not url.port:
-        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001")
+        raise ValueError(f"{shown} is not a URL such as http://127.0.0.1:8001")
     if extra := re.search(r"[?#\s]", value):
-        raise ValueError(f"{value!r} is not a URL such as http://127.0.0.1:8001: it holds {extra[0]!r}")
-    checked = str(url).rstrip("/")
-    if checked.endswith(_ROUTES):
-        raise ValueError(f"{value!r} is the URL of a route: give what comes before it")
-    return checked
+        raise ValueError(f"{shown} is not a URL such as http://127.0.0.1:8001: it holds {extra[0]!r}")
+    if url.path.rstrip("/").endswith(_ROUTES):
+        raise ValueError(f"{shown} is the URL of a route: give what comes before it")
+    return str(url).rstrip("/")
 
 
 def check_service_url(value: str) -> str:
     """`value`, the URL of one of our services, as `check_endpoint` has it."""
-    if value.rstrip("/").endswith("/v1"):
-        raise ValueError(f"{value!r}: a URL such as http://127.0.0.1:8001, without /v1")
-    return check_endpoint(value)
+    checked = check_endpoint(value)
+    if checked.endswith("/v1"):
+        raise ValueError("a URL such as http://127.0.0.1:8001, without /v1")
+    return checked
 
 
 def reachable(host: str) -> str:

@@ -104,7 +104,8 @@ async def openai_completion_call(service: Service, request: OpenAICompletionRequ
     max_tokens = request.max_tokens or OPENAI_DEFAULT_MAX_TOKENS
     config = _config(request, max_tokens, request.logprobs)
     prompts = split_prompts(request.prompt)
-    _check_count(service, len(prompts))
+    if len(prompts) > 1:
+        _check_count(service, len(prompts))
     ids = [await _token_ids(service, prompt, max_tokens) for prompt in prompts]
     call = Call(ids, config, request.priority or 0, bool(request.stream), request.resume, _openai_field)
     return _checked(service, call)

@@ -209,8 +209,10 @@ class ContinuousBatchingService:
         if self._state is ServerState.READY:
             self._state = ServerState.LOADING
         self._metrics.update(EngineStats(), asyncio.get_running_loop().time())
+        lost = unavailable("the engine was lost while it worked on this request", code="engine_lost")
+        unheard = unavailable("the engine was lost before it began with this request", code="loading")
         for stream in self._streams.values():
-            stream.end(unavailable("the engine was lost while it worked on this request", code="engine_lost"))
+            stream.end(lost if stream.started else unheard)
         self._streams.clear()
         self._idle.set()
 

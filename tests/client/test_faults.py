@@ -64,6 +64,7 @@ def memory() -> int:
         OK_HEAD + b"Content-Length: 2\r\n\r\n[]",
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 503 X\r\nRetry-After: \xff\r\nContent-Length: 2\r\n\r\n{}",
     ],
     ids=[
         "nothing",
@@ -75,6 +76,7 @@ def memory() -> int:
         "no-completion",
         "html",
         "redirect",
+        "header",
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

@@ -178,6 +178,18 @@ async def test_models_of_both_kinds_of_servers(make_gateway: MakeGateway, cb_url
                 assert await response.json() == models
 
 
+async def test_a_server_that_has_not_told_its_model_may_do_what_others_cannot(
+    make_gateway: MakeGateway, sb_url: str
+) -> None:
+    """A gateway that starts while the only server with streams is down."""
+    away = {"continuous_batching_server_urls": ["http://127.0.0.1:9"], "replica_wait_seconds": 0.1}
+    async with make_gateway(static_batching_server_urls=[sb_url], **away) as client, sdk(client) as ai:
+        await client.ready(1)
+        with pytest.raises(openai.InternalServerError, match="no live server") as refusal:
+            await ai.chat.completions.create(model="static", messages=MESSAGES, stream=True)
+        assert refusal.value.status_code == 503
+
+
 # --- accounts
 
 

@@ -60,7 +60,7 @@ async def test_a_job_that_cannot_be_sent_leaves_nothing_behind(service: Continuo
 
 
 async def test_a_lost_engine_has_no_load(service: ContinuousBatchingService) -> None:
-    stream = service.submit(Job("x", [5, 6, 7], GenerationConfig(max_new_tokens=50)))
+    stream, waiting = (service.submit(Job(i, [5, 6, 7], GenerationConfig(max_new_tokens=50))) for i in "xy")
     stats = EngineStats(running=1, waiting=2, pending_tokens=487, cache_usage=0.5, generated_tokens=7)
     service._on_report(messages.Report(StepOutput(started=["x"]), stats))
     assert service.status().load.pending_tokens == service.pending_tokens == 487
@@ -70,5 +70,7 @@ async def test_a_lost_engine_has_no_load(service: ContinuousBatchingService) -> 
     assert service.pending_tokens == 0
     gauges = {m.name: m.samples[0].value for m in service.collect() if m.name.startswith("vllm:num_requests")}
     assert set(gauges.values()) == {0}
-    with pytest.raises(ApiError, match="engine was lost"):
-        await anext(stream)
+    for job, code in ((stream, "engine_lost"), (waiting, "loading")):  # what waited did not end the engine
+        with pytest.raises(ApiError, match="engine was lost") as lost:
+            await anext(job)
+        assert lost.value.body.code == code

@@ -71,7 +71,9 @@ def test_a_killed_worker_is_replaced(stack: Stack) -> None:
 
 
 def test_one_service_can_live_alone(empty_stack: Stack) -> None:
-    started = empty_stack.start_app("--start_client_app")
+    client_config = empty_stack.directory / "client.json"
+    client_config.write_text("{}")
+    started = empty_stack.start_app("--start_client_app", "--client_config_file_path", str(client_config))
     assert started.code == 0, started.errors
     assert call(empty_stack.gateway, "/v1/models").json["data"] == []
     stopped = empty_stack.start_app("--stop")

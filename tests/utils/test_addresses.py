@@ -35,6 +35,7 @@ def test_a_gateway_that_is_not_found_does_no_harm() -> None:
         ("http://127.0.0.1:8001/", "http://127.0.0.1:8001"),
         ("https://GPU-1.example.org//", "https://gpu-1.example.org"),
         ("http://gpu_1:80/cb/", "http://gpu_1/cb"),
+        ("http://status:80", "http://status"),
         ("http://[fd00::7]:8001", "http://[fd00::7]:8001"),
     ],
 )
@@ -61,3 +62,9 @@ def test_an_endpoint_may_end_in_v1() -> None:
     assert check_endpoint("https://api.openai.com/v1/") == "https://api.openai.com/v1"
     with pytest.raises(ValueError, match="is the URL of a route: give what comes before it"):
         check_endpoint("https://api.openai.com/v1/chat/completions")
+
+
+def test_a_refusal_shows_no_password() -> None:
+    with pytest.raises(ValueError, match=r"'https://host/v1\?x=1' is not a URL") as caught:
+        check_endpoint("https://user:secret@host/v1?x=1")
+    assert "secret" not in str(caught.value)

@@ -174,9 +174,11 @@ def _size_cache(
     if num_blocks is None:
         useful = batcher.batch_max_beams * -(-max_length // cache.block_size)
         num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful)
-    num_host_blocks = cache.num_blocks_cpu if cache.num_blocks_cpu is not None else num_blocks // 4
+    num_host_blocks, host = cache.num_blocks_cpu, torch.device("cpu")
+    if num_host_blocks is None:
+        num_host_blocks = blocks_that_fit(host, size, cache.memory_fraction, num_blocks // 4)
     _check_memory("num_blocks", num_blocks, size, device)
-    _check_memory("num_blocks_cpu", num_host_blocks, size, torch.device("cpu"))
+    _check_memory("num_blocks_cpu", num_host_blocks, size, host)
     chunk = CPU_CHUNK_TOKENS if device.type == "cpu" else batcher.batch_max_tokens
     chunk = batcher.prefill_chunk_tokens or max(chunk, batcher.batch_max_beams)
     limits = Limits(

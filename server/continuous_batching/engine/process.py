@@ -91,6 +91,13 @@ class EngineLoop:
             self._socket.send(messages.encode(messages.Report(output, stats)))
 
 
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Of numpy, of CUDA, or of torch on a CPU, which has no type for it."""
+    from torch import OutOfMemoryError
+
+    return isinstance(error, MemoryError | OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def main() -> int:
     """Serve until the parent is gone; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -99,8 +106,6 @@ def main() -> int:
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(sys.argv[1])
-    from torch import OutOfMemoryError
-
     from server.continuous_batching.engine.build import build_engine
     from server.continuous_batching.models.config import ModelError
     from server.text.tokenizer import Tokenizer
@@ -116,7 +121,9 @@ def main() -> int:
     except (ModelError, ValueError, OSError) as error:
         socket.send(messages.encode(messages.Refused(" ".join(str(error).split()))))
         return REFUSED_EXIT
-    except (MemoryError, OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         message = f"the memory does not suffice for this model and configuration ({error})"
         socket.send(messages.encode(messages.Refused(" ".join(message.split()))))
         return REFUSED_EXIT
