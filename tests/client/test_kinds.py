@@ -9,7 +9,10 @@ import pytest
 
 from client.request import beyond_static
 from protocol.errors import ApiError, queue_full, unavailable
+from protocol.openai import ChatCompletionRequest, OpenAICompletionRequest
 from protocol.status import ServerState
+from server.api.service import Job
+from server.static_batching.options import check_options
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs
 from tests.serving import eventually
@@ -102,23 +105,47 @@ async def test_what_only_another_kind_could_do_is_refused_by_name(
         assert error["message"].startswith(f"{param}: ") and not sb.calls
 
 
+OPTIONS: list[tuple[dict[str, Any], str | None]] = [
+    ({}, None),
+    ({"logprobs": 1}, None),
+    ({"num_beams": 4}, None),
+    ({"num_beams": 4, "logprobs": 0}, "logprobs"),
+    ({"num_beams": 4, "logprobs": False}, None),
+    ({"num_beams": 4, "logprobs": True}, "logprobs"),
+    ({"prompt_lookup_num_tokens": 0}, None),
+    ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens"),
+    ({"prompt_lookup_num_tokens": 4, "temperature": 0}, None),
+    ({"prompt_lookup_num_tokens": 4, "temperature": 0, "logprobs": 1}, "prompt_lookup_num_tokens"),
+]
+
+
+@pytest.mark.parametrize(("fields", "option"), OPTIONS)
+def test_what_static_batching_is_known_to_refuse_it_refuses(
+    fields: dict[str, Any], option: str | None
+) -> None:
+    assert beyond_static(fields) == option
+    if isinstance(fields.get("logprobs"), bool):
+        config = ChatCompletionRequest(model="m", **CHAT, **fields).generation_config(
+            8, 0 if fields["logprobs"] else None
+        )
+    else:
+        config = OpenAICompletionRequest(model="m", **TEXT, **fields).generation_config(
+            8, fields.get("logprobs")
+        )
+    if option is None:
+        check_options(Job("x", [1], config))
+    else:
+        with pytest.raises(ApiError, match=f"^{option}: "):
+            check_options(Job("x", [1], config))
+
+
 @pytest.mark.parametrize(
     ("fields", "option"),
     [
-        ({}, None),
         ({"stream": False}, None),
         ({"stream": True}, "stream"),
-        ({"logprobs": 1}, None),
-        ({"num_beams": 4}, None),
-        ({"num_beams": 4, "logprobs": 0}, "logprobs"),
-        ({"num_beams": 4, "logprobs": False}, None),
-        ({"num_beams": 4, "logprobs": True}, "logprobs"),
-        ({"prompt_lookup_num_tokens": 0}, None),
-        ({"prompt_lookup_num_tokens": 4}, "prompt_lookup_num_tokens"),
-        ({"prompt_lookup_num_tokens": 4, "temperature": 0}, None),
-        ({"prompt_lookup_num_tokens": 4, "temperature": 0, "logprobs": 1}, "prompt_lookup_num_tokens"),
         ({"prompt_lookup_num_tokens": "4", "num_beams": None, "logprobs": []}, None),
     ],
 )
-def test_options_that_static_batching_is_known_to_refuse(fields: dict[str, Any], option: str | None) -> None:
+def test_streams_and_nonsense(fields: dict[str, Any], option: str | None) -> None:
     assert beyond_static(fields) == option
