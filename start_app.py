@@ -24,7 +24,7 @@ from server.static_batching.config import ServerConfig as SbServerConfig
 from utils.config import ConfigError, load_config
 from utils.launch import config_listing, report_status, start_services, stop_services
 from utils.options import CONFIGS, CbServerAppOptions, ClientAppOptions, SbServerAppOptions, explain
-from utils.services import GATEWAY, Directories, Service, ServiceError
+from utils.services import GATEWAY, Directories, Service, ServiceError, check_startable
 
 SERVERS = (
     ("cb", "continuous_batching_server_app", CbServerAppOptions, CbServerConfig),
@@ -105,7 +105,7 @@ def chosen_servers(args: argparse.Namespace, client_url: str | None) -> Iterator
         yield Service(f"{short}_server_app", module, options)
 
 
-def chosen_services(args: argparse.Namespace, directories: Directories) -> list[Service]:
+def chosen_services(args: argparse.Namespace) -> list[Service]:
     """What to start, with its options, the gateway first.
 
     Raises:
@@ -123,11 +123,22 @@ def chosen_services(args: argparse.Namespace, directories: Directories) -> list[
         client_config_hot_update_interval_minutes=args.client_config_hot_update_interval_minutes,
     )
     gateway = Service(GATEWAY, "client_app", options)
-    servers = list(chosen_servers(args, args.client_url or gateway.url))
-    if args.all:
-        path = config_listing(servers, path, directories.run / f"{gateway.name}.json")
-        options = options.model_copy(update={"client_config_file_path": path})
-    return [Service(GATEWAY, "client_app", options), *servers]
+    return [gateway, *chosen_servers(args, args.client_url or gateway.url)]
+
+
+def with_these_servers(services: Sequence[Service], directories: Directories) -> list[Service]:
+    """`services` with a configuration of the gateway, the first, that lists the others and no more.
+
+    Raises:
+        ServiceError: it cannot be written.
+    """
+    gateway, *servers = services
+    options = gateway.options
+    assert isinstance(options, ClientAppOptions)
+    copy = directories.run / f"{gateway.name}.json"
+    path = config_listing(servers, options.client_config_file_path, copy)
+    options = options.model_copy(update={"client_config_file_path": path})
+    return [Service(GATEWAY, gateway.module, options), *servers]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,11 +152,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop_services(directories)
     try:
         try:
-            services = chosen_services(args, directories)
+            services = chosen_services(args)
         except ValidationError as error:
             parser.error(explain(error))
         if not services:
             parser.error("nothing to do: give --all, --start_client_app, --start_cb_server_app, …")
+        check_startable(services, directories)  # before the file of a running gateway is written
+        if args.all:
+            services = with_these_servers(services, directories)
         start_services(
             services,
             gunicorn_config=args.gunicorn_config_file_path.absolute(),

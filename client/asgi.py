@@ -21,10 +21,11 @@ from protocol.errors import (
     bad_request,
     body_too_large,
     internal,
+    loop_detected,
     queue_full,
     queue_timeout,
 )
-from protocol.headers import REQUEST_ID, STREAM_CHECKPOINT, parse_request_id
+from protocol.headers import HOPS, REQUEST_ID, STREAM_CHECKPOINT, parse_request_id
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,9 @@ CLIENT_GONE = 499
 """The status under which requests whose client left are counted, as nginx does; never sent."""
 
 ID_BYTES = 12
+MAX_HOPS = 8
 _REQUEST_ID = REQUEST_ID.encode()
+_HOPS = HOPS.encode()
 _CHECKPOINT = STREAM_CHECKPOINT.encode()
 
 
@@ -53,6 +56,12 @@ class Headers:
             self.request_id = new_id() if given is None else parse_request_id(given)
         except ValueError as error:
             self.request_id, self.fault = new_id(), bad_request(str(error))
+
+    @property
+    def hops(self) -> int:
+        """Gateways that the request has come through."""
+        value = self._values.get(_HOPS, b"0")
+        return int(value) if value.isdigit() else 0
 
     @property
     def content_length(self) -> int:
@@ -133,9 +142,13 @@ class CompletionFront:
         check_key(headers.authorization, config.api_keys)
         if headers.fault is not None:
             raise headers.fault
+        if headers.hops >= MAX_HOPS:
+            message = f"the request came through {MAX_HOPS} gateways: an account leads back to one of them"
+            raise loop_detected(message)
         body = await self._read_body(headers, watch, receive)
         watch.receive = receive
         request = read_request(headers.request_id, route, body, checkpoints=headers.checkpoints)
+        request.hops = headers.hops
         await gateway.answer(request, watch, reply)
 
     async def _read_body(self, headers: Headers, watch: Watch, receive: Receive) -> bytes:

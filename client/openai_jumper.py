@@ -24,8 +24,15 @@ from client.metrics import Metrics
 from client.reply import Reply
 from client.request import InferenceRequest
 from client.watch import ClientStalled, Watch
-from protocol.errors import INVALID_REQUEST, ApiError, unavailable
-from protocol.headers import RETRY_AFTER, SHOULD_RETRY
+from protocol.errors import (
+    INVALID_REQUEST,
+    LOOP_DETECTED,
+    SERVER_ERROR,
+    ApiError,
+    model_not_found,
+    unavailable,
+)
+from protocol.headers import HOPS, RETRY_AFTER, SHOULD_RETRY
 from protocol.routes import CHAT_COMPLETION_V1, OPENAI_COMPLETIONS
 from protocol.sse import MEDIA_TYPE
 
@@ -114,7 +121,7 @@ class Jumpers:
                 account.rest(self._clock(), None, type(error).__name__)
             if reply.status:
                 raise unavailable("the endpoint broke off its answer", code="upstream_failed")
-        raise self._refusal(suited)
+        raise self._refusal(request.model, suited)
 
     async def _attempt(self, account: Account, request: InferenceRequest, watch: Watch, reply: Reply) -> int:
         """Relay the answer of `account`; returns the tokens that it took."""
@@ -145,7 +152,7 @@ class Jumpers:
             account.rest(now, _retry_after(error), "rate limit (429)")
         elif status in (401, 403):
             account.rest(now, REST_AFTER_REFUSAL, f"its key is not accepted ({status})")
-        elif status >= 500:
+        elif status >= 500 and status != LOOP_DETECTED:
             account.rest(now, None, f"answered {status}")
         else:
             return False
@@ -157,10 +164,12 @@ class Jumpers:
         with watch:
             await reply.error(_said(error))
 
-    def _refusal(self, suited: Sequence[Account]) -> ApiError:
+    def _refusal(self, model: str, suited: Sequence[Account]) -> ApiError:
         """All suited accounts rest: say when the first one wakes."""
+        if not self._accounts:
+            return ApiError(503, "no OpenAI account is configured", type=SERVER_ERROR, code="no_account")
         if not suited:
-            return unavailable("no OpenAI account is configured for this model", code="no_account")
+            return model_not_found(model, self.models())
         wait = min(account.rests_until for account in suited) - self._clock()
         return unavailable(
             "all OpenAI accounts for this model rest: " + "; ".join({a.last_error or "" for a in suited}),
@@ -172,12 +181,14 @@ class Jumpers:
 def _call(client: openai.AsyncOpenAI, request: InferenceRequest) -> _Call:
     """The SDK's call for `request`: the required fields as arguments, all others as they came."""
     fields = dict(request.fields)
-    model = fields.pop("model")
+    model, headers = fields.pop("model"), {HOPS: str(request.hops + 1)}
     if request.route == OPENAI_COMPLETIONS:
         completions = client.completions.with_streaming_response
-        return completions.create(model=model, prompt=fields.pop("prompt", None), extra_body=fields)
+        prompt = fields.pop("prompt", None)
+        return completions.create(model=model, prompt=prompt, extra_body=fields, extra_headers=headers)
     chats = client.chat.completions.with_streaming_response
-    return chats.create(model=model, messages=fields.pop("messages", []), extra_body=fields)
+    messages = fields.pop("messages", [])
+    return chats.create(model=model, messages=messages, extra_body=fields, extra_headers=headers)
 
 
 def _said(error: openai.APIStatusError) -> ApiError:

@@ -64,6 +64,8 @@ class InferenceRequest:
     """Keys of the prompt's beginning, see `affinity`."""
     checkpoints: bool = False
     """The client is a gateway itself and wants the checkpoints of the stream."""
+    hops: int = 0
+    """Gateways that it has come through."""
 
 
 def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False) -> InferenceRequest:

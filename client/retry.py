@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from client.classify import Outcome, Suspicion, Verdict
+from client.classify import Suspicion, Verdict
 from client.replicas import Replica
 
 BASE_DELAY = 0.025
@@ -55,9 +55,9 @@ class Attempts:
         """Whether another attempt is allowed after one that ended with `verdict`."""
         if not verdict.retry or self.failed >= max_attempts or self.engines_lost >= MAX_ENGINES_LOST:
             return False
-        if verdict.outcome is Outcome.NEUTRAL or verdict.suspicion is Suspicion.NONE:
+        if verdict.suspicion is Suspicion.NONE:
             return budget.spend()
-        return True  # a lost server is no sign of overload, and gets no more work until it is back
+        return True  # a lost server or engine is no sign of overload, and gets no work until it is back
 
     def delay(self, chance: float) -> float:
         """Seconds before the next attempt: exponential, with full jitter from `chance` in [0, 1)."""

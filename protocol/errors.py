@@ -160,6 +160,14 @@ def unavailable(message: str, *, code: str = "unavailable", retry_after: int = 1
     return ApiError(503, message, type=SERVER_ERROR, code=code, retry_after=retry_after)
 
 
+LOOP_DETECTED = 508
+
+
+def loop_detected(message: str) -> ApiError:
+    """508: gateways hand the request to each other."""
+    return ApiError(LOOP_DETECTED, message, type=SERVER_ERROR, code="gateway_loop", final=True)
+
+
 def from_validation(error: ValidationError) -> ApiError:
     """400 for a body that is not JSON, otherwise a 422 that names the first offending field."""
     return from_error_list([dict(item) for item in error.errors(include_url=False)])

@@ -11,6 +11,9 @@ SERVER_LOAD = "x-server-load"
 STREAM_CHECKPOINT = "x-stream-checkpoint"
 """Sent as ``1`` by a gateway that wants checkpoint comments in the stream (see `protocol.sse`)."""
 
+HOPS = "x-gateway-hops"
+"""Through how many gateways a request has come, an integer: an account may be another gateway."""
+
 RETRY_AFTER = "retry-after"
 """Whole seconds after which a refused request may be tried again."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
+PIPELINED = 16
+"""Requests that may wait on a connection for the one before."""
 HEAD_SECONDS = 20.0
 """How long the head of a request may take, from its first byte or from the connection."""
 
@@ -53,6 +56,7 @@ class HttpProtocol(HttpToolsProtocol):
     """Closes connections on which the head of a request is begun, or awaited, but does not come."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _cycles: Sequence[RequestResponseCycle] = ()  # pipelined requests; uvicorn tells only the last of a loss
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
@@ -65,8 +69,18 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self._await_head()
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        before = [cycle for cycle in self._cycles if not cycle.response_complete]
+        self._cycles = [*before, self.cycle]
+        if 0 < len(before) < PIPELINED:
+            self.flow.resume_reading()  # uvicorn reads no more, not even that the client has left
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        for cycle in self._cycles:
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._stop_waiting()
 
     def _await_head(self) -> None:

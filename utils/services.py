@@ -120,13 +120,22 @@ def check_gunicorn_config(path: Path) -> None:
         )
 
 
-def start(service: Service, gunicorn_config: Path, directories: Directories) -> Running:
-    """Start `service` in the background; it still has to become ready.
+def check_startable(services: Sequence[Service], directories: Directories) -> None:
+    """Refuse services of which one cannot be started, before anything of a running one is touched.
 
     Raises:
-        ServiceError: it runs already, its port is in use, or its files cannot be written.
+        ServiceError: one runs already, its port is in use, or is that of another one.
     """
-    pid_file = PidFile(directories.run / f"{service.name}.pid")
+    for i, service in enumerate(services):
+        _check_startable(service, directories)
+        for other in services[:i]:
+            if service.options.port == other.options.port != 0:
+                raise ServiceError(
+                    f"{other.name} and {service.name} cannot both have port {service.options.port}"
+                )
+
+
+def _check_startable(service: Service, directories: Directories) -> None:
     for running in find(directories):
         if running.name == service.name and running.alive():
             raise ServiceError(
@@ -140,6 +149,15 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
     if not free:
         raise ServiceError(f"{service.name}: port {port} of {host} is in use by another process")
 
+
+def start(service: Service, gunicorn_config: Path, directories: Directories) -> Running:
+    """Start `service` in the background; it still has to become ready.
+
+    Raises:
+        ServiceError: it runs already, its port is in use, or its files cannot be written.
+    """
+    _check_startable(service, directories)
+    pid_file = PidFile(directories.run / f"{service.name}.pid")
     log = directories.logs / f"{service.name}.log"
     with _reserve_files(service, pid_file, log) as output:
         log_start = output.tell()

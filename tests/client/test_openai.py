@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from client.accounts import Account, pick_account
+from client.asgi import MAX_HOPS
 from client.config import GatewayConfig, OpenAIJumperConfig
 from protocol.errors import ApiError, internal, unprocessable
 from server.api.app import create_app
@@ -224,6 +225,24 @@ async def test_an_account_at_a_server_of_this_stack(make_gateway: MakeGateway, c
         assert known.tokens_used >= 3 * usage and not known.load.leases
         async with client.session.get("/openai_jumper/is_available") as response:
             assert await response.json() == "1"
+
+
+async def test_a_model_that_no_account_lists(make_gateway: MakeGateway, cb_url: str) -> None:
+    async with make_gateway(openai_jumper_configs=[account(cb_url, models=["other"])]) as client:
+        status, _, body = await chat(client)
+        assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_an_account_that_leads_back_to_the_gateway(make_gateway: MakeGateway) -> None:
+    async with make_gateway() as client:
+        config = GatewayConfig.model_validate(
+            {"openai_jumper_configs": [account(client.url, models=["loop"])]}
+        )
+        client.gateway.configure(config)
+        body = {"model": "loop", "messages": MESSAGES}
+        async with client.session.post("/v1/chat/completions", json=body) as response:
+            assert response.status == 508 and "leads back" in await response.text()
+        assert sum(client.gateway.metrics.received.values()) == 1 + MAX_HOPS
 
 
 async def test_without_accounts(make_gateway: MakeGateway) -> None:

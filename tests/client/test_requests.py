@@ -162,6 +162,16 @@ def test_attempts_are_bounded_but_progress_counts() -> None:
     assert not attempts.may_go_on(of_status(422), 3, budget)
 
 
+def test_lost_servers_and_engines_cost_no_budget() -> None:
+    empty = RetryBudget()
+    while empty.spend():
+        pass
+    lost = unavailable("lost", code="engine_lost").json()
+    for verdict in (of_status(503), of_status(503, lost), of_status(502)):
+        assert Attempts().may_go_on(verdict, 3, empty)
+    assert not Attempts().may_go_on(of_status(429), 3, empty)
+
+
 def test_pauses_grow_with_full_jitter() -> None:
     attempts = Attempts(failed=1)
     assert attempts.delay(0.0) == 0 and attempts.delay(1.0) == 0.025

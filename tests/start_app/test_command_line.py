@@ -50,7 +50,9 @@ def chosen(directory: Path, *arguments: str) -> dict[str, Service]:
     for kind in ("client", "cb_server", "sb_server"):
         argv += [f"--{kind}_config_file_path", f"{kind}_config.json"]
     args = start_app.build_parser().parse_args(argv)
-    services = start_app.chosen_services(args, Directories(directory / "run", directory / "logs"))
+    services = start_app.chosen_services(args)
+    if args.all:
+        services = start_app.with_these_servers(services, Directories(directory / "run", directory / "logs"))
     return {service.kind: service for service in services}
 
 

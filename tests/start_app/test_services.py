@@ -26,6 +26,7 @@ from utils.services import (
     Service,
     ServiceError,
     check_gunicorn_config,
+    check_startable,
     find,
     start,
     stop,
@@ -166,6 +167,13 @@ def test_a_port_in_use_is_refused(fake: Fake, directories: Directories) -> None:
         port = stranger.getsockname()[1]
         with pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1 is in use by another process"):
             start_all(directories, fake(port=port))
+
+
+def test_two_services_cannot_have_one_port(fake: Fake, directories: Directories) -> None:
+    first = fake()
+    second = fake(kind="cb_server_app", port=first.options.port)
+    with pytest.raises(ServiceError, match=f"{first.name} and {second.name} cannot both have port"):
+        check_startable([first, second], directories)
 
 
 @pytest.mark.parametrize("place", ["run", "logs", "run/{name}.pid", "logs/{name}.log"])

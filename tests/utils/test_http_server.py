@@ -14,11 +14,16 @@ from tests.serving import eventually
 from utils import http_server
 from utils.http_server import HttpProtocol, JoiningTransport, allow_open_files
 
+left: list[str] = []
+
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Reads the whole body, waits a little, answers."""
+    """Reads the whole body, waits a little, answers; waits for its client to leave on another path."""
     while (await receive())["more_body"]:
         pass
+    if scope["path"] == "/wait":
+        left.append((await receive())["type"])
+        return
     await asyncio.sleep(0.4)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
@@ -78,6 +83,15 @@ async def test_requests_may_take_longer_than_their_heads(port: int) -> None:
     async with asyncio.timeout(2):
         assert await reader.read() == b""
     writer.close()
+
+
+async def test_a_client_that_leaves_takes_all_its_pipelined_requests_along(port: int) -> None:
+    left.clear()
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(3 * (b"POST /wait HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"))
+    await asyncio.sleep(0.1)
+    writer.close()
+    await eventually(lambda: left == ["http.disconnect"])  # the first; the others had not begun
 
 
 class Transport:

@@ -101,7 +101,10 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 def main() -> int:
     """Serve until the parent is gone; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    config = ServerConfig.model_validate_json(sys.stdin.readline())
+    given = sys.stdin.readline()
+    if not given:
+        return 0  # the parent is gone already
+    config = ServerConfig.model_validate_json(given)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)
