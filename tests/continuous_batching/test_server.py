@@ -287,8 +287,8 @@ async def test_a_killed_engine_under_load(session: aiohttp.ClientSession, server
     answers = await asyncio.gather(*calls)
     assert {status for status, _ in answers} <= {200, 503}
     assert any(status == 503 for status, _ in answers), "the engine was killed too late to matter"
-    for status, body in answers:
-        assert status == 200 or body["error"]["code"] == "engine_lost"
+    codes = {body["error"]["code"] for status, body in answers if status != 200}
+    assert codes <= {"engine_lost", "loading"}  # it was at work on it, or had not begun
     await server.ready(session)
     assert (await server.status(session))["details"]["engine_restarts"] == before["engine_restarts"] + 1
     again = [(await post(session, server, p, **config))[1]["choices"] for p in prompts[:6]]
