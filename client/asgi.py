@@ -142,13 +142,13 @@ class CompletionFront:
         check_key(headers.authorization, config.api_keys)
         if headers.fault is not None:
             raise headers.fault
-        if headers.hops >= MAX_HOPS:
+        hops = headers.hops
+        if hops >= MAX_HOPS:
             message = f"the request came through {MAX_HOPS} gateways: an account leads back to one of them"
             raise loop_detected(message)
         body = await self._read_body(headers, watch, receive)
         watch.receive = receive
-        request = read_request(headers.request_id, route, body, checkpoints=headers.checkpoints)
-        request.hops = headers.hops
+        request = read_request(headers.request_id, route, body, checkpoints=headers.checkpoints, hops=hops)
         await gateway.answer(request, watch, reply)
 
     async def _read_body(self, headers: Headers, watch: Watch, receive: Receive) -> bytes:

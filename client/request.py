@@ -68,7 +68,9 @@ class InferenceRequest:
     """Gateways that it has come through."""
 
 
-def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False) -> InferenceRequest:
+def read_request(
+    id: str, route: str, body: bytes, *, checkpoints: bool = False, hops: int = 0
+) -> InferenceRequest:
     """Parse `body` just as far as routing needs.
 
     Raises:
@@ -104,6 +106,7 @@ def read_request(id: str, route: str, body: bytes, *, checkpoints: bool = False)
         work=max(1, expected_tokens(length, rows, new_tokens)),
         prefix=prefix_keys(prompt),
         checkpoints=checkpoints,
+        hops=hops,
     )
 
 

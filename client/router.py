@@ -99,27 +99,18 @@ class Router:
             yield from (r for r in self._registry if r.model_id is None and r.kind in request.kinds)
 
     def _refusal(self, request: InferenceRequest) -> ApiError:
+        model, kinds = request.model, KINDS[request.route]
         hopeful = self._hopeful(request, self._settings.config.replica_wait_seconds)
-        if not self.serves(request) and not hopeful and not self._may_serve(request):
-            return self._not_served(request)
-        retry_after = 1 if hopeful else 5
-        message = f"no live server for model {request.model!r}"
-        return unavailable(message, code="no_replica", retry_after=retry_after)
-
-    def _may_serve(self, request: InferenceRequest) -> bool:
-        """Whether the model is known, and a server that has not told yet what it serves could do this."""
-        return any(self._registry.serving(kind, request.model) for kind in KINDS[request.route]) and any(
-            self._candidates(request)
+        if not hopeful and not self.serves(request):
+            if not any(self._registry.serving(kind, model) for kind in kinds):
+                return model_not_found(model, self._registry.models(kinds))
+            if not any(self._candidates(request)):  # nor one that has not told yet what it serves
+                option = beyond_static(request.fields)
+                message = f"{option}: only static-batching servers serve {model!r}, which cannot do this"
+                return unprocessable(message, param=option, code="unsupported")
+        return unavailable(
+            f"no live server for model {model!r}", code="no_replica", retry_after=1 if hopeful else 5
         )
-
-    def _not_served(self, request: InferenceRequest) -> ApiError:
-        """No server of the kinds that can answer serves the model: does one of another kind?"""
-        kinds = KINDS[request.route]
-        if any(self._registry.serving(kind, request.model) for kind in kinds):
-            option = beyond_static(request.fields)
-            message = f"{option}: only static-batching servers serve {request.model!r}, which cannot do this"
-            return unprocessable(message, param=option, code="unsupported")
-        return model_not_found(request.model, self._registry.models(kinds))
 
     def _on_change(self, replica: Replica) -> None:
         if replica.state is ReplicaState.DOWN:

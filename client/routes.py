@@ -15,7 +15,7 @@ from client.history import Point
 from client.keys import check_key
 from client.status import GatewayStatus, gateway_status
 from protocol import routes
-from protocol.errors import ErrorResponse, cancelled, forbidden, model_not_found, not_found, unprocessable
+from protocol.errors import ErrorResponse, cancelled, forbidden, not_found, unprocessable
 from protocol.events import EventAccepted, ServerEvent
 from protocol.openai import ModelCard, ModelList
 from utils.addresses import check_service_url
@@ -90,25 +90,20 @@ def keyed_router(gateway: Gateway) -> APIRouter:
         """Latency and throughput of the last minutes, oldest first."""
         return gateway.metrics.history.points()
 
-    def served() -> list[ModelCard]:
-        local = registry.models(["continuous_batching", "static_batching"])
-        remote = [model for model in jumpers.models() if model not in local]
-        return [ModelCard(id=model) for model in local] + [
-            ModelCard(id=model, owned_by="openai") for model in remote
-        ]
-
     @router.get(routes.OPENAI_MODELS)
     async def models() -> ModelList:
         """The models that a live server or an account serves."""
-        return ModelList(data=served())
+        local = registry.models(["continuous_batching", "static_batching"])
+        remote = [model for model in jumpers.models() if model not in local]
+        return ModelList(
+            data=[ModelCard(id=model) for model in local]
+            + [ModelCard(id=model, owned_by="openai") for model in remote]
+        )
 
     @router.get(routes.OPENAI_MODELS + "/{model:path}", responses=errors(404))
     async def one_model(model: str) -> ModelCard:
         """One of these models."""
-        cards = {card.id: card for card in served()}
-        if model not in cards:
-            raise model_not_found(model, list(cards))
-        return cards[model]
+        return (await models()).card(model)
 
     @router.get(routes.CB_AVAILABLE_MODELS)
     async def cb_models() -> list[str]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.completion import FinishReason, Logprobs, Resume, TextPrompt, TokenPrompt, Usage
-from protocol.errors import FieldError, unprocessable
+from protocol.errors import FieldError, model_not_found, unprocessable
 from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig
 
 OpenAIPrompt = (
@@ -308,3 +308,10 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+    def card(self, model: str) -> ModelCard:
+        """The entry of `model`; ApiError (404) if there is none."""
+        cards = {card.id: card for card in self.data}
+        if model not in cards:
+            raise model_not_found(model, list(cards))
+        return cards[model]

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from protocol import routes
-from protocol.errors import model_not_found, not_found, unavailable
+from protocol.errors import not_found, unavailable
 from protocol.openai import ModelCard, ModelList
 from protocol.status import ServerState, ServerStatus
 from server.api.answer import Context
@@ -19,23 +19,17 @@ def introspection_router(context: Context, registry: CollectorRegistry) -> APIRo
     router = APIRouter(tags=["server"])
     service = context.service
 
-    def loaded() -> list[ModelCard]:
-        if service.state is not ServerState.READY:
-            return []
-        return [ModelCard(id=service.model_id, max_model_len=service.model_max_length)]
-
     @router.get(routes.OPENAI_MODELS)
     async def models() -> ModelList:
         """The model served, once it is loaded."""
-        return ModelList(data=loaded())
+        if service.state is not ServerState.READY:
+            return ModelList(data=[])
+        return ModelList(data=[ModelCard(id=service.model_id, max_model_len=service.model_max_length)])
 
     @router.get(routes.OPENAI_MODELS + "/{model:path}", responses=document_errors(404))
     async def model(model: str) -> ModelCard:
         """One model, as the list has it."""
-        cards = {card.id: card for card in loaded()}
-        if model not in cards:
-            raise model_not_found(model, list(cards))
-        return cards[model]
+        return (await models()).card(model)
 
     @router.get(routes.MODEL_ID)
     async def model_id() -> str:

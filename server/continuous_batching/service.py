@@ -82,6 +82,7 @@ class ContinuousBatchingService:
                 use_fast=loading.use_fast_tokenizer,
                 trust_remote_code=loading.trust_remote_code,
             )
+            await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
         except Exception:
             engine.cancel()
             raise

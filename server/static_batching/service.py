@@ -80,6 +80,7 @@ class StaticBatchingService:
         loop = asyncio.get_running_loop()
         self._model = await loop.run_in_executor(self._thread, load_model, self._config.worker_config)
         self.tokenizer = self._model.tokenizer
+        await loop.run_in_executor(self._thread, lambda: self.tokenizer.vocabulary)
         self.vocab_size = self._model.vocab_size
         self.model_max_length = self._model.max_length
         self._dispatcher = asyncio.create_task(self._dispatch(self._model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ class Tokenizer:
         self.hf = AutoTokenizer.from_pretrained(
             str(path), use_fast=use_fast, trust_remote_code=trust_remote_code, **options
         )
-        self.vocabulary = Vocabulary(self.hf)
-        """The bytes of each token."""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of `text`, with the special tokens the model expects around a prompt."""
@@ -54,3 +53,8 @@ class Tokenizer:
             return str(self.hf.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except TemplateError as error:
             raise ValueError(f"the chat template refuses these messages: {error}") from error
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The bytes of each token; takes some time to make."""
+        return Vocabulary(self.hf)
