@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching.attention import triton_decode, triton_fused_decode, triton_rotary
+from server.continuous_batching.attention import triton_decode
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.triton_backend import TritonAttention
 from server.continuous_batching.kernels import triton_gemv
@@ -53,18 +53,18 @@ def steps_of_one_sequence() -> tuple[Tensor, Tensor]:
         batch.positions.fill_(BEGIN + number)
         graph.replay()
         answers.append(y.clone())
-    assert not attention._fused._arrivals.any()
+    assert not attention._attend_decodes._arrivals.any()
     return torch.cat(answers), cache
 
 
-@pytest.mark.parametrize("many", [triton_fused_decode._MANY, 0], ids=["one kernel", "kernels apart"])
-def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+@pytest.mark.parametrize("programs", [1, triton_decode._PROGRAMS])
+def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     if not overlaps_launches(DEVICE):
         pytest.skip("kernels start early on Hopper and later")
     monkeypatch.setattr(paged, "TABLE_WIDTH", 2048)
-    monkeypatch.setattr(triton_fused_decode, "_MANY", many)
+    monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     answers, cache = steps_of_one_sequence()
-    for module in (triton_decode, triton_fused_decode, triton_rotary, triton_gemv):
+    for module in (triton_decode, triton_gemv):
         monkeypatch.setattr(module, "launch_options", lambda device: {"PDL": False})
     expected, expected_cache = steps_of_one_sequence()
     assert answers.isfinite().all()

@@ -154,6 +154,9 @@ def test_the_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(build, "choose_attention", lambda *_: (TritonAttention, "a test"))
     monkeypatch.setattr(build, "choose_kernels", lambda *_: (TritonKernels(), "a test"))
     llm, reference = small_llm(model, num_blocks=60, block_size=16), Reference(model)
+    assert isinstance(llm.engine.runner, PagedModelRunner)
+    llm.engine.runner.warm_up(20)
+    assert llm.engine.scheduler.cost.seconds_per_token.value is None, "compiling is no cost of prompts"
     configs = [
         GenerationConfig(max_new_tokens=4, num_beams=2, num_return_sequences=2),
         GenerationConfig(max_new_tokens=6, repetition_penalty=1.3),

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching.attention import triton_decode, triton_fused_decode
+from server.continuous_batching.attention import triton_decode
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.flash_backend import FlashAttention, flash_attention
 from server.continuous_batching.attention.paged import QUERY_TILE, Chunks, PagedBatch
@@ -130,37 +130,26 @@ def check(
     assert torch.equal(cache[:, [0, 2]], untouched)
 
 
-@pytest.fixture(params=["one kernel", "kernels apart"])
-def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Decodes as a step of few takes them, and as a step of many."""
-    if request.param == "kernels apart":
-        monkeypatch.setattr(triton_fused_decode, "_MANY", 0)
-
-
 SHAPES = [(4, 2, 64), (4, 4, 80), (6, 2, 96), (8, 1, 128)]
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 @pytest.mark.parametrize("heads", SHAPES)
 def test_mixed_steps(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> None:
     check(device, dtype, heads, 16, [0, 15, 16, 130], [(0, 20), (33, 180)])
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
 def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -> None:
     check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
 
 
-@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("programs", [1, 4096])
 @pytest.mark.parametrize("heads", [(4, 2, 64), (16, 1, 128)])
 def test_contexts_in_one_piece_and_in_many(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int], programs: int
 ) -> None:
-    for module in (triton_decode, triton_fused_decode):
-        monkeypatch.setattr(module, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     check(device, HALF, heads, 16, [0, 31, 32, 33, 63, 64, 65, 130, 199], [])
 
 
@@ -169,11 +158,11 @@ def test_contexts_in_one_piece_and_in_many(
 def test_long_contexts(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int]
 ) -> None:
-    """Of as few sequences as may be, and on both sides of the border between few and many."""
+    """Of one sequence, on both sides of the border between few and many, and in one piece each."""
     monkeypatch.setattr(sys.modules[__name__], "TABLE_WIDTH", 2048)
     contexts = [2047, 0, 63, 64, 65, 255, 257, 700, 1000]
-    border = triton_fused_decode._MANY // heads[1]
-    for count in (1, 9, border - 1, border, border + 9):
+    border = triton_decode._MANY // heads[1]
+    for count in (1, 9, border - 1, border, 4 * border + 9):
         check(device, HALF, heads, 16, list(itertools.islice(itertools.cycle(contexts), count)), [(0, 20)])
 
 
@@ -290,7 +279,6 @@ def test_a_backend_chosen_by_name_runs_or_says_why_not(monkeypatch: pytest.Monke
     assert "has 7.5" in choose_attention(shape, cuda)[1]
 
 
-@pytest.mark.usefixtures("both_ways")
 def test_padding_stores_nothing(device: torch.device) -> None:
     batch = paged_batch([5, 9], [], 16, device)
     batch.positions[1] = -1

@@ -69,7 +69,7 @@ if dtype != torch.float32:
 names = {name for name, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
-    "_decode_piece", "_merge_pieces", "_attend_chunk",
+    "_attend_chunk",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 assert all("griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx for _, ptx in compiled)

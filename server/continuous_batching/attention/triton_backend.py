@@ -7,33 +7,28 @@ from torch import Tensor
 
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.paged import Chunks, PagedAttention
-from server.continuous_batching.attention.triton_decode import decode_attention
-from server.continuous_batching.attention.triton_fused_decode import FusedDecode
+from server.continuous_batching.attention.triton_decode import DecodeAttention
 from server.continuous_batching.attention.triton_prefill import chunk_attention
 from server.continuous_batching.attention.triton_rotary import rotate_and_store
 from server.continuous_batching.layers.rotary import Rotary
 
 
 class TritonAttention(PagedAttention):
-    """Few decodes in one kernel; else rotation and cache write, split-K decoding, tiled prefill."""
+    """Decodes in one kernel; chunks in two, rotation with cache write and tiled attention."""
 
     name = "triton"
 
     def __init__(self, shape: AttentionShape, rotary: Rotary, cache: Tensor) -> None:
         super().__init__(shape, rotary, cache)
-        self._fused = FusedDecode(rotary, cache)
+        self._attend_decodes = DecodeAttention(rotary, cache)
 
     def forward(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         batch, count = self.batch, self.batch.num_decodes
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-        few = count if self._fused.takes(batch) else 0
-        if few:
-            self._fused(layer, batch, query[:few], key[:few], value[:few], output[:few])
-        if few < len(query):
-            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch, few)
-        if few < count:
-            decode_attention(query[:count], self.cache, layer, batch, output[:count])
+        if count:
+            self._attend_decodes(layer, batch, query[:count], key[:count], value[:count], output[:count])
         if batch.chunks is not None:
+            rotate_and_store(query, key, value, self.rotary, self.cache, layer, batch)
             self._attend_chunks(layer, query, batch.chunks, output)
         return output.flatten(1)
 

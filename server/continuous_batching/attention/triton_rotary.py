@@ -1,4 +1,4 @@
-"""One kernel between the projection and attention: rotate queries and keys, store keys and values."""
+"""One kernel between projection and attention of chunks: rotate queries and keys, store keys and values."""
 
 from __future__ import annotations
 
@@ -68,20 +68,18 @@ def _rotate_and_store(
 
 
 def rotate_and_store(
-    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, cache: Tensor, layer: int, batch: PagedBatch,
-    first: int = 0,
-) -> None:  # fmt: skip
-    """Rotate `query` in place; write rotated keys and values to their places in `cache`.
+    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, cache: Tensor, layer: int, batch: PagedBatch
+) -> None:
+    """Rotate the chunks' queries in place; write their rotated keys and values to their places in `cache`.
 
     Args:
         query: [tokens, heads, head_dim], rows may be apart (a slice of a joint projection).
         key, value: [tokens, kv_heads, head_dim], likewise.
         rotary: cosines and sines.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
-        first: the tokens before this one are left alone.
     """
     tokens, heads, head_dim = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, first = key.shape[1], batch.num_decodes
     head_tile = min(next_power_of_two(heads), 8 if tokens - first <= 64 else 32)
     grid = (tokens - first, -(-heads // head_tile) + 1)
     _rotate_and_store[grid](

@@ -156,6 +156,7 @@ def _make_runner(
     runner = PagedModelRunner(model, storage, attention, kernels, paged, cost, rows)
     if device.type == "cuda":
         runner.capture()
+        runner.warm_up(min(limits.chunk_tokens, limits.model_max_length))
     return runner, rows
 
 

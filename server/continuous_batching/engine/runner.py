@@ -13,13 +13,15 @@ from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.decoding.decoder import StepLogits
 from server.continuous_batching.decoding.device_rows import DeviceRows
+from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.engine.batch import BatchBuilder, ForwardBatch
 from server.continuous_batching.engine.cuda_graphs import DecodeGraphs
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.models.decoder import Decoder as DecoderModel
 from server.continuous_batching.scheduler.cost import PreemptionCost
-from server.continuous_batching.scheduler.plan import Plan
+from server.continuous_batching.scheduler.plan import Chunk, Plan
+from server.continuous_batching.scheduler.request import Request
 from server.continuous_batching.stopwatch import Stopwatch
 
 
@@ -110,6 +112,22 @@ class PagedModelRunner(ModelRunner):
         self._graphs = DecodeGraphs(
             self._decode, self._builder.max_rows, config.vocab_size, weight.dtype, weight.device
         )
+
+    @torch.inference_mode()
+    def warm_up(self, longest: int) -> None:
+        """Compute prompts of one token and of `longest`: no request shall wait for kernels to be compiled.
+
+        They stand in the row of padding, whose keys and values go to a block that nobody holds yet.
+        """
+        for length in (1, longest):
+            request = Request("warm-up", [0] * length, SamplingParams(max_new_tokens=1), arrival=0.0)
+            (sequence,) = request.sequences
+            sequence.row = self._builder.max_rows
+            batch = self._builder.build(Plan(chunks=[Chunk(sequence, 0, length)]))
+            assert batch.sample_rows is not None and batch.sample_positions is not None
+            logits = self._compute(batch)
+            for scores in (logits, logits.float()):  # as the model gives them, and with options applied
+                self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
 
     def _decode(self, size: int) -> Tensor:
         batch = self._builder.decode_batch(size)

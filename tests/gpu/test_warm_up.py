@@ -1,0 +1,55 @@
+"""What a prompt, a step or a choice of tokens needs is compiled before the first request."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.models import tiny_llama
+
+_SERVE = """
+import random
+import sys
+from pathlib import Path
+
+import triton
+
+from protocol.generation import GenerationConfig
+from tests.gpu.test_engine import cuda_llm
+
+compiled = []
+
+def note(**kernel):
+    compiled.append(kernel["repr"])
+
+triton.knobs.runtime.jit_cache_hook = note
+llm = cuda_llm(Path(sys.argv[1]), dtype=sys.argv[2])
+assert compiled, "the hook hears of kernels"
+compiled.clear()
+dice = random.Random(0)
+prompts = [[dice.randint(3, 90) for _ in range(dice.randint(1, 300))] for _ in range(150)]
+configs = [
+    GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), top_k=i % 3 * 5, seed=i)
+    for i in range(len(prompts))
+]
+llm.generate(prompts, configs)
+assert not compiled, compiled
+"""
+
+
+def test_nothing_is_compiled_while_serving(tmp_path: Path) -> None:
+    """In a process of its own, which no other test has compiled kernels for."""
+    model = tiny_llama(tmp_path, hidden=256, heads=4, kv_heads=2)
+    for dtype in ("bfloat16", "float32"):
+        done = subprocess.run(
+            [sys.executable, "-c", _SERVE, str(model), dtype],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"OMP_NUM_THREADS": "2"},
+            capture_output=True,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
