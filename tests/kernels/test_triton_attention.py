@@ -273,6 +273,12 @@ def test_a_backend_chosen_by_name_runs_or_says_why_not(monkeypatch: pytest.Monke
         choose_attention(shape, cuda, "flash")
     with pytest.raises(ModelError, match="blocks of 256 tokens, not of 16"):
         choose_attention(shape, cuda, "varlen")
+    wide = AttentionShape(4, 2, 256, 16, torch.bfloat16)
+    assert "heads of 16 to 128 numbers" in choose_attention(wide, cuda)[1]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    assert choose_attention(wide, cuda, "triton")[0] is TritonAttention
+    with pytest.raises(ModelError, match="heads of 16 to 256 numbers on this GPU, the model has 512"):
+        choose_attention(AttentionShape(4, 2, 512, 16, torch.bfloat16), cuda, "triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     with pytest.raises(ModelError, match=r"compute capability 8\.0, the GPU has 7\.5"):
         choose_attention(shape, cuda, "triton")

@@ -80,6 +80,11 @@ def _load(name: PagedName, shape: AttentionShape, device: torch.device) -> Backe
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < (8, 0):
         raise ImportError(f"Triton kernels need compute capability 8.0, the GPU has {major}.{minor}")
+    widest = 256 if major in (9, 10) else 128  # prompts' keys and values of 256 take 192 KiB of shared memory
+    if not 16 <= shape.head_dim <= widest:
+        raise ImportError(
+            f"Triton kernels take heads of 16 to {widest} numbers on this GPU, the model has {shape.head_dim}"
+        )
     from server.continuous_batching.attention.triton_backend import TritonAttention
 
     if name == "triton":
