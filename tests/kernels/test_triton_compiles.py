@@ -32,7 +32,7 @@ compiled = []
 
 def compile_only(self, *args, grid, warmup, **options):
     kernel = run(self, *args, grid=grid, warmup=True, **options)
-    compiled.append((self.fn.__name__, kernel.asm["ptx"]))
+    compiled.append((self.fn.__name__, kernel.asm["ptx"], kernel.metadata.shared))
 
 driver.set_active(Hopper())
 run, JITFunction.run = JITFunction.run, compile_only
@@ -55,7 +55,9 @@ for inputs in (256, 8192):
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 silu_mul(tensor(3, 4096))
 sample(tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
-for heads, kv_heads, head_dim, decodes in ((4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80)):
+for heads, kv_heads, head_dim, decodes in (
+    (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
+):
     batch = paged_batch([5, 130] * (decodes // 2), [(0, 20)], 16, cpu)
     cache = tensor(batch.tables.numel(), 1, 2, 16, kv_heads, head_dim)
     shape = AttentionShape(heads, kv_heads, head_dim, 16, dtype)
@@ -66,13 +68,15 @@ for heads, kv_heads, head_dim, decodes in ((4, 2, 64, 2), (6, 2, 96, 80), (8, 1,
 if dtype != torch.float32:
     x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
     skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
-names = {name for name, _ in compiled}
+names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
     "_attend_chunk",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
-assert all("griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx for _, ptx in compiled)
+for _, ptx, _ in compiled:
+    assert "griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx
+assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiprocessor of Hopper has"
 """
 
 
