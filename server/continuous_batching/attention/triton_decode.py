@@ -135,7 +135,7 @@ def _decode(
     DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
     MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (key head, piece, sequence), the last of which starts last.
+    """Program (key head, piece, sequence); programs start in the order of the sequences.
 
     Before it waits, it reads only what no kernel of the step writes once the tokens are embedded:
     places, tables, angles, and the cache up to the new token.

@@ -159,7 +159,6 @@ class Scheduler:
                     copy = cache.grow(sequence)
                     if copy is not None:
                         plan.copies.append(copy)
-        # the longest contexts first: attention, begun in this order, is not left with one of them in the end
         plan.decodes.sort(key=lambda sequence: -sequence.num_computed)
 
     def _make_room(self, request: Request, sequences: list[Sequence], plan: Plan) -> None:
