@@ -1,4 +1,4 @@
-"""Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--vllm SITE] [--out DIR]``.
+"""Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--engines own,vllm] [--vllm SITE]``.
 
 First the tests of ``tests/gpu``: tokens of transformers in float32, close log probabilities in bfloat16.
 Then every engine and cache size, a process of its own, on the same GPU one after the other; the result is
@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,8 @@ UNITS = {
 }
 PLAIN = ["W1", "W2", "W3", "W4"]
 EXTRA = ["SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
+ENGINES = {"own": "own", "over_http": "own", "peer_vllm": "vllm", "peer_transformers": "transformers"}
+"""Which engine each module of this package measures."""
 TESTS_SECONDS = 200
 REST_SECONDS = 2.0
 """Between two engines: the processes of the first let go of the GPU's memory some time after they end."""
@@ -58,22 +61,22 @@ class Stage:
     flags: dict[str, int] = field(default_factory=dict)
 
 
-def stages(shape: str, vllm: bool) -> list[Stage]:
-    """What there is to measure of a shape, the bars' own figures and their peers' first."""
+def stages(shape: str, engines: Collection[str]) -> list[Stage]:
+    """What there is to measure of `engines` on a shape, the bars' own figures and their peers' first."""
     large = shape == "8b"
     own = [*PLAIN, "SWAP", *(["BEAM"] if large else [])]
-    found = [Stage("own", own, 150 if large else 60, flags={"host_blocks": 1000})]
-    if vllm:
-        found.append(Stage("peer_vllm", PLAIN, 160 if large else 130))
+    found = [
+        Stage("own", own, 150 if large else 60, flags={"host_blocks": 1000}),
+        Stage("peer_vllm", PLAIN, 160 if large else 130),
+    ]
     if large:
         blocks = peak_blocks(workload("FULL"), 16) // 4
         found.append(Stage("own", ["FULL"], 115, "-full", {"blocks": blocks, "host_blocks": 4000}))
-        if vllm:
-            found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
+        found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
     found.append(Stage("peer_transformers", PLAIN, 230 if large else 140))
     if not large:
         found.append(Stage("over_http", ["HTTP"], 75))
-    return found
+    return [stage for stage in found if ENGINES[stage.module] in engines]
 
 
 def environment(site: Path | None) -> dict[str, str]:
@@ -132,14 +135,16 @@ def run_tests(arguments: argparse.Namespace) -> str:
 
 def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """All stages of all shapes for which there is time; the results so far are always on disk."""
-    has_vllm = arguments.vllm is not None or importlib.util.find_spec("vllm") is not None
+    engines = set(arguments.engines)
+    if arguments.vllm is None and importlib.util.find_spec("vllm") is None:
+        engines.discard("vllm")
     end = time.monotonic() + 60 * arguments.minutes
     results: list[dict[str, Any]] = []
     about: dict[str, Any] = {"versions": versions()}
     if "TESTS" in arguments.workloads:
         about["tests"] = run_tests(arguments)
     for shape in arguments.shapes:
-        for stage in stages(shape, has_vllm):
+        for stage in stages(shape, engines):
             if not set(stage.workloads) & set(arguments.workloads):
                 continue
             left = end - time.monotonic()
@@ -195,16 +200,17 @@ def main() -> None:
     """Run what was asked for; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", type=lambda names: names.split(","), default=["1b", "8b"])
+    parser.add_argument("--engines", type=lambda names: names.split(","), default=[*set(ENGINES.values())])
     parser.add_argument("--workloads", type=lambda names: names.split(","), default=[*PLAIN, *EXTRA])
     parser.add_argument("--vllm", type=Path, help="directory that holds vLLM and what it needs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/gpu"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=60.0, help="for all of it")
     arguments = parser.parse_args()
-    if unknown := set(arguments.shapes) - set(SHAPES):
-        parser.error(f"unknown shapes: {', '.join(sorted(unknown))}")
-    if unknown := set(arguments.workloads) - {*PLAIN, *EXTRA}:
-        parser.error(f"unknown workloads: {', '.join(sorted(unknown))}")
+    known = {"shapes": SHAPES, "engines": ENGINES.values(), "workloads": [*PLAIN, *EXTRA]}
+    for name, names in known.items():
+        if unknown := set(getattr(arguments, name)) - set(names):
+            parser.error(f"unknown {name}: {', '.join(sorted(unknown))}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = measure_all(arguments)
     print(json.dumps(versions()))

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.__main__ import EXTRA, PLAIN, run_child, stages, table
+from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, run_child, stages, table
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
 MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
 
 
 def test_every_workload_is_run_and_known() -> None:
-    named = {name for shape in ("1b", "8b") for stage in stages(shape, True) for name in stage.workloads}
+    named = {name for shape in ("1b", "8b") for stage in stages(shape, ["own"]) for name in stage.workloads}
     assert named == MEASURED
     for name in MEASURED - {"SWAP"}:
         load = workload(name)
@@ -25,8 +25,17 @@ def test_every_workload_is_run_and_known() -> None:
         assert all(value > 0 for value in figures(name, load, 2.0).values())
 
 
+def test_engines_are_chosen_and_every_peer_runs_what_its_bars_ask_for() -> None:
+    for shape, extra in {"1b": set(), "8b": {"FULL"}}.items():
+        chosen = stages(shape, ["vllm"])
+        assert {stage.module for stage in chosen} == {"peer_vllm"}
+        assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *extra}
+        every = [stage.module for stage in stages(shape, ENGINES.values())]
+        assert len(every) == len(stages(shape, ["own", "vllm"])) + 1 and "peer_transformers" in every
+
+
 def test_the_full_cache_is_a_quarter_of_what_w1_needs() -> None:
-    (full,) = [stage for stage in stages("8b", False) if stage.workloads == ["FULL"]]
+    (full,) = [stage for stage in stages("8b", ["own"]) if stage.workloads == ["FULL"]]
     load = workload("W1")
     assert full.flags["blocks"] == peak_blocks(load, 16) // 4
     assert full.flags["blocks"] * 16 * 4 < load.prompt_tokens + load.output_tokens
@@ -82,7 +91,7 @@ def test_the_table_has_a_line_for_every_figure() -> None:
     ]
 
 
-@pytest.mark.parametrize("arguments", [["--shapes", "9b"], ["--workloads", "W9"]])
+@pytest.mark.parametrize("arguments", [["--shapes", "9b"], ["--workloads", "W9"], ["--engines", "x"]])
 def test_what_is_unknown_is_refused(arguments: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), *arguments]
     told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
