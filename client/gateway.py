@@ -54,9 +54,9 @@ class Gateway:
         self.clock = clock
         self.started_at = clock()
         self.registry = Registry(clock)
-        self.router = Router(self.registry, self.settings, clock)
         self.metrics = Metrics(clock)
         self.jumpers = Jumpers(self.settings, self.metrics, clock)
+        self.router = Router(self.registry, self.settings, clock, self._accounts_models)
         self.watchman = Watchman(clock)
         self.draining = False
         """Refuse new requests; those in flight finish."""
@@ -102,6 +102,9 @@ class Gateway:
             await self.jumpers.answer(request, watch, reply)
         else:
             await self.relay.answer(request, watch, reply)
+
+    def _accounts_models(self, request: InferenceRequest) -> list[str]:
+        return self.jumpers.models() if request.route in JUMPER_ROUTES else []
 
     # the end, see `drain.Drained`
 

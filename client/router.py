@@ -23,10 +23,18 @@ class Router:
 
     Args:
         clock: monotonic seconds.
+        elsewhere: models that a request could name and that no replica serves, but an account.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        clock: Callable[[], float],
+        elsewhere: Callable[[InferenceRequest], list[str]],
+    ) -> None:
         self._settings = settings
+        self._elsewhere = elsewhere
         self._registry = registry
         self._clock = clock
         self._affinity = Affinity()
@@ -103,7 +111,7 @@ class Router:
         hopeful = self._hopeful(request, self._settings.config.replica_wait_seconds)
         if not hopeful and not self.serves(request):
             if not any(self._registry.serving(kind, model) for kind in kinds):
-                return model_not_found(model, self._registry.models(kinds))
+                return model_not_found(model, self._registry.models(kinds) + self._elsewhere(request))
             if not any(self._candidates(request)):  # nor one that has not told yet what it serves
                 option = beyond_static(request.fields)
                 message = f"{option}: only static-batching servers serve {model!r}, which cannot do this"

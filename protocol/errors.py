@@ -124,7 +124,7 @@ def not_found(message: str) -> ApiError:
 
 def model_not_found(model: str, known: Sequence[str]) -> ApiError:
     """404: `model` is not served; `known` are the model ids that are."""
-    served = ", ".join(sorted(known)) or "none at the moment"
+    served = ", ".join(sorted(set(known))) or "none at the moment"
     message = f"model {model!r} is not served here (served: {served})"
     return ApiError(404, message, type=INVALID_REQUEST, code="model_not_found", param="model")
 

@@ -233,6 +233,21 @@ async def test_a_model_that_no_account_lists(make_gateway: MakeGateway, cb_url: 
         assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found")
 
 
+async def test_an_unknown_model_is_told_of_those_that_its_route_serves(
+    make_gateway: MakeGateway, cb_url: str
+) -> None:
+    config = {
+        "continuous_batching_server_urls": [cb_url],
+        "openai_jumper_configs": [account(cb_url, models=["fake", "other"])],
+    }
+    async with make_gateway(**config) as client, sdk(client) as ai:
+        await client.ready(1)
+        with pytest.raises(openai.NotFoundError, match=r"\(served: fake, other\)"):
+            await ai.chat.completions.create(model="nope", messages=MESSAGES)
+        async with client.session.post("/completion/v2", json={"model": "nope", "prompt": "x"}) as response:
+            assert response.status == 404 and "(served: fake)" in await response.text()
+
+
 async def test_an_account_that_leads_back_to_the_gateway(make_gateway: MakeGateway) -> None:
     async with make_gateway() as client:
         config = GatewayConfig.model_validate(
