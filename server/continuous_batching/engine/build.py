@@ -22,6 +22,7 @@ from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
 from server.continuous_batching.engine.engine import NO_DRAFTS, Engine
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder
+from server.continuous_batching.engine.phases import phase
 from server.continuous_batching.engine.runner import ModelRunner, PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.kernels.select import choose_kernels
@@ -76,12 +77,14 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     if loading.num_threads is not None:
         torch.set_num_threads(loading.num_threads)
     path = Path(loading.model_name_or_path)
-    device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
-    shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
+    with phase("model configuration, device"):
+        device, dtype = choose_device(loading.device), getattr(torch, loading.torch_dtype)
+        shape = DecoderConfig.load(path, trust_remote_code=loading.trust_remote_code)
     max_length = loading.model_max_length or shape.max_position_embeddings
-    model = load_model(loading, shape, dtype, device)
-    kernels, kernels_reason = choose_kernels(device, dtype, model)
-    weights = _prepare(kernels, model, dtype)
+    with phase("weights"):
+        model = load_model(loading, shape, dtype, device)
+        kernels, kernels_reason = choose_kernels(device, dtype, model)
+        weights = _prepare(kernels, model, dtype)
     limits, num_host_blocks, block_shape = _size_cache(config, shape, max_length, dtype, device)
     cache = CacheManager(
         limits.num_blocks,
@@ -90,13 +93,15 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         prefix_cache=config.cache_config.enable_prefix_cache,
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
-    storage = CacheStorage(limits.num_blocks, num_host_blocks, block_shape, dtype, device)
+    with phase("cache memory"):
+        storage = CacheStorage(limits.num_blocks, num_host_blocks, block_shape, dtype, device)
     attention_shape = AttentionShape(
         shape.num_heads, shape.num_kv_heads, shape.head_dim, limits.block_size, dtype
     )
     rotary = Rotary(shape.hf, max_length, dtype=dtype, device=device)
-    backend, attention_reason = choose_attention(attention_shape, device, loading.attention_backend)
-    attention = backend(attention_shape, rotary, storage.device)
+    with phase("attention kernels"):
+        backend, attention_reason = choose_attention(attention_shape, device, loading.attention_backend)
+        attention = backend(attention_shape, rotary, storage.device)
     runner, device_rows = _make_runner(model, storage, attention, kernels, limits, cost)
     overlap = device_rows is not None
     if overlap and config.speculation_config.prompt_lookup_num_tokens:
@@ -155,8 +160,10 @@ def _make_runner(
     )
     runner = PagedModelRunner(model, storage, attention, kernels, paged, cost, rows)
     if device.type == "cuda":
-        runner.capture()
-        runner.warm_up(min(limits.chunk_tokens, limits.model_max_length))
+        with phase("graphs of decode steps"):
+            runner.capture()
+        with phase("a first prompt"):
+            runner.warm_up(min(limits.chunk_tokens, limits.model_max_length))
     return runner, rows
 
 

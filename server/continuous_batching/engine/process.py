@@ -16,6 +16,7 @@ from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.engine import messages
 from server.continuous_batching.engine.engine import Engine
 from server.continuous_batching.engine.outputs import StepOutput
+from server.continuous_batching.engine.phases import phase
 from server.continuous_batching.scheduler.request import Request
 
 REFUSED_EXIT = 3
@@ -115,11 +116,12 @@ def main() -> int:
 
     try:
         loading = config.model_loading_config
-        tokenizer = Tokenizer(
-            loading.tokenizer_path,
-            use_fast=loading.use_fast_tokenizer,
-            trust_remote_code=loading.trust_remote_code,
-        )
+        with phase("tokenizer"):
+            tokenizer = Tokenizer(
+                loading.tokenizer_path,
+                use_fast=loading.use_fast_tokenizer,
+                trust_remote_code=loading.trust_remote_code,
+            )
         built = build_engine(config, tokenizer.hf)
     except (ModelError, ValueError, OSError) as error:
         socket.send(messages.encode(messages.Refused(" ".join(str(error).split()))))

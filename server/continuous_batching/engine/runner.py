@@ -127,7 +127,8 @@ class PagedModelRunner(ModelRunner):
             assert batch.sample_rows is not None and batch.sample_positions is not None
             logits = self._compute(batch)
             for scores in (logits, logits.float()):  # as the model gives them, and with options applied
-                self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
+                tokens = self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
+            tokens.tolist()  # what fails shall fail here
 
     def _decode(self, size: int) -> Tensor:
         batch = self._builder.decode_batch(size)
