@@ -81,17 +81,6 @@ def test_prompts_and_decodes_share_a_step() -> None:
     assert names(simulation.step()) == (["a"], ["b"])
 
 
-def test_decodes_stand_longest_context_first_and_beams_together() -> None:
-    simulation = Simulation(max_tokens=64, chunk_tokens=64)
-    simulation.add("short", prompt=4)
-    simulation.add("beams", prompt=9, params={"num_beams": 3})
-    simulation.add("same", prompt=9)
-    simulation.add("long", prompt=20)
-    simulation.step()  # the prompts; the last token of the beams' is decoded by each of them
-    plan = simulation.step()
-    assert names(plan)[0] == ["long", "same", "beams", "beams", "beams", "short"]
-
-
 def test_long_prompts_come_in_chunks_within_the_token_budget() -> None:
     simulation = Simulation(max_tokens=16, chunk_tokens=16)
     simulation.add("a", prompt=4)

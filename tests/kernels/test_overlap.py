@@ -5,8 +5,10 @@ are told (in one test it is theirs); tokens are chosen by the Triton kernel in i
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +20,14 @@ from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
 from server.continuous_batching.attention.paged import PagedAttention, PagedBatch
 from server.continuous_batching.attention.torch_backend import TorchAttention
 from server.continuous_batching.attention.triton_backend import TritonAttention
+from server.continuous_batching.decoding.decoder import StepLogits
 from server.continuous_batching.engine import build
 from server.continuous_batching.engine.runner import PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
 from server.continuous_batching.kernels.triton_backend import TritonKernels
 from server.continuous_batching.llm import GenerationError
 from server.continuous_batching.models.config import ModelError
+from server.continuous_batching.scheduler.request import Sequence
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, mixed_requests
 from tests.kernels.draws import worst_miss
@@ -99,6 +103,27 @@ def test_tokens_are_those_of_transformers(
     assert stats.step_failures == 0
     assert stats.cache_usage == 0.0
     assert (stats.preempted_by_swap + stats.preempted_by_recompute > 0) == (num_blocks == 60)
+
+
+def test_decodes_stand_longest_context_first(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of a request together, as beams must; what they answer is tested above."""
+    llm = overlapped_llm(model, monkeypatch, num_blocks=400)
+    steps: list[list[tuple[int, str]]] = []
+    choose = llm.engine._decoder.choose
+
+    def note(forward: StepLogits, sequences: list[Sequence], *rest: Any) -> Any:
+        steps.append([(s.num_computed, s.request.id) for s in sequences])
+        return choose(forward, sequences, *rest)
+
+    monkeypatch.setattr(llm.engine._decoder, "choose", note)
+    configs = [GenerationConfig(max_new_tokens=12, ignore_eos=True, num_beams=n) for n in (1, 3, 1, 1)]
+    llm.generate([[5] * 4, [6] * 9, [7] * 9, [8] * 20], configs)
+    full = [step for step in steps if len(step) == 6]
+    assert len(full) > 5
+    for step in full:
+        lengths = [length for length, _ in step]
+        assert lengths == sorted(lengths, reverse=True) and len(set(lengths)) > 2
+        assert len(list(groupby(step, key=itemgetter(1)))) == 4
 
 
 def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

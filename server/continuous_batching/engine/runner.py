@@ -67,7 +67,7 @@ class ModelRunner:
         """Compute the plan's tokens.
 
         Returns:
-            Logits for `plan.sampled()`, in that order.
+            Logits for `plan.sampled()`, in that order; the plan's decodes may stand in another than before.
         """
         self._stopwatch.start()
         batch = self._builder.build(plan)
@@ -137,6 +137,8 @@ class PagedModelRunner(ModelRunner):
         return self._compute(batch)
 
     def forward(self, plan: Plan) -> StepLogits:
+        # the longest contexts first: attention begins in this order, and is not left with one in the end
+        plan.decodes.sort(key=lambda sequence: -sequence.num_computed)
         self._device_rows.flush()
         if self._graphs is None or plan.chunks:
             return super().forward(plan)

@@ -51,8 +51,7 @@ class Plan:
     swapped out; these are to be copied before.
 
     Attributes:
-        decodes: sequences whose last token is computed and whose next one is chosen; the longest contexts
-            first, so that attention, which begins in this order, is not left with one of them in the end.
+        decodes: sequences whose last token is computed and whose next one is chosen.
         drafts: guesses for some of the decodes; their tokens follow the decodes in the forward pass.
         chunks: runs of prompt tokens; they follow the drafts.
         swap_out: (device block, host block).

@@ -159,7 +159,6 @@ class Scheduler:
                     copy = cache.grow(sequence)
                     if copy is not None:
                         plan.copies.append(copy)
-        plan.decodes.sort(key=lambda sequence: -sequence.num_computed)
 
     def _make_room(self, request: Request, sequences: list[Sequence], plan: Plan) -> None:
         """Preempt from the newest request backwards until `sequences` of `request` can grow, or it is
