@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from tests.models import tiny_llama
+from tests.scripts import run_script
 from tools.round_to_nearest import Recipe, quantise_weight
 
-ROOT = Path(__file__).parents[2]
 HIDDEN, INNER, LAYERS = 1024, 3072, 24
 
 _MEASURE = """
@@ -114,10 +112,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("server", ["native", "torch", "static"])
 def test_peak_while_loading(server: str, checkpoint: Path, small: Path) -> None:
-    command = [sys.executable, "-c", _MEASURE, server, str(small), str(checkpoint)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    peak, kept = map(int, done.stdout.split())
+    told = run_script(_MEASURE, server, str(small), str(checkpoint), timeout=200)
+    peak, kept = map(int, told.split())
     floats = 2 * LAYERS * (3 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
     assert kept < 0.32 * floats
     assert peak < 1.1 * kept

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.scripts import run_script
 
 pytest.importorskip("triton")
 
@@ -45,13 +42,4 @@ compiled(triton_codes._dequantise_kernel, common | {"weight": "*" + dtype}, code
     [("bf16", 4, "shrunk"), ("bf16", 4, "paired"), ("fp16", 4, "paired"), ("bf16", 8, "plain")],
 )
 def test_kernels_compile_for_hopper(dtype: str, bits: int, way: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _COMPILE, dtype, str(bits), way],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_script(_COMPILE, dtype, str(bits), way, timeout=200, TRITON_INTERPRET="0")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.models import tiny_llama
+from tests.scripts import run_script
 
 _SERVE = """
 import random
@@ -43,13 +41,4 @@ def test_nothing_is_compiled_while_serving(tmp_path: Path) -> None:
     """In a process of its own, which no other test has compiled kernels for."""
     model = tiny_llama(tmp_path, hidden=256, heads=4, kv_heads=2)
     for dtype in ("bfloat16", "float32"):
-        done = subprocess.run(
-            [sys.executable, "-c", _SERVE, str(model), dtype],
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"OMP_NUM_THREADS": "2"},
-            capture_output=True,
-            text=True,
-            timeout=110,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        run_script(_SERVE, str(model), dtype, timeout=110, OMP_NUM_THREADS="2")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+
+from tests.scripts import run_script
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
 
@@ -82,13 +79,4 @@ assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiproc
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_kernels_compile_for_hopper(dtype: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _LAUNCHES, dtype],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(_LAUNCHES, dtype, timeout=280, TRITON_INTERPRET="0")

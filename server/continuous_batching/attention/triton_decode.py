@@ -19,10 +19,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.continuous_batching.attention.paged import PagedBatch
-from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
+from server.continuous_batching.kernels.triton_support import LOG2_E, launch_options, next_power_of_two
 from server.continuous_batching.layers.rotary import Rotary
 
-_LOG2_E = 1.4426950408889634
 _MAX_SPLITS = 64
 _PROGRAMS = 512
 """About as many run at once on a data-centre GPU."""
@@ -74,6 +73,16 @@ def _load_rotated(at, mask, d, cos, sin, HEAD_DIM: tl.constexpr):
     partner = tl.load(at + tl.where(low, HEAD_DIM // 2, -(HEAD_DIM // 2)), mask=mask, other=0.0)
     turned = x.to(tl.float32) * cos + tl.where(low, -1.0, 1.0) * partner.to(tl.float32) * sin
     return turned.to(x.dtype)
+
+
+@triton.jit
+def _begin_with(q, k, v, present, scale):
+    """(best, total, acc) of the online softmax after one key and value, or, where not `present`, none."""
+    score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
+    best = tl.where(present, score, float("-inf"))
+    total = tl.zeros([q.shape[0]], tl.float32) + tl.where(present, 1.0, 0.0)
+    acc = tl.zeros([q.shape[0], q.shape[1]], tl.float32) + v.to(tl.float32)[None, :]
+    return best, total, acc
 
 
 @triton.jit
@@ -180,10 +189,7 @@ def _decode(
     tl.store(at, k_new, mask=mask)
     tl.store(at + value_offset, v_new, mask=mask)
 
-    score = tl.sum(q.to(tl.float32) * k_new.to(tl.float32)[None, :], 1) * scale
-    best = tl.where(first, score, float("-inf"))
-    total = tl.zeros([GROUP_TILE], tl.float32) + tl.where(first, 1.0, 0.0)
-    acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32) + v_new.to(tl.float32)[None, :]
+    best, total, acc = _begin_with(q, k_new, v_new, first, scale)
     best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, PRECISION)
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
@@ -251,7 +257,7 @@ class DecodeAttention:
             query, key, value, self._rotary.cos, self._rotary.sin, cache,
             batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals_of(batch), output,
             query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
-            layer * cache.stride(1), cache.stride(2), head_dim**-0.5 * _LOG2_E,
+            layer * cache.stride(1), cache.stride(2), head_dim**-0.5 * LOG2_E,
             GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
             DIM_TILE=dim_tile, BLOCK_SIZE=block_size, TILE=tile, SPLITS=splits, MERGE_HEADS=merge_heads,
             MERGE_TILE=max(min(splits, 8192 // (merge_heads * dim_tile)), 1), PRECISION="ieee",

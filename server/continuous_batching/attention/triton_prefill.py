@@ -12,9 +12,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.continuous_batching.attention.paged import QUERY_TILE, PagedBatch
-from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
-
-_LOG2_E = 1.4426950408889634
+from server.continuous_batching.kernels.triton_support import LOG2_E, launch_options, next_power_of_two
 
 
 @triton.jit
@@ -112,7 +110,7 @@ def chunk_attention(query: Tensor, cache: Tensor, layer: int, batch: PagedBatch,
     _attend_chunk[(heads, len(batch.chunks.tiles))](
         query, cache, output, batch.rows, batch.positions, batch.tables, batch.chunks.tiles,
         query.stride(0), output.stride(0), batch.tables.stride(0), cache.stride(0),
-        layer * cache.stride(1), cache.stride(2), head_dim**-0.5 * _LOG2_E,
+        layer * cache.stride(1), cache.stride(2), head_dim**-0.5 * LOG2_E,
         GROUP=heads // cache.shape[4], KV_HEADS=cache.shape[4], HEAD_DIM=head_dim,
         DIM_TILE=next_power_of_two(head_dim), BLOCK_SIZE=cache.shape[3], QUERIES=QUERY_TILE,
         TILE=32 if wide else 64, PRECISION="ieee", num_warps=8, num_stages=1 if wide else 3,

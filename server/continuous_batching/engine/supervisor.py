@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,7 +156,8 @@ class EngineSupervisor:
         return process
 
     async def _receive(self, socket: zmq.asyncio.Socket, first: asyncio.Future[None]) -> None:
-        begin = time.monotonic()
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
         while True:
             message = messages.decode_from_engine(await socket.recv())
             if isinstance(message, messages.Report):
@@ -165,7 +165,7 @@ class EngineSupervisor:
             elif isinstance(message, messages.Refused):
                 raise EngineRefusedError(message.message)
             else:
-                logger.info("the engine is ready after %.1f s", time.monotonic() - begin)
+                logger.info("the engine is ready after %.1f s", loop.time() - begin)
                 self._socket = socket
                 self._on_ready(message)
                 if not first.done():

@@ -10,6 +10,9 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on the CPU: for tests on machines without a GPU."""
 
+LOG2_E = 1.4426950408889634
+"""Softmax is computed in base 2: scores are scaled by this."""
+
 
 @functools.cache
 def overlaps_launches(device: torch.device) -> bool:
