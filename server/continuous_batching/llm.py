@@ -15,9 +15,9 @@ from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.engine.build import build_engine
 from server.continuous_batching.engine.outputs import RequestFailure, StepOutput
 from server.continuous_batching.scheduler.request import Request
+from server.continuous_batching.tokenizer import load_tokenizer
 from server.offline import Answer, Generation, start_generations
 from server.text.detokenizer import Detokenizer
-from server.text.tokenizer import Tokenizer
 
 
 class GenerationError(Exception):
@@ -40,12 +40,7 @@ class LLM:
         if not isinstance(model, ServerConfig):
             loading = {"model_name_or_path": str(model), **options.pop("model_loading_config", {})}
             model = ServerConfig.model_validate({"model_loading_config": loading, **options})
-        loading_config = model.model_loading_config
-        self.tokenizer = Tokenizer(
-            loading_config.tokenizer_path,
-            use_fast=loading_config.use_fast_tokenizer,
-            trust_remote_code=loading_config.trust_remote_code,
-        )
+        self.tokenizer = load_tokenizer(model.model_loading_config)
         built = build_engine(model, self.tokenizer.hf)
         self.engine = built.engine
         self.capabilities = built.capabilities

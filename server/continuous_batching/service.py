@@ -33,6 +33,7 @@ from server.continuous_batching.engine.supervisor import EngineSupervisor
 from server.continuous_batching.metrics import EngineMetrics
 from server.continuous_batching.scheduler.limits import Limits
 from server.continuous_batching.stream import JobStream
+from server.continuous_batching.tokenizer import load_tokenizer
 from server.text.tokenizer import Tokenizer
 
 
@@ -72,16 +73,10 @@ class ContinuousBatchingService:
         return self._state
 
     async def start(self) -> None:
-        loading = self._config.model_loading_config
         self._supervisor = EngineSupervisor(self._config, self._on_ready, self._on_report, self._on_lost)
         engine = asyncio.create_task(self._supervisor.start())
         try:
-            self.tokenizer = await asyncio.to_thread(
-                Tokenizer,
-                loading.tokenizer_path,
-                use_fast=loading.use_fast_tokenizer,
-                trust_remote_code=loading.trust_remote_code,
-            )
+            self.tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model_loading_config)
             await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
         except Exception:
             engine.cancel()

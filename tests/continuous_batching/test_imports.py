@@ -1,13 +1,46 @@
-"""What the HTTP side may import."""
+"""What the processes of a server import."""
 
 from __future__ import annotations
 
-import subprocess
+import json
+from pathlib import Path
+
+from tests.scripts import run_script
+
+_LOAD = """
 import sys
+from server.continuous_batching.config import ModelLoadingConfig
+from server.continuous_batching.tokenizer import load_tokenizer
+
+tokenizer = load_tokenizer(ModelLoadingConfig.model_validate_json(sys.argv[1]))
+"""
 
 
-def test_the_http_side_knows_no_torch() -> None:
+def test_the_http_side_knows_no_torch(tiny_model: Path) -> None:
     """Its engine is another process; importing torch here too would delay the start by seconds."""
-    code = "import continuous_batching_server_app, sys; print('torch' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"
+    code = f"import continuous_batching_server_app\n{_LOAD}\nprint('torch' in sys.modules)"
+    assert run_script(code, loading(tiny_model), timeout=120).strip() == "False"
+
+
+def test_torch_can_be_imported_after_the_tokenizer(tiny_model: Path) -> None:
+    """As the engine does, with the configuration read by a transformers that found no torch."""
+    code = f"""{_LOAD}
+import torch
+from pathlib import Path
+from server.continuous_batching.models.config import DecoderConfig
+
+print(DecoderConfig.load(Path(tokenizer.hf.name_or_path)).num_layers, torch.zeros(2).sum().item())
+print("torch._dynamo" in sys.modules)
+"""
+    assert run_script(code, loading(tiny_model), timeout=120).split() == ["2", "0.0", "False"]
+
+
+def test_code_that_comes_with_a_model_finds_all_of_transformers(tiny_model: Path) -> None:
+    code = f"{_LOAD}\nimport transformers.utils\nprint(transformers.utils.is_torch_available())"
+    trusting = loading(tiny_model, trust_remote_code=True)
+    assert run_script(code, trusting, timeout=120).strip() == "True"
+
+
+def loading(path: Path, **options: bool) -> str:
+    """Of a configuration, that section, as JSON."""
+    return json.dumps({"model_name_or_path": str(path), **options})

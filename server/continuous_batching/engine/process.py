@@ -9,15 +9,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import zmq
 
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.engine import messages
-from server.continuous_batching.engine.engine import Engine
 from server.continuous_batching.engine.outputs import StepOutput
 from server.continuous_batching.engine.phases import phase
+from server.continuous_batching.models.config import ModelError
 from server.continuous_batching.scheduler.request import Request
+from server.continuous_batching.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from server.continuous_batching.engine.engine import Engine
 
 REFUSED_EXIT = 3
 """Exit status where the model cannot be served: trying again would not help."""
@@ -110,18 +115,11 @@ def main() -> int:
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(sys.argv[1])
-    from server.continuous_batching.engine.build import build_engine
-    from server.continuous_batching.models.config import ModelError
-    from server.text.tokenizer import Tokenizer
-
     try:
-        loading = config.model_loading_config
         with phase("tokenizer"):
-            tokenizer = Tokenizer(
-                loading.tokenizer_path,
-                use_fast=loading.use_fast_tokenizer,
-                trust_remote_code=loading.trust_remote_code,
-            )
+            tokenizer = load_tokenizer(config.model_loading_config)
+        with phase("import of torch"):
+            from server.continuous_batching.engine.build import build_engine
         built = build_engine(config, tokenizer.hf)
     except (ModelError, ValueError, OSError) as error:
         socket.send(messages.encode(messages.Refused(" ".join(str(error).split()))))

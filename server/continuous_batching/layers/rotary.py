@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021), with the scalings of transformers."""
+"""Rotary position embedding (Su et al., 2021), with the scalings of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from server.continuous_batching.layers.rope_scaling import SCALINGS
+
 
 def inverse_frequencies(hf_config: Any, max_length: int) -> tuple[Tensor, float]:
     """(inverse frequencies float32 [head_dim / 2], scale of cos and sin) for a checkpoint's config.
@@ -14,24 +16,20 @@ def inverse_frequencies(hf_config: Any, max_length: int) -> tuple[Tensor, float]
     Raises:
         ValueError: a scaling that is not supported at that length.
     """
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
     rope = hf_config.rope_parameters
     kind = rope["rope_type"]
     if kind == "dynamic" and max_length <= hf_config.max_position_embeddings:
         kind = "default"  # it changes nothing up to the trained length
-    if kind == "default":
-        head_dim = getattr(hf_config, "head_dim", None)
-        head_dim = head_dim or hf_config.hidden_size // hf_config.num_attention_heads
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        return 1.0 / (rope["rope_theta"] ** exponents), 1.0
-    if kind not in ("linear", "yarn", "llama3"):
+    if kind not in SCALINGS:
         raise ValueError(
             f"rope scaling {kind!r} is not supported for model_max_length {max_length} "
-            "(supported: default, linear, yarn, llama3, and dynamic up to the trained length)"
+            f"(supported: {', '.join(SCALINGS)}, and dynamic up to the trained length)"
         )
-    frequencies, scale = ROPE_INIT_FUNCTIONS[kind](hf_config, torch.device("cpu"))
-    return frequencies, float(scale)
+    if kind != "default" and not rope.get("factor"):
+        raise ValueError(f"rope scaling {kind!r} says no factor")
+    head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return SCALINGS[kind](1.0 / (rope["rope_theta"] ** exponents), rope)
 
 
 class Rotary:
