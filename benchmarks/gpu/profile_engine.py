@@ -53,6 +53,16 @@ def idle(spans: list[tuple[float, float]], pieces: int = 10) -> list[float]:
     ]
 
 
+def longest_gaps(spans: list[tuple[float, float]], count: int = 5) -> list[tuple[float, float]]:
+    """(ms since the first span, ms) of the longest times in which nothing runs."""
+    gaps: list[tuple[float, float]] = []
+    first, reached = spans[0]
+    for begin, end in spans:
+        gaps.append(((reached - first) / 1e6, (begin - reached) / 1e6))
+        reached = max(reached, end)
+    return sorted(gaps, key=lambda gap: -gap[1])[:count]
+
+
 def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     """Run a workload under the profiler and print what it saw."""
     timed = workload(name).shortened(new_tokens)
@@ -66,6 +76,7 @@ def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     print(f"{name}: {seconds:.3f} s under the profiler, {alone:.3f} s without")
     print(f"GPU busy {busy:.1%} of the time between its first and last kernel; idle in each tenth of it:")
     print(" ".join(f"{share:.1%}" for share in idle(spans)))
+    print("longest gaps:", ", ".join(f"{gap:.1f} ms at {at:.0f}" for at, gap in longest_gaps(spans)))
     totals: dict[str, list[int]] = defaultdict(list)
     for event in events:
         totals[event.name()].append(event.duration_ns())

@@ -176,12 +176,17 @@ class CacheManager:
         sequence.mirrored = min(sequence.mirrored, kept)
 
     def share(self, parent: Sequence, child: Sequence) -> None:
-        """Let `child` hold the blocks of `parent` too."""
-        for block in parent.blocks:
+        """Let `child`, of the same request, hold the blocks of `parent` instead of its own."""
+        common = min(len(parent.blocks), len(child.blocks))
+        while common and parent.blocks[common - 1] != child.blocks[common - 1]:
+            common -= 1  # two that have a block in common have all before it in common
+        for block in parent.blocks[common:]:
             self.device.share(block)
-        child.blocks = list(parent.blocks)
+        for block in reversed(child.blocks[common:]):
+            self.device.release(block)
+        child.blocks[common:] = parent.blocks[common:]
         child.committed = parent.committed
-        child.mirrored = 0
+        child.mirrored = min(child.mirrored, common)
 
     def free(self, sequence: Sequence) -> None:
         """Give back all blocks of `sequence`, in whichever pool they are."""

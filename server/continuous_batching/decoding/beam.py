@@ -32,11 +32,13 @@ class Candidates:
         scores: float32 [K], accumulated log probabilities.
         parents: int [K], beam that each continues.
         tokens: int [K].
+        stops: bool [K], whether the token is one that ends an answer.
     """
 
     scores: np.ndarray
     parents: np.ndarray
     tokens: np.ndarray
+    stops: np.ndarray
 
 
 @dataclass(slots=True)

@@ -208,7 +208,9 @@ class Decoder:
         for shape in set(shapes):  # requests of one shape are merged together
             members = [i for i, other in enumerate(shapes) if other == shape]
             lines = starts[members][:, None] + np.arange(shape[0])
-            merged = _merge(order[lines], values[lines], tokens[lines], shape[1])
+            parts = _merge(order[lines], values[lines], tokens[lines], shape[1])
+            stops = self.table.is_eos(rows[lines[:, 0]], parts[-1])
+            merged = [Candidates(*part) for part in zip(*parts, stops, strict=True)]
             found.update(zip((requests[i].id for i in members), merged, strict=True))
         return found
 
@@ -228,10 +230,16 @@ class Decoder:
         return -(-numbers.log()).log().float()
 
 
-def _merge(keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int) -> list[Candidates]:
-    """The `count` best of all beams' candidates of each request, [requests, beams, k] each."""
+def _merge(
+    keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The `count` best of all beams' candidates of each request, [requests, beams, k] each.
+
+    Returns:
+        (scores, parents, tokens), [requests, count] each.
+    """
     requests, _, per_beam = keys.shape
     best = np.argsort(-keys.reshape(requests, -1), axis=1, kind="stable")[:, :count]
     scores = np.take_along_axis(values.reshape(requests, -1), best, 1).astype(np.float32)
     chosen = np.take_along_axis(tokens.reshape(requests, -1), best, 1)
-    return [Candidates(*lines) for lines in zip(scores, best // per_beam, chosen, strict=True)]
+    return scores, best // per_beam, chosen

@@ -122,6 +122,13 @@ class RowTable:
         self.eos[row, : len(ids)] = ids
         self.eos_count[row] = len(ids)
 
+    def is_eos(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """bool [rows, k]: which of `tokens` [rows, k] end an answer of their row."""
+        given = np.arange(self.eos.shape[1]) < self.eos_count[rows, None]
+        same = tokens[:, :, None] == self.eos[rows][:, None, :]
+        ends: np.ndarray = (same & given[:, None, :]).any(axis=2)
+        return ends
+
     def copy(self, sources: Seq[int], targets: Seq[int]) -> None:
         """Rows `targets` continue what rows `sources` hold (beams that split)."""
         if self._seen is not None:

@@ -16,7 +16,6 @@ from server.continuous_batching.engine.outputs import AnswerDelta, RequestFailur
 from server.continuous_batching.scheduler.request import Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 from server.text.detokenizer import StopMatcher
-from server.text.logprob import TokenLogprob
 from server.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -159,18 +158,20 @@ class Collector:
             self.fail(request, "the model produced scores that are not finite", output)
             return []
         length = sequences[0].num_generated + 1
-        ends, stopped, tails = self._beam_ends(request, sequences, candidates, length)
-
-        def report(candidate: int) -> list[TokenLogprob] | None:
-            parent = int(candidates.parents[candidate])
-            entry = decoded.logprobs.of(first + parent, int(candidates.tokens[candidate]))
-            earlier = sequences[parent].logprobs
-            return None if earlier is None or entry is None else [*earlier, entry]
+        stops = candidates.stops
+        tails: list[bytes] = []
+        if request.params.stop:
+            stops, tails = self._match_stops(request, sequences, candidates)
+        ends = np.ones_like(stops) if length >= request.params.max_new_tokens else stops
 
         def finish(candidate: int) -> Hypothesis:
-            history = sequences[int(candidates.parents[candidate])].history.fork()
-            history.append(int(candidates.tokens[candidate]))
-            return Hypothesis(history, bool(stopped[candidate]), report(candidate))
+            parent, token = int(candidates.parents[candidate]), int(candidates.tokens[candidate])
+            history, logprobs = sequences[parent].history.fork(), sequences[parent].logprobs
+            history.append(token)
+            entry = decoded.logprobs.of(first + parent, token)
+            if logprobs is not None and entry is not None:
+                logprobs = [*logprobs, entry]
+            return Hypothesis(history, bool(stops[candidate]), logprobs)
 
         survivors = request.beams.advance(candidates, ends, length, finish)
         self.generated_tokens += len(survivors)
@@ -179,43 +180,40 @@ class Collector:
             return []
         parents = candidates.parents[survivors].tolist()
         tokens = candidates.tokens[survivors].tolist()
-        reports = [report(i) for i in survivors]
         beams = self._reorder(request, sequences, parents)
-        for beam, token, candidate, logprobs in zip(beams, tokens, survivors, reports, strict=True):
+        for beam, parent, token in zip(beams, parents, tokens, strict=True):
             beam.history.append(token)
-            beam.stop_tail = tails[candidate]
-            beam.logprobs = logprobs
+            entry = decoded.logprobs.of(first + parent, token)
+            if beam.logprobs is not None and entry is not None:
+                beam.logprobs.append(entry)
+        if tails:
+            for beam, candidate in zip(beams, survivors, strict=True):
+                beam.stop_tail = tails[candidate]
         return beams
 
-    def _beam_ends(
-        self, request: Request, sequences: list[Sequence], candidates: Candidates, length: int
-    ) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
-        """Per candidate: whether it is complete, whether by a stop, and its new stop tail."""
-        eos = np.array(request.params.eos_token_ids, np.int64)
-        stopped = (candidates.tokens[:, None] == eos).any(axis=1)
-        tails = [b""] * len(stopped)
-        if request.params.stop:
-            matcher = self._matchers[request.id]
-            for i, (parent, token) in enumerate(zip(candidates.parents, candidates.tokens, strict=True)):
-                tails[i], hit = matcher.step(sequences[parent].stop_tail, int(token))
-                stopped[i] |= hit
-        ends = stopped | (length >= request.params.max_new_tokens)
-        return ends, stopped, tails
+    def _match_stops(
+        self, request: Request, sequences: list[Sequence], candidates: Candidates
+    ) -> tuple[np.ndarray, list[bytes]]:
+        """Per candidate: whether a token or a stop string ends it, and its new stop tail."""
+        matcher = self._matchers[request.id]
+        steps = [
+            matcher.step(sequences[parent].stop_tail, int(token))
+            for parent, token in zip(candidates.parents, candidates.tokens, strict=True)
+        ]
+        return candidates.stops | [hit for _, hit in steps], [tail for tail, _ in steps]
 
     def _reorder(self, request: Request, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
-        """Let the beams continue their `parents`: the first child goes on as its parent, further
-        ones share its blocks, beams without children give back theirs."""
-        for index, sequence in enumerate(sequences):
-            if index not in parents:
-                self._scheduler.drop(sequence)
+        """Let the beams continue their `parents`: the first child goes on as its parent, a further one
+        takes the place of a beam without children."""
+        childless = [sequence for index, sequence in enumerate(sequences) if index not in parents]
         beams: list[Sequence] = []
         used: set[int] = set()
         sources, targets = [], []
         for parent in parents:
             beam = sequences[parent]
             if parent in used:
-                beam = beam.fork(0)
-                self._scheduler.adopt(sequences[parent], beam)
+                beam = childless.pop()
+                self._scheduler.continue_with(beam, sequences[parent])
                 sources.append(sequences[parent].row)
                 targets.append(beam.row)
             used.add(parent)

@@ -88,13 +88,18 @@ class Sequence:
 
     def fork(self, index: int) -> Sequence:
         """A continuation of this sequence; the caller shares the blocks and assigns a row."""
-        child = Sequence(self.request, index, self.history.fork())
-        child.num_computed = self.num_computed
-        child.prefill_end = self.prefill_end
-        child.hashes = list(self.hashes)
-        child.stop_tail = self.stop_tail
-        child.logprobs = None if self.logprobs is None else list(self.logprobs)
+        child = Sequence(self.request, index, self.history)
+        child.follow(self)
         return child
+
+    def follow(self, parent: Sequence) -> None:
+        """Be a continuation of `parent` from now on; the caller sees to blocks and row."""
+        self.history = parent.history.fork()
+        self.num_computed = parent.num_computed
+        self.prefill_end = parent.prefill_end
+        self.hashes = list(parent.hashes)
+        self.stop_tail = parent.stop_tail
+        self.logprobs = None if parent.logprobs is None else list(parent.logprobs)
 
 
 class Request:

@@ -86,11 +86,10 @@ class Scheduler:
         for sequence in list(request.sequences):
             self.finish(sequence)
 
-    def drop(self, beam: Sequence) -> None:
-        """A beam dies: its blocks are free, its row is spare for another beam of its request."""
-        self.cache.free(beam)
-        beam.request.spare_rows.append(beam.row)
-        beam.row = -1
+    def continue_with(self, beam: Sequence, parent: Sequence) -> None:
+        """What `beam` has found is given up: it becomes a second `parent`, in its own row."""
+        beam.follow(parent)
+        self.cache.share(parent, beam)
 
     def finish(self, sequence: Sequence) -> None:
         """A sequence is complete: its blocks and its row are free at once."""
