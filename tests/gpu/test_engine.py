@@ -47,6 +47,18 @@ def test_mixed_requests(model: Path, reference: Reference, pressure: bool) -> No
     assert (llm.engine.stats().preempted_by_swap > 0) == pressure
 
 
+def test_beams_alone(model: Path, reference: Reference) -> None:
+    """Their scores are found in one look at the logits, where no other request is in the batch."""
+    llm = cuda_llm(model)
+    requests = [
+        ([5 + i, 7, 9] * (1 + 2 * i), GenerationConfig(max_new_tokens=10 + i, num_beams=2 + i % 5))
+        for i in range(12)
+    ]
+    generations = llm.generate([prompt for prompt, _ in requests], [config for _, config in requests])
+    assert not reference.contradicted(requests, generations)
+    llm.engine.check()
+
+
 def test_overlapped_steps_give_the_same_samples_as_steps_that_wait(model: Path) -> None:
     """The batches are the same, so the tokens are equal to the last bit of every score."""
     llm = cuda_llm(model)

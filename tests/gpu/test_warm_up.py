@@ -33,6 +33,9 @@ configs = [
     for i in range(len(prompts))
 ]
 llm.generate(prompts, configs)
+beams = [GenerationConfig(max_new_tokens=20, num_beams=2 + i % 8) for i in range(40)]
+llm.generate(prompts[:40], beams)
+assert llm.engine.stats().copies_on_write
 assert not compiled, compiled
 """
 

@@ -12,6 +12,7 @@ import torch
 
 from server.continuous_batching.cache.block_copies import BatchedBlockCopies, BlockCopies, choose_block_copies
 from server.continuous_batching.cache.storage import CacheStorage
+from server.continuous_batching.kernels.triton_copy import copy_blocks
 from server.continuous_batching.native.build import find_compiler
 
 BLOCKS, HOST_BLOCKS = 48, 40
@@ -66,6 +67,14 @@ def test_copies_within_the_pool(device: torch.device) -> None:
     storage.copy([(0, 3), (5, 1)])
     storage.copy([])
     assert filled(storage) == [0.0, 5.0, 2.0, 0.0, 4.0, 5.0]
+
+
+def test_copies_within_the_pool_by_the_kernel(device: torch.device) -> None:
+    """Blocks of a size that its tiles do not divide."""
+    pool = torch.randn(6, 3, 5000, device=device)
+    before = pool.clone()
+    copy_blocks(pool, torch.tensor([(0, 3), (5, 1)], device=device))
+    assert torch.equal(pool, before[[0, 5, 2, 0, 4, 5]])
 
 
 PAIRS = [(0, 4), (1, 5), (2, 6), (5, 1), (7, 7)]

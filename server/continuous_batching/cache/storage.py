@@ -82,9 +82,15 @@ class CacheStorage:
 
     def copy(self, pairs: Sequence[BlockPair]) -> None:
         """Copy (device, device) pairs; no block is both source and destination."""
-        if pairs:
-            index = to_device(np.array(pairs, np.int64).T.copy(), self.device.device)
-            self.device[index[1]] = self.device[index[0]]
+        if not pairs:
+            return
+        index = to_device(np.array(pairs, np.int64), self.device.device)
+        if self.device.is_cuda:
+            from server.continuous_batching.kernels.triton_copy import copy_blocks
+
+            copy_blocks(self.device, index)
+        else:
+            self.device[index[:, 1]] = self.device[index[:, 0]]
 
 
 class _Streams:

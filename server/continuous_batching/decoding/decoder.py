@@ -9,20 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.continuous_batching.decoding.beam import BeamSearch, Candidates, candidates_needed
+from server.continuous_batching.decoding.beam import BeamSearch, Candidates
+from server.continuous_batching.decoding.continuations import Continuations
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
-from server.continuous_batching.decoding.processors import (
-    apply_filters,
-    apply_processors,
-    exclude_filtered,
-)
+from server.continuous_batching.decoding.processors import apply_processors, exclude_filtered
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.decoding.verification import DraftLines
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.transfer import to_host
-from server.random import uniform
 
 
 @dataclass(slots=True)
@@ -103,6 +99,7 @@ class Decoder:
     ) -> None:
         self.vocab_size = vocab_size
         self.table = RowTable(num_rows, vocab_size, device, device_rows)
+        self._continuations = Continuations(self.table, vocab_size)
 
     def join(self, request: Request) -> None:
         """Write the table rows of a request that entered the batch, or split into answers."""
@@ -119,29 +116,33 @@ class Decoder:
     def choose(
         self, forward: StepLogits, sequences: Seq[Sequence], drafts: DraftLines | None = None
     ) -> Decoded | PendingTokens:
-        """Choose the next token of every sequence; on the device, where it keeps tokens and none is a beam.
+        """Choose the next token of every sequence; on the device, where it keeps tokens and can.
 
         Args:
             forward: logits of `sequences`, in their order; overwritten.
             sequences: the beams of a request stand together.
             drafts: guesses among them; none where the device keeps tokens.
         """
-        device_rows = self.table.device_rows
+        table, device_rows = self.table, self.table.device_rows
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
-        if device_rows is None or self.table.beams[rows].any():
+        beams, plain = table.beams[rows], bool(table.plain[rows].all())
+        plain_beams = plain and bool(beams.all())
+        if device_rows is None or (beams.any() and not plain_beams):
             return self.decode(forward.logits.float(), sequences, drafts)
+        logits, logprobs = forward.logits, StepLogprobs(forward.logits, table.logprobs[rows])
+        if plain_beams:
+            candidates = self._continuations.of_logits(logits, rows, sequences)
+            return Decoded([FAILED] * len(sequences), logprobs, candidates)
         assert forward.rows is not None and forward.positions is not None
-        logits, logprobs = forward.logits, StepLogprobs(forward.logits, self.table.logprobs[rows])
-        plain = bool(self.table.plain[rows].all())
         if not plain:
             logits = logits.float()
             generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
-            apply_processors(logits, self.table, rows, generated)
-            exclude_filtered(logits, self.table, rows)
+            apply_processors(logits, table, rows, generated)
+            exclude_filtered(logits, table, rows)
         tokens = device_rows.sample(logits, forward.rows, forward.positions)
         if not plain or logprobs:
             chosen = tokens.long().clamp(min=0)
-            self.table.note(rows, chosen)
+            table.note(rows, chosen)
             logprobs.send(chosen)
         return PendingTokens(tokens, logprobs)
 
@@ -180,66 +181,5 @@ class Decoder:
         if beams.size:
             group = [sequences[i] for i in beams.tolist()]
             scores = logits if beams.size == len(sequences) else logits[beams]
-            decoded.candidates = self._beam_candidates(scores, rows[beams], group)
+            decoded.candidates = self._continuations.of_scores(scores, rows[beams], group)
         return decoded
-
-    def _beam_candidates(
-        self, scores: Tensor, rows: np.ndarray, sequences: Seq[Sequence]
-    ) -> dict[str, Candidates]:
-        """The best continuations of each request's beams (rows of a request stand together)."""
-        requests = list({s.request.id: s.request for s in sequences}.values())
-        running = np.concatenate([r.beams.scores for r in requests if r.beams is not None])
-        sampled = [r.params.do_sample for r in requests]
-        if any(sampled):
-            lines = np.flatnonzero(np.repeat(sampled, [r.params.num_beams for r in requests]))
-            scores[lines] = apply_filters(scores[lines], self.table, rows[lines])
-        scores += self.table.on_device(running).unsqueeze(1)
-        keys = scores
-        if any(sampled):
-            keys = scores.clone()
-            keys[lines] += self._gumbel(rows[lines], [sequences[i] for i in lines.tolist()])
-        count = min(max(candidates_needed(r.params) for r in requests), self.vocab_size)
-        best = torch.topk(keys, count, dim=-1)
-        values = scores.gather(1, best.indices).cpu().numpy()
-        order, tokens = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        shapes = [(r.params.num_beams, candidates_needed(r.params)) for r in requests]
-        starts = np.cumsum([0, *(beams for beams, _ in shapes)])[:-1]
-        found: dict[str, Candidates] = {}
-        for shape in set(shapes):  # requests of one shape are merged together
-            members = [i for i, other in enumerate(shapes) if other == shape]
-            lines = starts[members][:, None] + np.arange(shape[0])
-            parts = _merge(order[lines], values[lines], tokens[lines], shape[1])
-            stops = self.table.is_eos(rows[lines[:, 0]], parts[-1])
-            merged = [Candidates(*part) for part in zip(*parts, stops, strict=True)]
-            found.update(zip((requests[i].id for i in members), merged, strict=True))
-        return found
-
-    def _gumbel(self, rows: np.ndarray, sequences: Seq[Sequence]) -> Tensor:
-        """Gumbel noise [rows, vocab]: the k largest of score + noise are k draws without
-        replacement from softmax(scores) (Kool et al., 2019), as beam sampling wants them."""
-        table = self.table
-        beam = np.array([s.request.sequences.index(s) for s in sequences], np.int64)
-        position = np.array([len(s.history) for s in sequences], np.int64)
-        device = table.device
-        numbers = uniform(
-            table.column(table.integers["seed"], rows),
-            torch.from_numpy(beam).to(device).unsqueeze(1),
-            torch.from_numpy(position).to(device).unsqueeze(1),
-            torch.arange(self.vocab_size, device=device).unsqueeze(0),
-        )
-        return -(-numbers.log()).log().float()
-
-
-def _merge(
-    keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The `count` best of all beams' candidates of each request, [requests, beams, k] each.
-
-    Returns:
-        (scores, parents, tokens), [requests, count] each.
-    """
-    requests, _, per_beam = keys.shape
-    best = np.argsort(-keys.reshape(requests, -1), axis=1, kind="stable")[:, :count]
-    scores = np.take_along_axis(values.reshape(requests, -1), best, 1).astype(np.float32)
-    chosen = np.take_along_axis(tokens.reshape(requests, -1), best, 1)
-    return scores, best // per_beam, chosen

@@ -55,12 +55,12 @@ class SamplingParams:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the next token follows from the logits and the temperature alone."""
+        """Whether the next token follows from the logits and the temperature alone (of beams: from the
+        logits)."""
         filtered = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
         held = self.min_new_tokens > 0 and bool(self.eos_token_ids)
-        return not (
-            self.uses_beams or (self.do_sample and filtered) or held or self.logit_bias or self.needs_history
-        )
+        drawn = self.do_sample and (filtered or self.uses_beams)
+        return not (drawn or held or self.logit_bias or self.needs_history)
 
     @property
     def needs_history(self) -> bool:

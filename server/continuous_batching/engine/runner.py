@@ -119,6 +119,8 @@ class PagedModelRunner(ModelRunner):
 
         They stand in the row of padding, whose keys and values go to a block that nobody holds yet.
         """
+        from server.continuous_batching.kernels.triton_beams import best_continuations
+
         for length in (1, longest):
             request = Request("warm-up", [0] * length, SamplingParams(max_new_tokens=1), arrival=0.0)
             (sequence,) = request.sequences
@@ -128,7 +130,9 @@ class PagedModelRunner(ModelRunner):
             logits = self._compute(batch)
             for scores in (logits, logits.float()):  # as the model gives them, and with options applied
                 tokens = self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
-            tokens.tolist()  # what fails shall fail here
+            best_continuations(logits, torch.zeros_like(logits[:, 0], dtype=torch.float32), 2)
+        self._storage.copy([(0, 0)])
+        tokens.tolist()  # what fails shall fail here
 
     def _decode(self, size: int) -> Tensor:
         batch = self._builder.decode_batch(size)
