@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.continuous_batching.kernels.triton_sampling import peak_and_sum
 from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
 
 _TILE = 4096
@@ -30,10 +31,9 @@ def _best_of_tile(
     i = tl.arange(0, TILE)
     at = logits + line.to(tl.int64) * stride + tile * TILE + i
     score = tl.load(at, mask=tile * TILE + i < vocab, other=float("-inf")).to(tl.float32)
-    peak = tl.max(score, 0)
-    weights = tl.exp(score - tl.where(peak == float("-inf"), 0.0, peak))  # an excluded tile weighs nothing
+    peak, total = peak_and_sum(score)
     tl.store(peaks + line * tiles + tile, peak)
-    tl.store(sums + line * tiles + tile, tl.sum(weights, 0))
+    tl.store(sums + line * tiles + tile, total)
     slot = (line * tiles + tile) * count
     for k in range(count):
         best, place = tl.max(score, 0, return_indices=True)

@@ -41,6 +41,14 @@ def _uniform(seed, answer, position):
 
 
 @triton.jit
+def peak_and_sum(score):
+    """Of a tile of scores: the greatest, and the sum of exp(score - greatest)."""
+    peak = tl.max(score, 0)
+    base = tl.where(peak == float("-inf"), 0.0, peak)  # a tile that is excluded weighs nothing
+    return peak, tl.sum(tl.exp(score - base), 0)
+
+
+@triton.jit
 def _summarise(
     logits, rows, temperatures, peaks, sums, bests, stride, vocab, tiles,
     TILE: tl.constexpr, PDL: tl.constexpr,
@@ -56,10 +64,9 @@ def _summarise(
     score = tl.load(at, mask=i < vocab, other=float("-inf")).to(tl.float32)
     if temperature > 0.0:
         score = score / temperature
-    peak = tl.max(score, 0)
-    weights = tl.exp(score - tl.where(peak == float("-inf"), 0.0, peak))  # an excluded tile weighs nothing
+    peak, total = peak_and_sum(score)
     tl.store(peaks + line * tiles + tile, peak)
-    tl.store(sums + line * tiles + tile, tl.sum(weights, 0))
+    tl.store(sums + line * tiles + tile, total)
     tl.store(bests + line * tiles + tile, tile * TILE + tl.argmax(score, 0))
 
 
