@@ -130,6 +130,8 @@ def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.Monk
     """Filters, penalties, biases and reports of steps that do not wait are those of steps that do."""
     options: list[dict[str, object]] = [
         {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.05}, {"typical_p": 0.7}, {"top_k": 20, "top_p": 0.9},
+        {"top_k": 30, "top_p": 0.9, "min_p": 0.02, "temperature": 1.4}, {"typical_p": 0.8, "top_p": 0.9},
+        {"top_p": 0.7, "repetition_penalty": 1.5}, {"do_sample": False, "top_k": 2, "top_p": 0.5},
         {"repetition_penalty": 1.5}, {"frequency_penalty": 0.7, "presence_penalty": 0.4}, {},
         {"do_sample": False, "frequency_penalty": 1.0, "logprobs": 2},
         {"logit_bias": {7: 4.0, 9: -100.0}, "logprobs": 0},

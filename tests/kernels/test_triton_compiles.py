@@ -40,6 +40,7 @@ from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.triton_backend import TritonAttention
 from server.continuous_batching.kernels.triton_beams import best_continuations
 from server.continuous_batching.kernels.triton_copy import copy_blocks
+from server.continuous_batching.kernels.triton_filters import exclude
 from server.continuous_batching.kernels.triton_gemv import gemv
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
 from server.continuous_batching.kernels.triton_sampling import sample
@@ -55,6 +56,8 @@ rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 silu_mul(tensor(3, 4096))
 sample(tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
 best_continuations(tensor(4, 9001), torch.zeros(4), 8)
+options = [torch.zeros(4) for _ in range(4)]
+exclude(tensor(4, 9001), torch.zeros(4, dtype=torch.int32), *options)
 copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
 for heads, kv_heads, head_dim, decodes in (
     (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
@@ -73,6 +76,7 @@ names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks",
+    "_find_peaks", "_tally", "_narrow", "_exclude",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 for _, ptx, _ in compiled:

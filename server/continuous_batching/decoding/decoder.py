@@ -13,7 +13,11 @@ from server.continuous_batching.decoding.beam import BeamSearch, Candidates
 from server.continuous_batching.decoding.continuations import Continuations
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
-from server.continuous_batching.decoding.processors import apply_processors, exclude_filtered
+from server.continuous_batching.decoding.processors import (
+    apply_processors,
+    changes_scores,
+    exclude_filtered,
+)
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.decoding.verification import DraftLines
@@ -135,10 +139,11 @@ class Decoder:
             return Decoded([FAILED] * len(sequences), logprobs, candidates)
         assert forward.rows is not None and forward.positions is not None
         if not plain:
-            logits = logits.float()
             generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
-            apply_processors(logits, table, rows, generated)
-            exclude_filtered(logits, table, rows)
+            if changes_scores(table, rows, generated):
+                logits = logits.float()
+                apply_processors(logits, table, rows, generated)
+            exclude_filtered(logits, table, rows, forward.rows)
         tokens = device_rows.sample(logits, forward.rows, forward.positions)
         if not plain or logprobs:
             chosen = tokens.long().clamp(min=0)

@@ -13,9 +13,12 @@ from torch import Tensor
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.transfer import to_device
 
+_FLOATS = ["temperature", "top_k", "top_p", "min_p"]
+_INTEGERS = ["seed", "answer"]
+
 
 class DeviceRows:
-    """Last token and plain sampling options by row.
+    """Last token and sampling options by row; 0 stands for a greedy row and for a filter that is off.
 
     Args:
         num_rows: most sequences that run at once; row `num_rows` stands for padding.
@@ -29,25 +32,28 @@ class DeviceRows:
         self.device = device
         self.last_tokens = torch.zeros(num_rows + 1, dtype=torch.int32, device=device)
         self._host: list[np.ndarray] = [
-            np.zeros(num_rows + 1, dtype) for dtype in (np.float32, np.int64, np.int64)
+            np.zeros((len(_FLOATS), num_rows + 1), np.float32),
+            np.zeros((len(_INTEGERS), num_rows + 1), np.int64),
         ]
-        self._temperatures, self._seeds, self._answers = (to_device(values, device) for values in self._host)
+        self._options = [to_device(values, device) for values in self._host]
         self._joined: dict[int, int] = {}
 
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
         """Row `row` is now answer number `answer` of a request, continued from `last_token`."""
-        temperatures, seeds, answers = self._host
-        temperatures[row] = params.temperature if params.do_sample else 0.0
-        seeds[row] = params.seed
-        answers[row] = answer
+        floats, integers = self._host
+        floats[:, row] = 0.0
+        if params.do_sample:
+            floats[0, row] = params.temperature
+            if params.typical_p >= 1.0:  # else all filters are applied together, see `exclude_filtered`
+                floats[1:, row] = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
+        integers[:, row] = params.seed, answer
         self._joined[row] = last_token
 
     def flush(self) -> None:
         """Carry what was assigned to the device; before the next forward pass."""
         if self._joined:
-            tables = (self._temperatures, self._seeds, self._answers)
-            for table, values in zip(tables, self._host, strict=True):
-                table.copy_(to_device(values, self.device))
+            for options, values in zip(self._options, self._host, strict=True):
+                options.copy_(to_device(values, self.device))
             rows, tokens = np.array(list(self._joined)), np.array(list(self._joined.values()))
             self._joined.clear()
             self.record(rows, tokens)
@@ -56,6 +62,19 @@ class DeviceRows:
         """Tokens that the host chose."""
         index = to_device(rows, self.device)
         self.last_tokens.index_copy_(0, index, to_device(tokens.astype(np.int32), self.device))
+
+    def exclude(self, logits: Tensor, rows: Tensor, *, top_k: bool, top_p: bool) -> None:
+        """Set what top-k, top-p and min-p exclude to -inf, in place.
+
+        Args:
+            logits: [lines, vocab].
+            rows: int32 [lines].
+            top_k, top_p: whether any line has that filter.
+        """
+        from server.continuous_batching.kernels.triton_filters import exclude
+
+        temperatures, top_ks, top_ps, min_ps = self._options[0]
+        exclude(logits, rows, temperatures, top_ks if top_k else None, top_ps if top_p else None, min_ps)
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
         """Choose greedily or by temperature alone; the tokens become the rows' last ones.
@@ -70,5 +89,5 @@ class DeviceRows:
         """
         from server.continuous_batching.kernels.triton_sampling import sample
 
-        options = (self._temperatures, self._seeds, self._answers)
-        return sample(logits, rows, positions, *options, self.last_tokens)
+        (temperatures, *_), (seeds, answers) = self._options
+        return sample(logits, rows, positions, temperatures, seeds, answers, self.last_tokens)

@@ -17,6 +17,12 @@ from server.continuous_batching.decoding.verification import DraftLines
 _EXCLUDED = float("-inf")
 
 
+def changes_scores(table: RowTable, rows: np.ndarray, generated: np.ndarray) -> bool:
+    """Whether `apply_processors` would do anything."""
+    held = generated < table.integers["min_new_tokens"][rows]
+    return bool((table.biased[rows] | table.penalised[rows] | held).any())
+
+
 def apply_processors(
     scores: Tensor,
     table: RowTable,
@@ -109,17 +115,28 @@ def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
     return scores
 
 
-def exclude_filtered(logits: Tensor, table: RowTable, rows: np.ndarray) -> None:
+def exclude_filtered(logits: Tensor, table: RowTable, rows: np.ndarray, placed: Tensor) -> None:
     """What `apply_filters` would exclude becomes -inf, in place; the rest stays as it is.
 
+    Without sorting, but for locally typical sampling, whose order is not that of the scores.
+
     Args:
-        logits: float32 [rows, vocab], processed.
+        logits: [rows, vocab], processed, on a device that keeps options by row.
+        placed: `rows` as int32 on that device.
     """
-    chosen = np.flatnonzero(table.filtered[rows] & table.samples[rows])
+    assert table.device_rows is not None
+    filtered = table.filtered[rows] & table.samples[rows]
+    typical = filtered & (table.floats["typical_p"][rows] < 1.0)
+    others = filtered & ~typical
+    if others.any():
+        top_k = bool((others & (table.integers["top_k"][rows] > 0)).any())
+        top_p = bool((others & (table.floats["top_p"][rows] < 1.0)).any())
+        table.device_rows.exclude(logits, placed, top_k=top_k, top_p=top_p)
+    chosen = np.flatnonzero(typical)
     if chosen.size:
         lines = table.on_device(chosen)
         part = logits[lines]
-        excluded = apply_filters(part, table, rows[chosen]) == _EXCLUDED
+        excluded = apply_filters(part.float(), table, rows[chosen]) == _EXCLUDED
         logits[lines] = part.masked_fill_(excluded, _EXCLUDED)
 
 

@@ -129,6 +129,7 @@ class PagedModelRunner(ModelRunner):
             assert batch.sample_rows is not None and batch.sample_positions is not None
             logits = self._compute(batch)
             for scores in (logits, logits.float()):  # as the model gives them, and with options applied
+                self._device_rows.exclude(scores, batch.sample_rows, top_k=True, top_p=True)
                 tokens = self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
             best_continuations(logits, torch.zeros_like(logits[:, 0], dtype=torch.float32), 2)
         self._storage.copy([(0, 0)])
