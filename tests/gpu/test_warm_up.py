@@ -28,10 +28,16 @@ assert compiled, "the hook hears of kernels"
 compiled.clear()
 dice = random.Random(0)
 prompts = [[dice.randint(3, 90) for _ in range(dice.randint(1, 300))] for _ in range(150)]
+options = [
+    {}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 9, "min_p": 0.1, "frequency_penalty": 0.5},
+    {"logit_bias": {7: 1.0}}, {"logit_bias": {8: 1.0}, "repetition_penalty": 1.2, "top_p": 0.9},
+]
 configs = [
-    GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), top_k=i % 3 * 5, seed=i)
+    GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), seed=i, **options[i % 6])
     for i in range(len(prompts))
 ]
+for i in range(12):  # alone, and with others
+    llm.generate(prompts[i : i + 1], configs[i : i + 1])
 llm.generate(prompts, configs)
 beams = [GenerationConfig(max_new_tokens=20, num_beams=2 + i % 8) for i in range(40)]
 llm.generate(prompts[:40], beams)

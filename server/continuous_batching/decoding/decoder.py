@@ -11,13 +11,10 @@ from torch import Tensor
 
 from server.continuous_batching.decoding.beam import BeamSearch, Candidates
 from server.continuous_batching.decoding.continuations import Continuations
+from server.continuous_batching.decoding.device_options import apply_options
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
-from server.continuous_batching.decoding.processors import (
-    apply_processors,
-    changes_scores,
-    exclude_filtered,
-)
+from server.continuous_batching.decoding.processors import apply_processors
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
 from server.continuous_batching.decoding.verification import DraftLines
@@ -140,10 +137,7 @@ class Decoder:
         assert forward.rows is not None and forward.positions is not None
         if not plain:
             generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
-            if changes_scores(table, rows, generated):
-                logits = logits.float()
-                apply_processors(logits, table, rows, generated)
-            exclude_filtered(logits, table, rows, forward.rows)
+            logits = apply_options(logits, table, rows, forward.rows, generated)
         tokens = device_rows.sample(logits, forward.rows, forward.positions)
         if not plain or logprobs:
             chosen = tokens.long().clamp(min=0)

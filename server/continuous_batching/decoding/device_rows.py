@@ -13,7 +13,7 @@ from torch import Tensor
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.transfer import to_device
 
-_FLOATS = ["temperature", "top_k", "top_p", "min_p"]
+_FLOATS = ["temperature", "top_k", "top_p", "min_p", "biased", "repetition", "frequency", "presence"]
 _INTEGERS = ["seed", "answer"]
 
 
@@ -44,8 +44,11 @@ class DeviceRows:
         floats[:, row] = 0.0
         if params.do_sample:
             floats[0, row] = params.temperature
-            if params.typical_p >= 1.0:  # else all filters are applied together, see `exclude_filtered`
-                floats[1:, row] = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
+            if params.typical_p >= 1.0:  # else all filters are applied together, see `device_options`
+                floats[1:4, row] = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
+        floats[4, row] = bool(params.logit_bias)
+        if params.needs_history:
+            floats[5:, row] = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
         integers[:, row] = params.seed, answer
         self._joined[row] = last_token
 
@@ -63,6 +66,39 @@ class DeviceRows:
         index = to_device(rows, self.device)
         self.last_tokens.index_copy_(0, index, to_device(tokens.astype(np.int32), self.device))
 
+    def warm_up(self, logits: Tensor, rows: Tensor, positions: Tensor) -> None:
+        """Do all of the below and what beams need, for rows without options, so that it is compiled."""
+        from server.continuous_batching.kernels.triton_beams import best_continuations
+
+        nothing = torch.zeros(16, device=self.device)  # no row without options reads the vocabulary's tables
+        history = nothing.bool(), nothing
+        for bias, past in ((nothing, None), (None, history), (nothing, history)):
+            penalised = self.penalise(logits, rows, bias, past)
+        for scores in (logits, penalised):
+            self.exclude(scores, rows, top_k=True, top_p=True)
+            tokens = self.sample(scores, rows, positions)
+        best_continuations(logits, torch.zeros(len(logits), device=self.device), 2)
+        tokens.tolist()  # what fails shall fail here
+
+    def penalise(
+        self, logits: Tensor, rows: Tensor, bias: Tensor | None, history: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        """Add biases and apply penalties.
+
+        Args:
+            logits: [lines, vocab].
+            rows: int32 [lines].
+            bias: float32 [rows, vocab], None where no line has one.
+            history: (bool: tokens of prompt or answer, float32: how often the answer holds each),
+                [rows, vocab] each; None where no line has penalties.
+
+        Returns:
+            float32 [lines, vocab].
+        """
+        from server.continuous_batching.kernels.triton_penalties import penalise
+
+        return penalise(logits, rows, self._options[0][4:], bias, history)
+
     def exclude(self, logits: Tensor, rows: Tensor, *, top_k: bool, top_p: bool) -> None:
         """Set what top-k, top-p and min-p exclude to -inf, in place.
 
@@ -73,7 +109,7 @@ class DeviceRows:
         """
         from server.continuous_batching.kernels.triton_filters import exclude
 
-        temperatures, top_ks, top_ps, min_ps = self._options[0]
+        temperatures, top_ks, top_ps, min_ps = self._options[0][:4]
         exclude(logits, rows, temperatures, top_ks if top_k else None, top_ps if top_p else None, min_ps)
 
     def sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:

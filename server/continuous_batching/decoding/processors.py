@@ -14,13 +14,7 @@ from torch import Tensor
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.verification import DraftLines
 
-_EXCLUDED = float("-inf")
-
-
-def changes_scores(table: RowTable, rows: np.ndarray, generated: np.ndarray) -> bool:
-    """Whether `apply_processors` would do anything."""
-    held = generated < table.integers["min_new_tokens"][rows]
-    return bool((table.biased[rows] | table.penalised[rows] | held).any())
+EXCLUDED = float("-inf")
 
 
 def apply_processors(
@@ -47,6 +41,11 @@ def apply_processors(
         lines = table.on_device(penalised)
         ahead = None if drafts is None else _within(penalised, *drafts.assumed())
         scores[lines] = _penalise(scores[lines], table, rows[penalised], ahead)
+    hold_eos(scores, table, rows, generated)
+
+
+def hold_eos(scores: Tensor, table: RowTable, rows: np.ndarray, generated: np.ndarray) -> None:
+    """Let no answer end before its minimum length, in place; as `apply_processors` has it."""
     short = np.flatnonzero(generated < table.integers["min_new_tokens"][rows])
     if short.size:
         _suppress_eos(scores, table, short, rows[short])
@@ -79,7 +78,7 @@ def _suppress_eos(scores: Tensor, table: RowTable, index: np.ndarray, rows: np.n
     counts = table.eos_count[rows]
     lines = np.repeat(index, counts)
     columns = table.eos[rows][np.arange(table.eos.shape[1]) < counts[:, None]]
-    scores[table.on_device(lines), table.on_device(columns)] = _EXCLUDED
+    scores[table.on_device(lines), table.on_device(columns)] = EXCLUDED
 
 
 def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
@@ -115,31 +114,6 @@ def apply_filters(scores: Tensor, table: RowTable, rows: np.ndarray) -> Tensor:
     return scores
 
 
-def exclude_filtered(logits: Tensor, table: RowTable, rows: np.ndarray, placed: Tensor) -> None:
-    """What `apply_filters` would exclude becomes -inf, in place; the rest stays as it is.
-
-    Without sorting, but for locally typical sampling, whose order is not that of the scores.
-
-    Args:
-        logits: [rows, vocab], processed, on a device that keeps options by row.
-        placed: `rows` as int32 on that device.
-    """
-    assert table.device_rows is not None
-    filtered = table.filtered[rows] & table.samples[rows]
-    typical = filtered & (table.floats["typical_p"][rows] < 1.0)
-    others = filtered & ~typical
-    if others.any():
-        top_k = bool((others & (table.integers["top_k"][rows] > 0)).any())
-        top_p = bool((others & (table.floats["top_p"][rows] < 1.0)).any())
-        table.device_rows.exclude(logits, placed, top_k=top_k, top_p=top_p)
-    chosen = np.flatnonzero(typical)
-    if chosen.size:
-        lines = table.on_device(chosen)
-        part = logits[lines]
-        excluded = apply_filters(part.float(), table, rows[chosen]) == _EXCLUDED
-        logits[lines] = part.masked_fill_(excluded, _EXCLUDED)
-
-
 def _column(table: RowTable, values: np.ndarray) -> Tensor:
     return table.on_device(values).unsqueeze(1)
 
@@ -148,7 +122,7 @@ def _top_k(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) 
     k = np.maximum(table.integers["top_k"][rows], keep).clip(max=scores.shape[1])
     best = torch.topk(scores, int(k.max()), dim=-1).values
     worst = best.gather(1, _column(table, k - 1))
-    return scores.masked_fill(scores < worst, _EXCLUDED)
+    return scores.masked_fill(scores < worst, EXCLUDED)
 
 
 def _top_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
@@ -157,7 +131,7 @@ def _top_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) 
     below = ordered.softmax(dim=-1).cumsum(dim=-1)
     remove = below <= table.column(1.0 - table.floats["top_p"], rows)
     remove &= torch.arange(scores.shape[1], device=scores.device) < scores.shape[1] - _column(table, keep)
-    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)
+    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), EXCLUDED)
 
 
 def _min_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
@@ -166,7 +140,7 @@ def _min_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) 
     best = torch.topk(probabilities, int(keep.max()), dim=-1).values
     remove = probabilities < table.column(table.floats["min_p"], rows) * best[:, :1]
     remove &= probabilities < best.gather(1, _column(table, keep - 1))
-    return scores.masked_fill(remove, _EXCLUDED)
+    return scores.masked_fill(remove, EXCLUDED)
 
 
 def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarray) -> Tensor:
@@ -179,4 +153,4 @@ def _typical_p(scores: Tensor, table: RowTable, rows: np.ndarray, keep: np.ndarr
     last = last.clamp(max=scores.shape[1] - 1)
     remove = surprise > surprise.gather(1, last)
     remove &= torch.arange(scores.shape[1], device=scores.device) >= _column(table, keep)
-    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), _EXCLUDED)
+    return scores.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), EXCLUDED)

@@ -119,21 +119,14 @@ class PagedModelRunner(ModelRunner):
 
         They stand in the row of padding, whose keys and values go to a block that nobody holds yet.
         """
-        from server.continuous_batching.kernels.triton_beams import best_continuations
-
         for length in (1, longest):
             request = Request("warm-up", [0] * length, SamplingParams(max_new_tokens=1), arrival=0.0)
             (sequence,) = request.sequences
             sequence.row = self._builder.max_rows
             batch = self._builder.build(Plan(chunks=[Chunk(sequence, 0, length)]))
             assert batch.sample_rows is not None and batch.sample_positions is not None
-            logits = self._compute(batch)
-            for scores in (logits, logits.float()):  # as the model gives them, and with options applied
-                self._device_rows.exclude(scores, batch.sample_rows, top_k=True, top_p=True)
-                tokens = self._device_rows.sample(scores, batch.sample_rows, batch.sample_positions)
-            best_continuations(logits, torch.zeros_like(logits[:, 0], dtype=torch.float32), 2)
+            self._device_rows.warm_up(self._compute(batch), batch.sample_rows, batch.sample_positions)
         self._storage.copy([(0, 0)])
-        tokens.tolist()  # what fails shall fail here
 
     def _decode(self, size: int) -> Tensor:
         batch = self._builder.decode_batch(size)

@@ -30,8 +30,7 @@ _LOWEST = -(1 << 31)
 @triton.jit
 def _ordered(score):
     """int32 in the order of the scores; those of 16 bits are within 16 bits."""
-    width: tl.constexpr = score.dtype.primitive_bitwidth
-    if width == 16:
+    if score.dtype.primitive_bitwidth == 16:
         bits = score.to(tl.int16, bitcast=True).to(tl.int32)
         flipped = (bits >> 15) & 0x7FFF
     else:
@@ -180,7 +179,7 @@ def _find_lows(
     (lines, vocab), tiles, device = logits.shape, peaks.shape[1], logits.device
     bases = torch.full((lines,), _FIRST_BASE, dtype=torch.int32, device=device)
     tallies = torch.empty((lines, tiles, _DIGITS), dtype=torch.float32, device=device)
-    aboves, targets = torch.empty((2, lines), dtype=torch.float32, device=device)
+    aboves, targets = (peaks.new_empty(lines) for _ in range(2))
     sizes = {"DIGITS": _DIGITS, "TILES": next_power_of_two(tiles)}
     options = launch_options(device)
     bits = logits.dtype.itemsize * 8
