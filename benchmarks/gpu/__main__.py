@@ -34,7 +34,8 @@ UNITS = {
     "requests_per_second": ("req/s", 2),
 }
 PLAIN = ["W1", "W2", "W3", "W4"]
-EXTRA = ["SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
+SAMPLED = ["TOPP", "OPTIONS"]
+EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
 ENGINES = {"own": "own", "over_http": "own", "peer_vllm": "vllm", "peer_transformers": "transformers"}
 """Which engine each module of this package measures."""
 TESTS_SECONDS = 200
@@ -64,10 +65,10 @@ class Stage:
 def stages(shape: str, engines: Collection[str]) -> list[Stage]:
     """What there is to measure of `engines` on a shape, the bars' own figures and their peers' first."""
     large = shape == "8b"
-    own = [*PLAIN, "SWAP", *(["BEAM"] if large else [])]
+    own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
     found = [
-        Stage("own", own, 150 if large else 60, flags={"host_blocks": 1000}),
-        Stage("peer_vllm", PLAIN, 160 if large else 130),
+        Stage("own", own, 280 if large else 90, flags={"host_blocks": 1000}),
+        Stage("peer_vllm", [*PLAIN, *SAMPLED], 300 if large else 190),
     ]
     if large:
         blocks = peak_blocks(workload("FULL"), 16) // 4

@@ -59,6 +59,7 @@ def run(llm: Any, load: Workload) -> float:
             temperature=load.temperature or 1.0,
             num_beams=load.beams,
             seed=index,
+            **load.options,
         )
         for index, n in enumerate(load.new_tokens)
     ]

@@ -21,10 +21,8 @@ def run(llm: Any, load: Workload) -> float:
     """Seconds that the workload takes."""
     from vllm import SamplingParams
 
-    params = [
-        SamplingParams(temperature=load.temperature, ignore_eos=True, max_tokens=n, detokenize=False)
-        for n in load.new_tokens
-    ]
+    fixed = {"temperature": load.temperature, "ignore_eos": True, "detokenize": False, **load.options}
+    params = [SamplingParams(max_tokens=n, **fixed) for n in load.new_tokens]
     prompts = [{"prompt_token_ids": prompt} for prompt in load.prompts]
     begin = time.perf_counter()
     answers = llm.generate(prompts, params, use_tqdm=False)
