@@ -24,4 +24,4 @@ def import_transformers_without_torch() -> None:
     try:
         from transformers import AutoConfig, AutoTokenizer  # noqa: F401
     finally:
-        del sys.modules["torch"]
+        sys.modules.pop("torch", None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, run_child, stages, table
+from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, SAMPLED, run_child, stages, table
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
 MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
@@ -29,7 +29,7 @@ def test_engines_are_chosen_and_every_peer_runs_what_its_bars_ask_for() -> None:
     for shape, extra in {"1b": set(), "8b": {"FULL"}}.items():
         chosen = stages(shape, ["vllm"])
         assert {stage.module for stage in chosen} == {"peer_vllm"}
-        assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *extra}
+        assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *SAMPLED, *extra}
         every = [stage.module for stage in stages(shape, ENGINES.values())]
         assert len(every) == len(stages(shape, ["own", "vllm"])) + 1 and "peer_transformers" in every
 

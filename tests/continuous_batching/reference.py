@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from protocol.generation import GenerationConfig
-from server.offline import Generation
+from server.offline import Answer, Generation
 
 PADDING = -1
 """No token, so that padding cannot be taken for an answer's end."""
@@ -35,6 +35,26 @@ class Reference:
             for index, ((prompt, config), generation) in enumerate(zip(requests, generations, strict=True))
             if [answer.token_ids for answer in generation.answers] != self.answers(prompt, config)
         ]
+
+    def misreported(
+        self, requests: Sequence[tuple[list[int], GenerationConfig]], generations: Sequence[Generation]
+    ) -> list[int]:
+        """Which of `generations` report other tokens or log probabilities than the model gives for them."""
+        return [
+            index
+            for index, ((prompt, _), generation) in enumerate(zip(requests, generations, strict=True))
+            if not all(self._is_reported(prompt, answer) for answer in generation.answers)
+        ]
+
+    @torch.inference_mode()
+    def _is_reported(self, prompt: list[int], answer: Answer) -> bool:
+        ids = torch.tensor([prompt + answer.token_ids])
+        logs = self.model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(dim=-1)
+        expected = logs.gather(1, ids[0, len(prompt) :].unsqueeze(1)).squeeze(1)
+        reports = answer.logprobs or []
+        return [report.token_id for report in reports] == answer.token_ids and torch.allclose(
+            torch.tensor([report.logprob for report in reports]), expected, atol=1e-4
+        )
 
     def answers(self, prompt: list[int], config: GenerationConfig) -> list[list[int]]:
         """Generated tokens of each answer; padding behind the end is cut off."""
@@ -90,6 +110,25 @@ def mixed_requests(
             options["stop"] = _likely_stops(reference, rng, prompt)
         requests.append((prompt, GenerationConfig(**options)))
     return requests
+
+
+def reporting_beams(reference: Reference, count: int) -> list[tuple[list[int], GenerationConfig]]:
+    """Beam searches that report log probabilities and have several answers, of unequal length."""
+    rng = random.Random(count)
+    ordinary = range(3, reference.vocab_size)
+    return [
+        (
+            rng.choices(ordinary, k=rng.randint(1, 40)),
+            GenerationConfig(
+                max_new_tokens=rng.randint(5, 30),
+                num_beams=beams,
+                num_return_sequences=beams,
+                eos_token_id=rng.sample(ordinary, k=10),
+                logprobs=2,
+            ),
+        )
+        for beams in rng.choices(range(2, 6), k=count)
+    ]
 
 
 def _likely_stops(reference: Reference, rng: random.Random, prompt: list[int]) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
 from tests.continuous_batching.engines import small_llm
-from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.continuous_batching.reference import Reference, mixed_requests, reporting_beams
 
 Requests = list[tuple[list[int], GenerationConfig]]
 
@@ -100,3 +100,14 @@ def test_shared_prompt_is_computed_once(tiny_model: Path, reference: Reference) 
     llm = small_llm(tiny_model, tokens=1024, chunk=1024)
     assert_exact(llm, reference, requests)
     assert llm.engine.stats().computed_prompt_tokens == 200 + 2 * 16
+
+
+@pytest.mark.parametrize("num_blocks", [500, 40])
+def test_beams_report_log_probabilities(tiny_model: Path, reference: Reference, num_blocks: int) -> None:
+    """Each beam those of its own tokens, also where it took another's place, and after swaps."""
+    requests = reporting_beams(reference, 20)
+    llm = small_llm(tiny_model, num_blocks=num_blocks, num_blocks_cpu=40, swap_policy="swap")
+    generations = llm.generate([prompt for prompt, _ in requests], [config for _, config in requests])
+    assert not reference.contradicted(requests, generations)
+    assert not reference.misreported(requests, generations)
+    assert (llm.engine.stats().preempted_by_swap > 0) == (num_blocks < 100)

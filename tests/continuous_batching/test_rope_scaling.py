@@ -37,6 +37,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_positio
         {"rope_type": "llama3", "factor": 8.0, **LLAMA3},
         {"type": "yarn", "factor": 4.0},
         {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 512, "truncate": False},
+        {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 1024},
         {"rope_type": "yarn", "factor": 4.0, "mscale": 1.2, "mscale_all_dim": 0.7},
         {"rope_type": "yarn", "factor": 2.5, "attention_factor": 0.7, "beta_fast": 20, "beta_slow": 2},
     ],
@@ -59,5 +60,5 @@ def test_dynamic_scaling_is_none_up_to_the_trained_length() -> None:
 
 
 def test_a_scaling_without_its_factor_is_refused() -> None:
-    with pytest.raises(ValueError, match="'yarn' says no factor"):
-        inverse_frequencies(config({"rope_type": "yarn", "factor": None}), TRAINED)
+    with pytest.raises(ValueError, match="'linear' says no factor"):
+        inverse_frequencies(config({"rope_type": "linear", "factor": None}), TRAINED)

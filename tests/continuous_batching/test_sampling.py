@@ -53,6 +53,16 @@ def table_of(*params: SamplingParams) -> RowTable:
     return table
 
 
+def test_ends_are_those_of_the_rows_present_owner() -> None:
+    """A row knows neither the ends of its former owners nor the padding of its list."""
+    three, one, none = (SamplingParams(8, eos_token_ids=ends) for ends in ((5, 6, 7), (9,), ()))
+    table = table_of(three, three)
+    table.assign(0, one, answer=0, prompt=[1], generated=[])
+    table.assign(1, none, answer=0, prompt=[1], generated=[])
+    tokens = np.array([[9, 0, 5, 6, 7], [9, 0, 5, 6, 7]])
+    assert table.is_eos(np.array([0, 1]), tokens).tolist() == [[True] + [False] * 4, [False] * 5]
+
+
 def draw(table: RowTable, scores: torch.Tensor, draws: int = DRAWS) -> np.ndarray:
     """Tokens drawn for row 0 at `draws` positions."""
     rows = np.zeros(draws, np.int64)

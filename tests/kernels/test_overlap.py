@@ -29,7 +29,7 @@ from server.continuous_batching.llm import GenerationError
 from server.continuous_batching.models.config import ModelError
 from server.continuous_batching.scheduler.request import Sequence
 from tests.continuous_batching.engines import small_llm
-from tests.continuous_batching.reference import Reference, mixed_requests
+from tests.continuous_batching.reference import Reference, mixed_requests, reporting_beams
 from tests.kernels.draws import worst_miss
 from tests.models import tiny_llama
 
@@ -156,6 +156,15 @@ def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.Monk
                 [i for i, _ in other.top],
             )
             assert report.logprob == pytest.approx(other.logprob, abs=1e-5)
+
+
+def test_beams_alone(model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Continuations and reports of steps in which there are beams only, which a kernel finds."""
+    requests = reporting_beams(reference, 12)
+    llm = overlapped_llm(model, monkeypatch, num_blocks=400)
+    generations = llm.generate([prompt for prompt, _ in requests], [config for _, config in requests])
+    assert not reference.contradicted(requests, generations)
+    assert not reference.misreported(requests, generations)
 
 
 def test_samples_are_drawn_at_their_own_numbers(

@@ -32,15 +32,17 @@ def test_equal_scores_are_all_found(device: torch.device) -> None:
 
 def test_scores_that_are_not_finite(device: torch.device) -> None:
     """They can be told from others, and what remains of a line is found."""
-    logits = torch.randn(5, 5000, device=device)
+    logits = torch.randn(6, 9001, device=device)  # three tiles, in four places
     logits[0, 17] = float("nan")
     logits[1] = float("-inf")
     logits[2, 9] = float("inf")
     logits[3] = float("-inf")
     logits[3, 4999] = 2.0
-    scores, tokens = best_continuations(logits, torch.zeros(5, device=device), 3)
+    logits[5] = float("nan")
+    scores, tokens = best_continuations(logits, torch.zeros(6, device=device), 3)
     assert scores[:3].isnan().all()
     assert scores[3].tolist() == [0.0, float("-inf"), float("-inf")]
     assert tokens[3, 0] == 4999
     assert scores[4].isfinite().all()
-    assert tokens.min() >= 0 and tokens.max() < 5000
+    assert scores[5].isnan().all()
+    assert tokens.min() >= 0 and tokens.max() < 9001

@@ -63,6 +63,7 @@ def _best_of_line(
     for k in range(count):
         heads = tl.load(values + slots + taken, mask=(t < tiles) & (taken < count), other=float("-inf"))
         best, tile = tl.max(heads, 0, return_indices=True)
+        tile = tl.minimum(tile, tiles - 1)  # of scores that are not numbers any may be found
         place = tl.minimum(tl.sum(tl.where(t == tile, taken, 0), 0), count - 1)
         token = tl.load(tokens + (line * tiles + tile) * count + place)
         tl.store(best_scores + line * count + k, best - peak - log_total + score)

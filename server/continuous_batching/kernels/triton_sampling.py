@@ -87,7 +87,8 @@ def _choose(
     tile_peaks = tl.load(peaks + line * tiles + t, mask=t < tiles, other=float("-inf"))
     tile_sums = tl.load(sums + line * tiles + t, mask=t < tiles, other=0.0)
     peak = tl.max(tile_peaks, 0)
-    token = tl.load(bests + line * tiles + tl.argmax(tile_peaks, 0))
+    best = tl.minimum(tl.argmax(tile_peaks, 0), tiles - 1)  # of scores that are not numbers any may be found
+    token = tl.load(bests + line * tiles + best)
     weights = tile_sums * tl.exp(tile_peaks - peak)
     total = tl.sum(weights, 0)
     if temperature > 0.0:

@@ -25,6 +25,9 @@ def inverse_frequencies(hf_config: Any, max_length: int) -> tuple[Tensor, float]
             f"rope scaling {kind!r} is not supported for model_max_length {max_length} "
             f"(supported: {', '.join(SCALINGS)}, and dynamic up to the trained length)"
         )
+    if kind == "yarn" and rope.get("factor") is None:
+        stretched = hf_config.max_position_embeddings / rope["original_max_position_embeddings"]
+        rope = {**rope, "factor": stretched}
     if kind != "default" and not rope.get("factor"):
         raise ValueError(f"rope scaling {kind!r} says no factor")
     head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // hf_config.num_attention_heads
