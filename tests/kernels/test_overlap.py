@@ -160,7 +160,7 @@ def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.Monk
 
 def test_beams_alone(model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     """Continuations and reports of steps in which there are beams only, which a kernel finds."""
-    requests = reporting_beams(reference, 12)
+    requests = reporting_beams(reference, 4)
     llm = overlapped_llm(model, monkeypatch, num_blocks=400)
     generations = llm.generate([prompt for prompt, _ in requests], [config for _, config in requests])
     assert not reference.contradicted(requests, generations)
