@@ -124,8 +124,9 @@ class PagedModelRunner(ModelRunner):
             (sequence,) = request.sequences
             sequence.row = self._builder.max_rows
             batch = self._builder.build(Plan(chunks=[Chunk(sequence, 0, length)]))
-            assert batch.sample_rows is not None and batch.sample_positions is not None
-            self._device_rows.warm_up(self._compute(batch), batch.sample_rows, batch.sample_positions)
+            logits = self._compute(batch)
+        assert batch.sample_rows is not None and batch.sample_positions is not None
+        self._device_rows.warm_up(logits, batch.sample_rows, batch.sample_positions)
         self._storage.copy([(0, 0)])
 
     def _decode(self, size: int) -> Tensor:

@@ -40,6 +40,13 @@ def _ordered(score):
 
 
 @triton.jit
+def _peak_of(line, peaks, tiles, TILES: tl.constexpr):
+    """The greatest score of a line, from those of its tiles."""
+    t = tl.arange(0, TILES)
+    return tl.max(tl.load(peaks + line * tiles + t, mask=t < tiles, other=float("-inf")), 0)
+
+
+@triton.jit
 def _find_peaks(logits, peaks, stride, vocab, tiles, TILE: tl.constexpr, PDL: tl.constexpr):
     """Program (line, tile of the vocabulary)."""
     if PDL:
@@ -68,9 +75,8 @@ def _tally(
         key = _ordered(score)
         weight = tl.where((i < vocab) & (key >= tl.load(lows + line)), 1.0, 0.0)
         if MASS:
-            t = tl.arange(0, TILES)
-            peak = tl.max(tl.load(peaks + line * tiles + t, mask=t < tiles, other=float("-inf")), 0)
-            weight *= tl.exp((score.to(tl.float32) - peak) / tl.load(temperatures + row))
+            below = score.to(tl.float32) - _peak_of(line, peaks, tiles, TILES)
+            weight *= tl.exp(below / tl.load(temperatures + row))
         digit = (key >> shift) - tl.load(bases + line)
         for d in tl.static_range(DIGITS):
             at = tallies + (line * tiles + tile) * DIGITS + d
@@ -121,10 +127,10 @@ def _exclude(
         gdc_wait()
     line, tile = tl.program_id(0), tl.program_id(1)
     row = tl.load(rows + line)
-    t = tl.arange(0, TILES)
-    peak = tl.max(tl.load(peaks + line * tiles + t, mask=t < tiles, other=float("-inf")), 0)
     min_p = tl.load(min_ps + row)
-    floor = peak + tl.load(temperatures + row) * tl.log(tl.maximum(min_p, 1e-30))
+    floor = _peak_of(line, peaks, tiles, TILES) + tl.load(temperatures + row) * tl.log(
+        tl.maximum(min_p, 1e-30)
+    )
     floor = tl.where(min_p > 0.0, floor, float("-inf"))
     i = tile * TILE + tl.arange(0, TILE)
     at = logits + line.to(tl.int64) * stride + i
