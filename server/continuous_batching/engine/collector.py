@@ -16,6 +16,7 @@ from server.continuous_batching.engine.outputs import AnswerDelta, RequestFailur
 from server.continuous_batching.scheduler.request import Request, Sequence
 from server.continuous_batching.scheduler.scheduler import Scheduler
 from server.text.detokenizer import StopMatcher
+from server.text.logprob import TokenLogprob
 from server.text.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -109,10 +110,7 @@ class Collector:
         request = sequence.request
         sequence.history.append(token)
         self.generated_tokens += 1
-        if sequence.logprobs is not None:
-            report = decoded.logprobs.of(index, token)
-            if report is not None:
-                sequence.logprobs.append(report)
+        _report(sequence.logprobs, decoded, index, token)
         reason = self._end(sequence, token)
         if request.stream:
             logprobs = None if sequence.logprobs is None else sequence.logprobs[-1:]
@@ -168,9 +166,9 @@ class Collector:
             parent, token = int(candidates.parents[candidate]), int(candidates.tokens[candidate])
             history, logprobs = sequences[parent].history.fork(), sequences[parent].logprobs
             history.append(token)
-            entry = decoded.logprobs.of(first + parent, token)
-            if logprobs is not None and entry is not None:
-                logprobs = [*logprobs, entry]
+            if logprobs is not None:
+                logprobs = list(logprobs)
+            _report(logprobs, decoded, first + parent, token)
             return Hypothesis(history, bool(stops[candidate]), logprobs)
 
         survivors = request.beams.advance(candidates, ends, length, finish)
@@ -183,9 +181,7 @@ class Collector:
         beams = self._reorder(request, sequences, parents)
         for beam, parent, token in zip(beams, parents, tokens, strict=True):
             beam.history.append(token)
-            entry = decoded.logprobs.of(first + parent, token)
-            if beam.logprobs is not None and entry is not None:
-                beam.logprobs.append(entry)
+            _report(beam.logprobs, decoded, first + parent, token)
         if tails:
             for beam, candidate in zip(beams, survivors, strict=True):
                 beam.stop_tail = tails[candidate]
@@ -231,3 +227,11 @@ class Collector:
             output.deltas.append(AnswerDelta(request.id, index, tokens, reason, answer.logprobs))
         self._scheduler.remove(request)
         self._complete(request, output)
+
+
+def _report(logprobs: list[TokenLogprob] | None, decoded: Decoded, line: int, token: int) -> None:
+    """Add what is to be told of `token`, chosen from line `line` of the scores, where there are reports."""
+    if logprobs is not None:
+        entry = decoded.logprobs.of(line, token)
+        if entry is not None:
+            logprobs.append(entry)
