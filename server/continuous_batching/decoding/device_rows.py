@@ -41,14 +41,13 @@ class DeviceRows:
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
         """Row `row` is now answer number `answer` of a request, continued from `last_token`."""
         floats, integers = self._host
-        floats[:, row] = 0.0
-        if params.do_sample:
-            floats[0, row] = params.temperature
-            if params.typical_p >= 1.0:  # else all filters are applied together, see `device_options`
-                floats[1:4, row] = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
-        floats[4, row] = bool(params.logit_bias)
+        filters = penalties = (0.0, 0.0, 0.0)
+        if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_options`
+            filters = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
         if params.needs_history:
-            floats[5:, row] = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+            penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+        temperature = params.temperature if params.do_sample else 0.0
+        floats[:, row] = temperature, *filters, bool(params.logit_bias), *penalties
         integers[:, row] = params.seed, answer
         self._joined[row] = last_token
 

@@ -57,10 +57,14 @@ class SamplingParams:
     def is_plain(self) -> bool:
         """Whether the next token follows from the logits and the temperature alone (of beams: from the
         logits)."""
-        filtered = self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
         held = self.min_new_tokens > 0 and bool(self.eos_token_ids)
-        drawn = self.do_sample and (filtered or self.uses_beams)
+        drawn = self.do_sample and (self.is_filtered or self.uses_beams)
         return not (drawn or held or self.logit_bias or self.needs_history)
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether, where tokens are drawn, some of them may not be."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0 or self.typical_p < 1.0
 
     @property
     def needs_history(self) -> bool:

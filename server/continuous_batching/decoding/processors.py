@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.continuous_batching.decoding.rows import RowTable
+from server.continuous_batching.decoding.rows import NO_TOKEN, RowTable
 from server.continuous_batching.decoding.verification import DraftLines
 
 EXCLUDED = float("-inf")
@@ -75,9 +75,9 @@ def _penalise(
 
 
 def _suppress_eos(scores: Tensor, table: RowTable, index: np.ndarray, rows: np.ndarray) -> None:
-    counts = table.eos_count[rows]
-    lines = np.repeat(index, counts)
-    columns = table.eos[rows][np.arange(table.eos.shape[1]) < counts[:, None]]
+    ends = table.eos[rows]
+    given = ends != NO_TOKEN
+    lines, columns = np.repeat(index, given.sum(axis=1)), ends[given]
     scores[table.on_device(lines), table.on_device(columns)] = EXCLUDED
 
 

@@ -22,6 +22,9 @@ _FLOATS = [
 ]  # fmt: skip
 _INTEGERS = ["top_k", "seed", "min_new_tokens"]
 
+NO_TOKEN = -1
+"""Fills a row's list of tokens that end its answer."""
+
 
 class RowTable:
     """Options and token statistics by row.
@@ -47,7 +50,7 @@ class RowTable:
         self.integers = {name: np.zeros(num_rows, np.int64) for name in _INTEGERS}
         self.answer = np.zeros(num_rows, np.int64)
         self.eos_count = np.zeros(num_rows, np.int64)
-        self.eos = np.zeros((num_rows, 1), np.int64)
+        self.eos = np.full((num_rows, 1), NO_TOKEN)
         self.samples = np.zeros(num_rows, bool)
         self.beams = np.zeros(num_rows, bool)
         self.biased = np.zeros(num_rows, bool)
@@ -97,9 +100,7 @@ class RowTable:
         self.samples[row] = params.do_sample and not params.uses_beams
         self.beams[row] = params.uses_beams
         self.logprobs[row] = -1 if params.logprobs is None else params.logprobs
-        self.filtered[row] = (
-            params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0 or params.typical_p < 1.0
-        )
+        self.filtered[row] = params.is_filtered
         self.plain[row] = params.is_plain
         if self.device_rows is not None:
             self.device_rows.assign(row, params, answer, [*prompt[-1:], *generated[-1:]][-1])
@@ -118,15 +119,15 @@ class RowTable:
 
     def _assign_eos(self, row: int, ids: tuple[int, ...]) -> None:
         if len(ids) > self.eos.shape[1]:
-            self.eos = np.pad(self.eos, ((0, 0), (0, len(ids) - self.eos.shape[1])))
+            missing = len(ids) - self.eos.shape[1]
+            self.eos = np.pad(self.eos, ((0, 0), (0, missing)), constant_values=NO_TOKEN)
+        self.eos[row] = NO_TOKEN
         self.eos[row, : len(ids)] = ids
         self.eos_count[row] = len(ids)
 
     def is_eos(self, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """bool [rows, k]: which of `tokens` [rows, k] end an answer of their row."""
-        given = np.arange(self.eos.shape[1]) < self.eos_count[rows, None]
-        same = tokens[:, :, None] == self.eos[rows][:, None, :]
-        ends: np.ndarray = (same & given[:, None, :]).any(axis=2)
+        ends: np.ndarray = (tokens[:, :, None] == self.eos[rows][:, None, :]).any(axis=2)
         return ends
 
     def copy(self, sources: Seq[int], targets: Seq[int]) -> None:
