@@ -27,7 +27,7 @@ def to_device(values: np.ndarray, device: torch.device) -> Tensor:
 def to_host(tensor: Tensor) -> Tensor:
     """A copy of `tensor` in host memory; on CUDA it is there once its stream has come so far."""
     if not tensor.is_cuda:
-        return tensor
+        return tensor.clone()
     target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return target.copy_(tensor, non_blocking=True)
 

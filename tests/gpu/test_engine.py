@@ -72,6 +72,38 @@ def test_overlapped_steps_give_the_same_samples_as_steps_that_wait(model: Path) 
     assert overlapped == waiting
 
 
+def test_options_of_replayed_steps_are_those_of_launched_ones(model: Path, reference: Reference) -> None:
+    """Each set of options captured at the first step that has it, with and without padding, and the greedy
+    answers among them those of transformers."""
+    llm = cuda_llm(model)
+    choice = llm.engine._decoder._choice
+    assert choice is not None and choice._captured is not None
+    options: list[dict[str, Any]] = [
+        {"top_p": 0.8}, {"top_k": 5}, {"min_p": 0.05, "temperature": 1.3}, {"top_k": 9, "top_p": 0.7},
+        {"repetition_penalty": 1.4}, {"frequency_penalty": 0.7, "presence_penalty": 0.4, "top_p": 0.9},
+        {"logit_bias": {7: 4.0, 9: -100.0}}, {"logit_bias": {7: 2.0}, "repetition_penalty": 1.2, "top_k": 3},
+        {"do_sample": False, "repetition_penalty": 1.3}, {"do_sample": False}, {},
+        {"min_new_tokens": 20, "eos_token_id": list(range(3, 40)), "top_k": 50}, {"typical_p": 0.7},
+    ]  # fmt: skip
+    configs = [
+        GenerationConfig(**{"max_new_tokens": 20 + 3 * i, "do_sample": True, "seed": i, **chosen})
+        for i, chosen in enumerate(options)
+    ]
+    prompts = [[5 + i, 7, 9] * (1 + i % 5) for i in range(len(options))]
+
+    def answers() -> list[list[int]]:
+        together = llm.generate(prompts, configs)
+        alone = [llm.generate([p], [c])[0] for p, c in zip(prompts, configs, strict=True)]
+        assert not reference.contradicted(list(zip(prompts, configs, strict=True))[8:10], together[8:10])
+        return [generation.answers[0].token_ids for generation in (*together, *alone)]
+
+    replayed = answers()
+    assert len(choice._captured) > 10
+    choice._captured = None
+    assert answers() == replayed
+    assert llm.engine.stats().step_failures == 0
+
+
 def test_samples_are_drawn_at_their_own_numbers(model: Path, reference: Reference) -> None:
     """Alone and in a batch: the arithmetic of a batch of one is another, so a number within rounding of
     the border between two tokens may fall to either, but to no other."""

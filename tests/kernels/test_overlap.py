@@ -167,6 +167,26 @@ def test_beams_alone(model: Path, reference: Reference, monkeypatch: pytest.Monk
     assert not reference.misreported(requests, generations)
 
 
+def test_beams_among_others(model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beams whose scores nothing changes do not take the choice of other tokens to the host."""
+    options: list[dict[str, object]] = [
+        {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.8, "seed": 3},
+        {"repetition_penalty": 1.5, "logprobs": 2}, {"num_beams": 2, "logprobs": 1},
+        {"do_sample": True, "temperature": 0.7, "frequency_penalty": 0.5, "seed": 4},
+    ]  # fmt: skip
+    configs = [GenerationConfig(**{"max_new_tokens": 25, "ignore_eos": True, **chosen}) for chosen in options]
+    prompts = [[5 + index, 7, 9] * (1 + index) for index in range(len(configs))]
+    waiting = small_llm(model).generate(prompts, configs)
+    llm = overlapped_llm(model, monkeypatch, num_blocks=400)
+    monkeypatch.setattr(llm.engine._decoder, "decode", None)
+    assert [
+        [(answer.token_ids, answer.logprobs is None) for answer in generation.answers]
+        for generation in llm.generate(prompts, configs)
+    ] == [[(answer.token_ids, answer.logprobs is None) for answer in g.answers] for g in waiting]
+    requests = list(zip(prompts, configs, strict=True))
+    assert not reference.contradicted([requests[0], requests[3]], [waiting[0], waiting[3]])
+
+
 def test_samples_are_drawn_at_their_own_numbers(
     model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,13 +40,12 @@ from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.triton_backend import TritonAttention
 from server.continuous_batching.kernels.triton_beams import best_continuations
 from server.continuous_batching.kernels.triton_copy import copy_blocks
-from server.continuous_batching.kernels.triton_filters import exclude
+from server.continuous_batching.kernels.triton_filters import find_bounds
 from server.continuous_batching.kernels.triton_gemv import gemv
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
-from server.continuous_batching.kernels.triton_penalties import penalise
-from server.continuous_batching.kernels.triton_sampling import sample
+from server.continuous_batching.kernels.triton_penalties import History, penalise
+from tests.kernels.conftest import draw, options_of
 from tests.kernels.test_triton_attention import paged_batch, rotary_of
-from tests.kernels.test_triton_layers import options_of
 
 cpu, dtype = torch.device("cpu"), getattr(torch, sys.argv[1])
 tensor = lambda *shape: torch.zeros(shape, dtype=dtype)
@@ -55,13 +54,15 @@ for inputs in (256, 8192):
     gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 silu_mul(tensor(3, 4096))
-sample(tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
+drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, dtype=torch.int32))
+draw(*drawing)
 best_continuations(tensor(4, 9001), torch.zeros(4), 8)
 rows, options = torch.zeros(4, dtype=torch.int32), torch.zeros(4, 4)
-exclude(tensor(4, 9001), rows, *options)
-history = torch.zeros((4, 9001), dtype=torch.bool), torch.zeros(4, 9001)
-penalise(tensor(4, 9001), rows, options, history[1], None)
-penalise(tensor(4, 9001), rows, options, None, history)
+room = torch.zeros(4, 9001)
+bounds, history = find_bounds(tensor(4, 9001), rows, options, room), History(room.bool(), room)
+penalise(tensor(4, 9001), rows, options, room, None, room)
+penalise(tensor(4, 9001), rows, options, None, history, room)
+draw(*drawing, bounds=bounds, penalised=options[1], history=history)
 copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
 for heads, kv_heads, head_dim, decodes in (
     (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
@@ -80,7 +81,7 @@ names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks",
-    "_find_peaks", "_tally", "_narrow", "_exclude", "_penalise",
+    "_find_peaks", "_tally", "_narrow", "_list", "_find_borders", "_penalise",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 for _, ptx, _ in compiled:

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching.kernels.triton_filters import exclude
-from tests.kernels.conftest import HALF
+from server.continuous_batching.kernels.triton_filters import find_bounds
+from server.continuous_batching.kernels.triton_penalties import History
+from server.continuous_batching.kernels.triton_sampling import FAILED
+from server.random import uniform
+from tests.kernels.conftest import HALF, draw, options_of
 
 # (temperature, top-k, top-p, min-p); zeros for what is off
 OPTIONS = [
@@ -37,11 +40,12 @@ def kept(scores: Tensor, temperature: float, top_k: int, top_p: float, min_p: fl
 
 
 def filtered(logits: Tensor, options: list[tuple[float, int, float, float]], rows: list[int]) -> Tensor:
-    """`logits` with line i filtered by the options of row ``rows[i]``."""
-    temperatures, *limits = torch.tensor(options, device=logits.device).T.float().contiguous()
-    result = logits.clone()
-    exclude(result, torch.tensor(rows, dtype=torch.int32, device=logits.device), temperatures, *limits)
-    return result
+    """bool [lines, vocab]: what the filters of row ``rows[i]`` keep of line i."""
+    by_row = torch.tensor(options, device=logits.device).T.float().contiguous()
+    placed = torch.tensor(rows, dtype=torch.int32, device=logits.device)
+    room = torch.full(logits.shape, float("nan"), device=logits.device)
+    bounds = find_bounds(logits, placed, by_row, room)
+    return ~(bounds.peaks[:, None] - logits.float() > bounds.borders[:, None])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -51,35 +55,83 @@ def test_what_is_kept(device: torch.device, dtype: torch.dtype) -> None:
     logits = (3 * torch.randn(len(OPTIONS), 5003, device=device)).to(dtype)
     logits[4, 100:4000] = float("-inf")
     rows = torch.randperm(len(OPTIONS)).tolist()
-    result = filtered(logits, OPTIONS, rows)
+    stays = filtered(logits, OPTIONS, rows).cpu()
     for line, row in enumerate(rows):
         expected = kept(logits[line].double().cpu(), *OPTIONS[row])
-        stays = result[line].cpu() == logits[line].cpu()
-        assert torch.equal(stays, expected | logits[line].cpu().isneginf()), OPTIONS[row]
-        assert result[line][~stays].isneginf().all()
+        # scores that can not be drawn in any case may be kept or not
+        assert torch.equal(stays[line] & logits[line].cpu().isfinite(), expected), OPTIONS[row]
 
 
-def test_filters_that_no_line_has(device: torch.device) -> None:
-    """Are not looked for: the others work alone."""
-    logits = torch.randn(2, 300, device=device)
-    rows = torch.arange(2, dtype=torch.int32, device=device)
-    ones, off = torch.ones(2, device=device), torch.zeros(2, device=device)
-    for top_k, top_p, min_p in ((7 * ones, None, off), (None, 0.6 * ones, off), (None, None, 0.3 * ones)):
-        result = logits.clone()
-        exclude(result, rows, ones, top_k, top_p, min_p)
-        one = [0.0 if limit is None else limit[0].item() for limit in (top_k, top_p, min_p)]
-        for line in range(2):
-            expected = kept(logits[line].double().cpu(), 1.0, int(one[0]), one[1], one[2])
-            assert torch.equal(result[line].isfinite().cpu(), expected)
+@pytest.mark.parametrize("scale", [0.01, 30.0])
+def test_flat_and_steep_distributions(device: torch.device, scale: float) -> None:
+    """Of the flat one, much has to be searched; of the steep one, all but few tokens share a bin."""
+    torch.manual_seed(5)
+    logits = scale * torch.randn(4, 20_011, device=device)
+    options = [(1.0, 0, 0.9, 0.0), (0.7, 700, 0.5, 0.0), (1.0, 12_345, 0.0, 0.0), (1.2, 9, 0.999999, 0.0)]
+    stays = filtered(logits, options, [0, 1, 2, 3]).cpu()
+    for line in range(4):
+        assert torch.equal(stays[line], kept(logits[line].double().cpu(), *options[line])), options[line]
+
+
+def test_scores_that_are_all_equal(device: torch.device) -> None:
+    """Stay together, whatever the filters."""
+    logits = torch.full((3, 5000), 2.5, device=device)
+    assert filtered(logits, [(1.0, 4, 0.0, 0.0), (1.0, 0, 0.1, 0.0), (1.0, 7, 0.3, 0.9)], [0, 1, 2]).all()
 
 
 def test_lines_that_are_not_finite_stay_so(device: torch.device) -> None:
     """Sampling then finds that nothing can be drawn; other lines do not notice."""
+    options = [(1.0, 50, 0.9, 0.1)] * 4
     logits = torch.randn(4, 5000, device=device)
-    expected = filtered(logits, [(1.0, 50, 0.9, 0.1)] * 4, [0, 1, 2, 3])[3]
+    expected = filtered(logits, options, [0, 1, 2, 3])[3]
     logits[0, 17] = float("nan")
     logits[1] = float("-inf")
     logits[2, 9] = float("inf")
-    result = filtered(logits, [(1.0, 50, 0.9, 0.1)] * 4, [0, 1, 2, 3])
-    assert not result[:3].softmax(dim=-1).isfinite().any()
-    assert torch.equal(result[3], expected)
+    stays = filtered(logits, options, [0, 1, 2, 3])
+    assert stays[0, 17] and stays[2, 9]
+    assert torch.equal(stays[3], expected)
+    by_row = torch.tensor(options, device=device).T.contiguous()
+    rows, positions, _, seeds, answers = options_of(device, [1.0] * 4)
+    bounds = find_bounds(logits, rows, by_row, torch.empty_like(logits))
+    last = torch.zeros(4, dtype=torch.int32, device=device)
+    tokens = draw(logits, rows, positions, by_row[0], seeds, answers, last, bounds=bounds).tolist()
+    assert tokens[:3] == [FAILED] * 3 and expected[tokens[3]]
+
+
+def test_only_what_is_kept_is_drawn(device: torch.device) -> None:
+    """At the number's place in what the filters leave."""
+    torch.manual_seed(2)
+    logits = 2 * torch.randn(6, 9001, device=device)
+    rows, positions, temperatures, seeds, answers = options_of(device, [0.7, 1.0, 0.0, 1.3, 1.0, 0.7])
+    limits = torch.tensor([(0, 0, 0), (40, 0, 0), (0, 0.6, 0), (0, 0, 0.2), (90, 0.8, 0.01), (0, 0.95, 0)])
+    by_row = torch.cat((temperatures[None], limits.T.to(device))).contiguous()
+    bounds = find_bounds(logits, rows, by_row, torch.empty_like(logits))
+    last = torch.zeros(6, dtype=torch.int32, device=device)
+    tokens = draw(logits, rows, positions, temperatures, seeds, answers, last, bounds=bounds).tolist()
+    for line, row in enumerate(rows.tolist()):
+        temperature, top_k, top_p, min_p = by_row[:, row].tolist()
+        scores = logits[line].double().cpu()
+        if not temperature:
+            assert tokens[line] == int(scores.argmax())
+            continue
+        keep = kept(scores, temperature, int(top_k), top_p, min_p)
+        ends = torch.where(keep, scores / temperature, float("-inf")).softmax(-1).cumsum(-1)
+        number = uniform(seeds[row].cpu(), answers[row].cpu(), positions[line].cpu().long() + 1)
+        token = tokens[line]
+        assert keep[token] and ends[token] - number > -1e-6
+        assert number - (ends[token - 1] if token else 0.0) > -1e-6
+
+
+def test_tokens_are_noted_where_there_are_penalties(device: torch.device) -> None:
+    logits = torch.randn(3, 900, device=device)
+    logits[1] = float("nan")
+    rows, positions, *options = options_of(device, [0.0, 0.0, 0.0])
+    counts = torch.zeros(3, 900, device=device)
+    counts[2, int(logits[0].argmax())] = 4.0
+    history = History(counts > 0, counts.clone())
+    penalised = torch.tensor([0.0, 1.1, 1.1], device=device)  # of rows; line 0 is row 2
+    last = torch.zeros(3, dtype=torch.int32, device=device)
+    tokens = draw(logits, rows, positions, *options, last, penalised=penalised, history=history).tolist()
+    assert tokens[1] == FAILED and tokens[2] == int(logits[2].argmax())
+    assert history.counts[2, tokens[0]] == 5.0 and history.seen[2, tokens[0]]
+    assert not history.counts[0].any() and not history.seen[0].any(), "this row has none"

@@ -9,9 +9,9 @@ from torch.nn.functional import silu
 
 from server.continuous_batching.kernels.triton_gemv import gemv
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
-from server.continuous_batching.kernels.triton_sampling import FAILED, sample
+from server.continuous_batching.kernels.triton_sampling import FAILED
 from server.random import uniform
-from tests.kernels.conftest import HALF, relative_error
+from tests.kernels.conftest import HALF, draw, options_of, relative_error
 
 EPS = 1e-5
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -60,25 +60,13 @@ def test_gemv(device: torch.device, dtype: torch.dtype, inputs: int, outputs: in
     assert relative_error(residual, expected) < limit
 
 
-def options_of(
-    device: torch.device, temperatures: list[float]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(rows, positions, temperatures, seeds, answers): the lines take the rows backwards."""
-    count = len(temperatures)
-    rows = torch.arange(count - 1, -1, -1, dtype=torch.int32, device=device)
-    positions = torch.arange(7, 7 + count, dtype=torch.int32, device=device)
-    by_row = torch.tensor(temperatures[::-1], dtype=torch.float32, device=device)
-    seeds = torch.arange(count, device=device) * 1_234_567_891 - 5
-    return rows, positions, by_row, seeds, torch.arange(count, device=device) % 3
-
-
 @pytest.mark.parametrize("dtype", TYPES)
 def test_sampling_inverts_the_distribution(device: torch.device, dtype: torch.dtype) -> None:
     temperatures = [0.0, 0.6, 1.0, 2.0, 1.0]
     logits = (torch.randn(5, 9001, device=device) * 3).to(dtype)
     rows, positions, by_row, seeds, answers = options_of(device, temperatures)
     last = torch.full((5,), -7, dtype=torch.int32, device=device)
-    tokens = sample(logits, rows, positions, by_row, seeds, answers, last).long()
+    tokens = draw(logits, rows, positions, by_row, seeds, answers, last).long()
     assert tokens[0] == logits[0].argmax()
     lines = rows.long()
     scaled = logits.double() / by_row[lines].double().clamp(min=1e-9).unsqueeze(1)
@@ -96,11 +84,11 @@ def test_a_row_is_drawn_alike_alone_and_among_others(device: torch.device) -> No
     logits = torch.randn(6, 9001, device=device) * 3
     rows, positions, *options = options_of(device, [0.7, 1.0, 0.0, 1.3, 1.0, 0.7])
     last = torch.zeros(6, dtype=torch.int32, device=device)
-    together = sample(logits, rows, positions, *options, last)
-    alone = [sample(logits[[i]], rows[[i]], positions[[i]], *options, last) for i in range(6)]
+    together = draw(logits, rows, positions, *options, last)
+    alone = [draw(logits[[i]], rows[[i]], positions[[i]], *options, last) for i in range(6)]
     assert torch.equal(torch.cat(alone), together)
     moved = torch.tensor([4, 0, 5, 2, 1, 3], device=device)
-    assert torch.equal(sample(logits[moved], rows[moved], positions[moved], *options, last), together[moved])
+    assert torch.equal(draw(logits[moved], rows[moved], positions[moved], *options, last), together[moved])
 
 
 def test_sampling_reports_scores_that_are_not_finite(device: torch.device) -> None:
@@ -111,6 +99,6 @@ def test_sampling_reports_scores_that_are_not_finite(device: torch.device) -> No
     logits[2, 4999] = -3.0  # the only token left
     rows, positions, by_row, seeds, answers = options_of(device, [1.0, 0.0, 1.0, 0.0])
     last = torch.zeros(4, dtype=torch.int32, device=device)
-    tokens = sample(logits, rows, positions, by_row, seeds, answers, last).tolist()
+    tokens = draw(logits, rows, positions, by_row, seeds, answers, last).tolist()
     assert tokens == [FAILED, FAILED, 4999, int(logits[3].argmax())]
     assert last.min() >= 0  # whatever happens, the next step's input is a token

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from server.continuous_batching.kernels.triton_penalties import penalise
+from server.continuous_batching.kernels.triton_penalties import History, penalise
 from tests.kernels.conftest import HALF
 
 ROWS, VOCAB = 6, 5003
@@ -28,9 +28,9 @@ def test_each_line_by_its_own_row(
     options[1:, 2] = torch.tensor([1.0, -0.5, 0.0])
     rows = [4, 0, 2, 1]
     placed = torch.tensor(rows, dtype=torch.int32, device=device)
-    result = penalise(
-        logits, placed, options, bias if biased else None, (seen, counts) if penalised else None
-    )
+    history, room = History(seen, counts) if penalised else None, torch.full((5, VOCAB), -7.0, device=device)
+    result = penalise(logits, placed, options, bias if biased else None, history, room)
+    assert (room[4] == -7.0).all(), "there are four lines"
     expected = logits.double()
     for line, row in enumerate(rows):
         if biased and options[0, row]:

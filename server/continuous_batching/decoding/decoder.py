@@ -11,7 +11,7 @@ from torch import Tensor
 
 from server.continuous_batching.decoding.beam import BeamSearch, Candidates
 from server.continuous_batching.decoding.continuations import Continuations
-from server.continuous_batching.decoding.device_options import apply_options
+from server.continuous_batching.decoding.device_choice import DeviceChoice
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.logprobs import StepLogprobs
 from server.continuous_batching.decoding.processors import apply_processors
@@ -27,14 +27,24 @@ class StepLogits:
     """What a forward pass gives.
 
     Attributes:
-        logits: [sampled, vocab], in the model's own type or float32.
-        rows, positions: int32 [sampled] on the device: table row, and place of the token that each
+        logits: [lines, vocab], in the model's own type or float32.
+        rows, positions: int32 [lines] on the device: table row, and place of the token that each
             line follows; None where the device keeps no tokens.
+        tokens: int32 [lines], chosen greedily or by temperature alone. They come with the logits of replayed
+            steps, all of whose tensors are at the same place whenever there are as many lines; else None.
+        padding: lines at the end that stand for nothing.
     """
 
     logits: Tensor
     rows: Tensor | None = None
     positions: Tensor | None = None
+    tokens: Tensor | None = None
+    padding: int = 0
+
+    @property
+    def sampled(self) -> Tensor:
+        """The logits without padding."""
+        return self.logits[: len(self.logits) - self.padding]
 
 
 @dataclass(slots=True)
@@ -101,6 +111,7 @@ class Decoder:
         self.vocab_size = vocab_size
         self.table = RowTable(num_rows, vocab_size, device, device_rows)
         self._continuations = Continuations(self.table, vocab_size)
+        self._choice = None if device_rows is None else DeviceChoice(self.table, device_rows)
 
     def join(self, request: Request) -> None:
         """Write the table rows of a request that entered the batch, or split into answers."""
@@ -117,33 +128,42 @@ class Decoder:
     def choose(
         self, forward: StepLogits, sequences: Seq[Sequence], drafts: DraftLines | None = None
     ) -> Decoded | PendingTokens:
-        """Choose the next token of every sequence; on the device, where it keeps tokens and can.
+        """Choose the next token of every sequence: on the device where it keeps tokens, unless options
+        change the scores of beams.
 
         Args:
             forward: logits of `sequences`, in their order; overwritten.
             sequences: the beams of a request stand together.
             drafts: guesses among them; none where the device keeps tokens.
         """
-        table, device_rows = self.table, self.table.device_rows
+        table, logits = self.table, forward.sampled
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
-        beams, plain = table.beams[rows], bool(table.plain[rows].all())
-        plain_beams = plain and bool(beams.all())
-        if device_rows is None or (beams.any() and not plain_beams):
-            return self.decode(forward.logits.float(), sequences, drafts)
-        logits, logprobs = forward.logits, StepLogprobs(forward.logits, table.logprobs[rows])
-        if plain_beams:
-            candidates = self._continuations.of_logits(logits, rows, sequences)
+        beams = table.beams[rows]
+        if self._choice is None or not table.plain[rows[beams]].all():
+            return self.decode(logits.float(), sequences, drafts)
+        logprobs = StepLogprobs(logits, table.logprobs[rows])
+        candidates: dict[str, Candidates] = {}
+        if beams.any():
+            lines = np.flatnonzero(beams)
+            scores = logits if beams.all() else logits[table.on_device(lines)]
+            group = [sequences[i] for i in lines.tolist()]
+            candidates = self._continuations.of_logits(scores, rows[lines], group)
+        if beams.all():
             return Decoded([FAILED] * len(sequences), logprobs, candidates)
-        assert forward.rows is not None and forward.positions is not None
-        if not plain:
-            generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
-            logits = apply_options(logits, table, rows, forward.rows, generated)
-        tokens = device_rows.sample(logits, forward.rows, forward.positions)
-        if not plain or logprobs:
-            chosen = tokens.long().clamp(min=0)
-            table.note(rows, chosen)
-            logprobs.send(chosen)
+        tokens = self._choice.choose(forward, rows, sequences)[: len(sequences)]
+        if candidates:
+            return Decoded(tokens.tolist(), logprobs, candidates)
+        if logprobs:
+            logprobs.send(tokens.long().clamp(min=0))
         return PendingTokens(tokens, logprobs)
+
+    def warm_up(self, forward: StepLogits) -> None:
+        """Choose from these logits in all ways, so that every kernel is compiled."""
+        if self._choice is not None:
+            from server.continuous_batching.kernels.triton_beams import best_continuations
+
+            best_continuations(forward.logits, torch.zeros(len(forward.logits), device=self.table.device), 2)
+            self._choice.warm_up(forward)
 
     def decode(self, logits: Tensor, sequences: Seq[Sequence], drafts: DraftLines | None = None) -> Decoded:
         """Choose the next token of every sequence.

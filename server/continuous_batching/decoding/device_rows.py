@@ -1,10 +1,12 @@
 """What the device itself knows of each row, so that a step need not wait for the host.
 
 A token that was chosen on the device is the input of the next step: it stays there, and the host
-learns of it later.
+learns of it later.  `device_choice` reads what stands here.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,10 @@ from torch import Tensor
 
 from server.continuous_batching.decoding.params import SamplingParams
 from server.continuous_batching.transfer import to_device
+
+if TYPE_CHECKING:
+    from server.continuous_batching.kernels.triton_filters import Bounds
+    from server.continuous_batching.kernels.triton_penalties import History
 
 _FLOATS = ["temperature", "top_k", "top_p", "min_p", "biased", "repetition", "frequency", "presence"]
 _INTEGERS = ["seed", "answer"]
@@ -26,6 +32,10 @@ class DeviceRows:
 
     Attributes:
         last_tokens: int32 [num_rows + 1], the newest token of each row's sequence.
+        filters: float32 [4, num_rows + 1]: temperature, top-k, top-p, min-p.
+        penalties: float32 [4, num_rows + 1]: whether there is a bias; repetition penalty, 0 for a row
+            without penalties; frequency and presence penalties.
+        seeds, answers: int64 [num_rows + 1].
     """
 
     def __init__(self, num_rows: int, device: torch.device) -> None:
@@ -36,13 +46,16 @@ class DeviceRows:
             np.zeros((len(_INTEGERS), num_rows + 1), np.int64),
         ]
         self._options = [to_device(values, device) for values in self._host]
+        self.filters, self.penalties = self._options[0][:4], self._options[0][4:]
+        self.seeds, self.answers = self._options[1]
+        self._tokens = torch.zeros(num_rows, dtype=torch.int32, device=device)
         self._joined: dict[int, int] = {}
 
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
         """Row `row` is now answer number `answer` of a request, continued from `last_token`."""
         floats, integers = self._host
         filters = penalties = (0.0, 0.0, 0.0)
-        if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_options`
+        if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_choice`
             filters = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
         if params.needs_history:
             penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
@@ -65,64 +78,32 @@ class DeviceRows:
         index = to_device(rows, self.device)
         self.last_tokens.index_copy_(0, index, to_device(tokens.astype(np.int32), self.device))
 
-    def warm_up(self, logits: Tensor, rows: Tensor, positions: Tensor) -> None:
-        """Do all of the below and what beams need, for rows without options, so that it is compiled."""
-        from server.continuous_batching.kernels.triton_beams import best_continuations
-
-        nothing = torch.zeros(16, device=self.device)  # no row without options reads the vocabulary's tables
-        history = nothing.bool(), nothing
-        for bias, past in ((nothing, None), (None, history), (nothing, history)):
-            penalised = self.penalise(logits, rows, bias, past)
-        for scores in (logits, penalised):
-            self.exclude(scores, rows, top_k=True, top_p=True)
-            tokens = self.sample(scores, rows, positions)
-        best_continuations(logits, torch.zeros(len(logits), device=self.device), 2)
-        tokens.tolist()  # what fails shall fail here
-
-    def penalise(
-        self, logits: Tensor, rows: Tensor, bias: Tensor | None, history: tuple[Tensor, Tensor] | None
+    def sample(
+        self,
+        scores: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        *,
+        bounds: Bounds | None = None,
+        history: History | None = None,
     ) -> Tensor:
-        """Add biases and apply penalties.
+        """Choose greedily or at random; the tokens become the rows' last ones.
 
         Args:
-            logits: [lines, vocab].
+            scores: [lines, vocab].
             rows: int32 [lines].
-            bias: float32 [rows, vocab], None where no line has one.
-            history: (bool: tokens of prompt or answer, float32: how often the answer holds each),
-                [rows, vocab] each; None where no line has penalties.
+            positions: int32 [lines], place of the token that each line of scores follows.
+            bounds: what filters keep of them.
+            history: is told of the tokens of rows that have penalties.
 
         Returns:
-            float32 [lines, vocab].
-        """
-        from server.continuous_batching.kernels.triton_penalties import penalise
-
-        return penalise(logits, rows, self._options[0][4:], bias, history)
-
-    def exclude(self, logits: Tensor, rows: Tensor, *, top_k: bool, top_p: bool) -> None:
-        """Set what top-k, top-p and min-p exclude to -inf, in place.
-
-        Args:
-            logits: [lines, vocab].
-            rows: int32 [lines].
-            top_k, top_p: whether any line has that filter.
-        """
-        from server.continuous_batching.kernels.triton_filters import exclude
-
-        temperatures, top_ks, top_ps, min_ps = self._options[0][:4]
-        exclude(logits, rows, temperatures, top_ks if top_k else None, top_ps if top_p else None, min_ps)
-
-    def sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
-        """Choose greedily or by temperature alone; the tokens become the rows' last ones.
-
-        Args:
-            logits: [lines, vocab].
-            rows: int32 [lines].
-            positions: int32 [lines], place of the token that each line of logits follows.
-
-        Returns:
-            int32 [lines], -1 where the scores are not finite.
+            int32 [lines], -1 where the scores are not finite; stands until the next call.
         """
         from server.continuous_batching.kernels.triton_sampling import sample
 
-        (temperatures, *_), (seeds, answers) = self._options
-        return sample(logits, rows, positions, temperatures, seeds, answers, self.last_tokens)
+        tokens = self._tokens[: len(scores)]
+        sample(
+            scores, rows, positions, self.filters[0], self.seeds, self.answers, self.last_tokens, tokens,
+            bounds=bounds, penalised=self.penalties[1], history=history,
+        )  # fmt: skip
+        return tokens

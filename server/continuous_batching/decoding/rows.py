@@ -45,7 +45,7 @@ class RowTable:
     ) -> None:
         self.device = device
         self.device_rows = device_rows
-        self._shape = (num_rows, vocab_size)
+        self.shape = (num_rows, vocab_size)
         self.floats = {name: np.zeros(num_rows, np.float64) for name in _FLOATS}
         self.integers = {name: np.zeros(num_rows, np.int64) for name in _INTEGERS}
         self.answer = np.zeros(num_rows, np.int64)
@@ -68,21 +68,21 @@ class RowTable:
     def seen(self) -> Tensor:
         """bool [rows, vocab]: tokens of the prompt or the answer."""
         if self._seen is None:
-            self._seen = torch.zeros(self._shape, dtype=torch.bool, device=self.device)
+            self._seen = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         return self._seen
 
     @property
     def counts(self) -> Tensor:
         """float32 [rows, vocab]: how often the answer holds each token."""
         if self._counts is None:
-            self._counts = torch.zeros(self._shape, dtype=torch.float32, device=self.device)
+            self._counts = torch.zeros(self.shape, dtype=torch.float32, device=self.device)
         return self._counts
 
     @property
     def bias(self) -> Tensor:
         """float32 [rows, vocab]: what is added to the logits."""
         if self._bias is None:
-            self._bias = torch.zeros(self._shape, dtype=torch.float32, device=self.device)
+            self._bias = torch.zeros(self.shape, dtype=torch.float32, device=self.device)
         return self._bias
 
     # -- rows come and change --------------------------------------------------------------
@@ -108,7 +108,7 @@ class RowTable:
         if params.needs_history:
             self.seen[row] = False
             self.seen[row, self.on_device(np.array([*prompt, *generated], np.int64))] = True
-            counts = np.bincount(np.array(generated, np.int64), minlength=self._shape[1])
+            counts = np.bincount(np.array(generated, np.int64), minlength=self.shape[1])
             self.counts[row] = self.on_device(counts.astype(np.float32))
         self.biased[row] = bool(params.logit_bias)
         if params.logit_bias:

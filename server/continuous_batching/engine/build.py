@@ -108,6 +108,9 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
         raise ModelError(f"speculation_config.prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}")
     scheduler = Scheduler(limits, cache, cost, None if overlap else Speculator())
     decoder = Decoder(limits.max_rows, shape.vocab_size, device, device_rows)
+    if device.type == "cuda" and isinstance(runner, PagedModelRunner):
+        with phase("a first prompt"):
+            decoder.warm_up(runner.warm_up(min(limits.chunk_tokens, max_length)))
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {
@@ -162,8 +165,6 @@ def _make_runner(
     if device.type == "cuda":
         with phase("graphs of decode steps"):
             runner.capture()
-        with phase("a first prompt"):
-            runner.warm_up(min(limits.chunk_tokens, limits.model_max_length))
     return runner, rows
 
 

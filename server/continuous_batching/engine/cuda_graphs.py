@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs: the launches of a whole forward pass replayed in one call.
+"""Decode steps as CUDA graphs: the launches of a whole step replayed in one call.
 
 A graph is bound to its tensors' places and sizes, so there is one for each of some batch sizes, and
 a step is padded to the next of them. Everything that grows (context lengths, block tables) is read by
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
+
+from server.continuous_batching.captured import CapturedCalls
+from server.continuous_batching.decoding.decoder import StepLogits
 
 
 def graph_sizes(max_rows: int) -> list[int]:
@@ -22,45 +25,31 @@ def graph_sizes(max_rows: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """Forward passes of decodes only, captured once.
+    """Steps of decodes only, captured once.
 
     Args:
-        compute: runs the pass of a given size on tensors that stay where they are; returns logits
-            [size, vocab].
+        compute: runs the step of a given size on tensors that stay where they are, also those it returns.
         max_rows: largest size.
-        vocab: columns of the logits.
+        device: where it runs.
     """
 
-    def __init__(
-        self,
-        compute: Callable[[int], Tensor],
-        max_rows: int,
-        vocab: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, compute: Callable[[int], StepLogits], max_rows: int, device: torch.device) -> None:
         self._sizes = graph_sizes(max_rows)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        # one place for the logits of all sizes: the graphs share the memory of their intermediates
-        self._logits = torch.empty((max_rows, vocab), dtype=dtype, device=device)
+        self._steps: CapturedCalls[StepLogits] = CapturedCalls(device)
         self._capture(compute)
 
     @torch.inference_mode()
-    def _capture(self, compute: Callable[[int], Tensor]) -> None:
-        pool = torch.cuda.graph_pool_handle()
+    def _capture(self, compute: Callable[[int], StepLogits]) -> None:
+        # the largest first: the others find room in its memory
         for size in tqdm(reversed(self._sizes), "capturing graphs", len(self._sizes), mininterval=1.0):
             compute(size)  # compiles kernels and lets libraries allocate
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._logits[:size].copy_(compute(size))
-            self._graphs[size] = graph
+            self._steps.capture(size, partial(compute, size))
+        torch.cuda.synchronize()
 
     def size_for(self, rows: int) -> int:
         """The captured size that a step of `rows` decodes is padded to."""
         return self._sizes[bisect_left(self._sizes, rows)]
 
-    def replay(self, size: int) -> Tensor:
-        """Run the pass of that size; the logits stand until the next replay."""
-        self._graphs[size].replay()
-        return self._logits[:size]
+    def replay(self, size: int) -> StepLogits:
+        """Run the step of that size; what it returns stands until the next replay."""
+        return self._steps.replay(size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -108,32 +109,37 @@ class PagedModelRunner(ModelRunner):
 
     def capture(self) -> None:
         """Capture the graphs; on CUDA, once, when everything else is in its place."""
-        config, weight = self.model.config, self.model.embedding
-        self._graphs = DecodeGraphs(
-            self._decode, self._builder.max_rows, config.vocab_size, weight.dtype, weight.device
-        )
+        rows, vocab, weight = self._builder.max_rows, self.model.config.vocab_size, self.model.embedding
+        # one place for the logits of all sizes: the graphs share the memory of their intermediates
+        self._logits = torch.empty((rows, vocab), dtype=weight.dtype, device=weight.device)
+        self._graphs = DecodeGraphs(self._decode, rows, weight.device)
 
     @torch.inference_mode()
-    def warm_up(self, longest: int) -> None:
+    def warm_up(self, longest: int) -> StepLogits:
         """Compute prompts of one token and of `longest`: no request shall wait for kernels to be compiled.
 
         They stand in the row of padding, whose keys and values go to a block that nobody holds yet.
+
+        Returns:
+            What the last token is followed by.
         """
+        self._storage.copy([(0, 0)])
         for length in (1, longest):
             request = Request("warm-up", [0] * length, SamplingParams(max_new_tokens=1), arrival=0.0)
             (sequence,) = request.sequences
             sequence.row = self._builder.max_rows
             batch = self._builder.build(Plan(chunks=[Chunk(sequence, 0, length)]))
             logits = self._compute(batch)
-        assert batch.sample_rows is not None and batch.sample_positions is not None
-        self._device_rows.warm_up(logits, batch.sample_rows, batch.sample_positions)
-        self._storage.copy([(0, 0)])
+        return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
-    def _decode(self, size: int) -> Tensor:
+    def _decode(self, size: int) -> StepLogits:
+        """A step of `size` decodes, and the choice of tokens as long as nobody has further options."""
         batch = self._builder.decode_batch(size)
-        assert batch.sample_rows is not None
-        batch.token_ids = self._builder.token_ids(batch.sample_rows)
-        return self._compute(batch)
+        rows, positions = batch.sample_rows, batch.sample_positions
+        assert rows is not None and positions is not None
+        batch.token_ids = self._builder.token_ids(rows)
+        logits = self._logits[:size].copy_(self._compute(batch))
+        return StepLogits(logits, rows, positions, self._device_rows.sample(logits, rows, positions))
 
     def forward(self, plan: Plan) -> StepLogits:
         # the longest contexts first: attention begins in this order, and is not left with one in the end
@@ -141,10 +147,6 @@ class PagedModelRunner(ModelRunner):
         self._device_rows.flush()
         if self._graphs is None or plan.chunks:
             return super().forward(plan)
-        count = len(plan.decodes)
-        size = self._graphs.size_for(count)
+        size = self._graphs.size_for(len(plan.decodes))
         self._builder.send_decodes(plan, size)
-        logits = self._graphs.replay(size)
-        placed = self._builder.decode_batch(size)
-        assert placed.sample_rows is not None and placed.sample_positions is not None
-        return StepLogits(logits[:count], placed.sample_rows[:count], placed.sample_positions[:count])
+        return replace(self._graphs.replay(size), padding=size - len(plan.decodes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -11,6 +13,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from server.continuous_batching.kernels.triton_support import launch_options
 
 _TILE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Tokens that penalties are for.
+
+    Attributes:
+        seen: bool [rows, vocab], tokens of the prompt or the answer.
+        counts: float32 [rows, vocab], how often the answer holds each.
+    """
+
+    seen: Tensor
+    counts: Tensor
 
 
 @triton.jit
@@ -46,7 +61,8 @@ def penalise(
     rows: Tensor,
     options: Tensor,
     bias: Tensor | None,
-    history: tuple[Tensor, Tensor] | None,
+    history: History | None,
+    room: Tensor,
 ) -> Tensor:
     """Scores float32 [lines, vocab] of logits with biases and penalties applied.
 
@@ -56,12 +72,12 @@ def penalise(
         options: float32 [4, rows], contiguous: whether a row is biased; its repetition penalty, 0 for a
             row without penalties; its frequency and presence penalties.
         bias: float32 [rows, vocab], or None where no line is biased.
-        history: (bool: tokens of prompt or answer, float32: how often the answer holds each), [rows,
-            vocab] each, or None where no line is penalised.
+        history: tokens so far, or None where no line is penalised.
+        room: float32, as many as there are logits; the scores are written there.
     """
     lines, vocab = logits.shape
-    scores = torch.empty((lines, vocab), dtype=torch.float32, device=logits.device)
-    seen, counts = (scores, scores) if history is None else (history[0].view(torch.uint8), history[1])
+    scores = room.view(-1)[: lines * vocab].view(lines, vocab)
+    seen, counts = (scores, scores) if history is None else (history.seen.view(torch.uint8), history.counts)
     _penalise[(lines, triton.cdiv(vocab, _TILE))](
         logits, rows, options, scores if bias is None else bias, seen, counts, scores,
         logits.stride(0), vocab, options.shape[1],

@@ -1,4 +1,4 @@
-"""Greedy choice and temperature sampling of a whole batch in two kernels, without a look by the host.
+"""Greedy choice and sampling of a whole batch in two kernels, without a look by the host.
 
 Sampling inverts the distribution's cumulative sum at one uniform number a row, which is the same
 function of (seed, answer, position) as in `server.random`. The first kernel reads the logits once
@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.continuous_batching.kernels.triton_filters import Bounds
+from server.continuous_batching.kernels.triton_penalties import History
 from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
 
 FAILED = -1
@@ -49,19 +51,32 @@ def peak_and_sum(score):
 
 
 @triton.jit
-def _summarise(
-    logits, rows, temperatures, peaks, sums, bests, stride, vocab, tiles,
-    TILE: tl.constexpr, PDL: tl.constexpr,
+def _load_scores(
+    line, tile, logits, line_peaks, borders, stride, vocab,
+    FILTERED: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """Program (row, tile of the vocabulary)."""
+    """A tile of a line's scores, float32; -inf for what filters exclude."""
+    i = tile * TILE + tl.arange(0, TILE)
+    at = logits + line.to(tl.int64) * stride + i
+    score = tl.load(at, mask=i < vocab, other=float("-inf")).to(tl.float32)
+    if FILTERED:  # what is not a number is not excluded: it shall be found out
+        beyond = tl.load(line_peaks + line) - score > tl.load(borders + line)
+        score = tl.where(beyond, float("-inf"), score)
+    return score
+
+
+@triton.jit
+def _summarise(
+    logits, rows, temperatures, line_peaks, borders, peaks, sums, bests, stride, vocab, tiles,
+    FILTERED: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (line, tile of the vocabulary)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     line, tile = tl.program_id(0), tl.program_id(1)
     temperature = tl.load(temperatures + tl.load(rows + line))
-    i = tile * TILE + tl.arange(0, TILE)
-    at = logits + line.to(tl.int64) * stride + i
-    score = tl.load(at, mask=i < vocab, other=float("-inf")).to(tl.float32)
+    score = _load_scores(line, tile, logits, line_peaks, borders, stride, vocab, FILTERED, TILE)
     if temperature > 0.0:
         score = score / temperature
     peak, total = peak_and_sum(score)
@@ -72,11 +87,12 @@ def _summarise(
 
 @triton.jit
 def _choose(
-    logits, rows, positions, temperatures, seeds, answers, peaks, sums, bests, tokens, last_tokens,
-    stride, vocab, tiles,
+    logits, rows, positions, temperatures, seeds, answers, line_peaks, borders, peaks, sums, bests,
+    tokens, last_tokens, penalised, seen, counts, stride, vocab, tiles,
+    FILTERED: tl.constexpr, PENALISED: tl.constexpr,
     TILE: tl.constexpr, TILES: tl.constexpr, FAILED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (row)."""
+    """Program (line)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -100,8 +116,8 @@ def _choose(
         tile = tl.minimum(tl.sum((below <= target).to(tl.int32), 0), tiles - 1)
         target -= tl.sum(tl.where(t < tile, masses, 0.0), 0)
         i = tile * TILE + tl.arange(0, TILE)
-        score = tl.load(logits + line.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf"))
-        inside = tl.exp(score.to(tl.float32) / temperature - peak).to(tl.float64)
+        score = _load_scores(line, tile, logits, line_peaks, borders, stride, vocab, FILTERED, TILE)
+        inside = tl.exp(score / temperature - peak).to(tl.float64)
         inner = tl.cumsum(inside, 0)
         # strictly above the target: a token of probability zero adds nothing and is never hit; where
         # rounding leaves none, the last token that can be drawn
@@ -111,6 +127,11 @@ def _choose(
     token = tl.where(ok, token, FAILED).to(tl.int32)
     tl.store(tokens + line, token)
     tl.store(last_tokens + row, tl.maximum(token, 0))
+    if PENALISED:
+        kept = tl.load(penalised + row) > 0.0
+        at = row.to(tl.int64) * vocab + tl.maximum(token, 0)
+        tl.store(seen + at, 1, mask=kept)
+        tl.store(counts + at, tl.load(counts + at, mask=kept, other=0.0) + 1.0, mask=kept)
 
 
 def sample(
@@ -121,19 +142,25 @@ def sample(
     seeds: Tensor,
     answers: Tensor,
     last_tokens: Tensor,
-) -> Tensor:
-    """The next token of each line of logits.
+    tokens: Tensor,
+    *,
+    bounds: Bounds | None = None,
+    penalised: Tensor | None = None,
+    history: History | None = None,
+) -> None:
+    """Choose the next token of each line.
 
     Args:
-        logits: [lines, vocab], as the model gave them.
+        logits: [lines, vocab].
         rows: int32 [lines], table row of each line.
         positions: int32 [lines], place in its sequence of the token that the line follows.
         temperatures: float32 [rows], 0 for the likeliest token.
         seeds, answers: int64 [rows].
         last_tokens: int32 [rows]; the chosen token is written there too.
-
-    Returns:
-        int32 [lines]; `FAILED` where the scores are not finite.
+        tokens: int32 [lines], overwritten with the tokens; `FAILED` where the scores are not finite.
+        bounds: what filters keep; None where no line has one.
+        penalised: float32 [rows], not 0 for the rows that `history` is kept of.
+        history: is told of the tokens; None where no line has one.
     """
     lines, vocab = logits.shape
     tiles = -(-vocab // _TILE)
@@ -141,15 +168,15 @@ def sample(
     peaks = torch.empty((lines, tiles), dtype=torch.float32, device=device)
     sums = torch.empty_like(peaks)
     bests = torch.empty((lines, tiles), dtype=torch.int32, device=device)
-    tokens = torch.empty(lines, dtype=torch.int32, device=device)
-    options = launch_options(device)
+    nothing = peaks  # in place of what the kernels do not look at
+    kept = (nothing, nothing) if bounds is None else (bounds.peaks, bounds.borders)
+    marks = (nothing,) * 3 if history is None else (penalised, history.seen.view(torch.uint8), history.counts)
+    options = {"FILTERED": bounds is not None, "TILE": _TILE, "num_warps": 8, **launch_options(device)}
     _summarise[(lines, tiles)](
-        logits, rows, temperatures, peaks, sums, bests, logits.stride(0), vocab, tiles,
-        TILE=_TILE, num_warps=8, **options,
-    )  # fmt: skip
+        logits, rows, temperatures, *kept, peaks, sums, bests, logits.stride(0), vocab, tiles, **options
+    )
     _choose[(lines,)](
-        logits, rows, positions, temperatures, seeds, answers, peaks, sums, bests, tokens, last_tokens,
-        logits.stride(0), vocab, tiles,
-        TILE=_TILE, TILES=next_power_of_two(tiles), FAILED=FAILED, num_warps=8, **options,
+        logits, rows, positions, temperatures, seeds, answers, *kept, peaks, sums, bests,
+        tokens, last_tokens, *marks, logits.stride(0), vocab, tiles,
+        PENALISED=history is not None, TILES=next_power_of_two(tiles), FAILED=FAILED, **options,
     )  # fmt: skip
-    return tokens
