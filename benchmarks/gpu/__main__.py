@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES
+from benchmarks.gpu.versions import versions
 from benchmarks.gpu.workloads import peak_blocks, workload
 
 UNITS = {
@@ -141,7 +140,7 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         engines.discard("vllm")
     end = time.monotonic() + 60 * arguments.minutes
     results: list[dict[str, Any]] = []
-    about: dict[str, Any] = {"versions": versions()}
+    about: dict[str, Any] = {"versions": versions("transformers")}
     if "TESTS" in arguments.workloads:
         about["tests"] = run_tests(arguments)
     for shape in arguments.shapes:
@@ -158,19 +157,6 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             report = {**about, "results": results}
             (arguments.out / "results.json").write_text(json.dumps(report, indent=1))
     return results
-
-
-def versions() -> dict[str, str]:
-    """What it ran on."""
-    import torch
-
-    names = ("torch", "triton", "transformers")
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        "cuda": torch.version.cuda or "",
-        **{name: importlib.metadata.version(name) for name in names},
-    }
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -214,7 +200,7 @@ def main() -> None:
             parser.error(f"unknown {name}: {', '.join(sorted(unknown))}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = measure_all(arguments)
-    print(json.dumps(versions()))
+    print(json.dumps(versions("transformers")))
     print(table(results))
 
 

@@ -9,8 +9,6 @@ Weights are random, groups of 128.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
 import importlib.util
 import json
 import statistics
@@ -27,6 +25,7 @@ from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.own import load as load_float
 from benchmarks.gpu.step_time import replay_ms
 from benchmarks.gpu.tune_gemv import graph_us
+from benchmarks.gpu.versions import versions
 from server.gptq.checkpoint import GPTQCheckpoint
 from server.gptq.config import GPTQConfig
 from server.gptq.kernels.marlin import MarlinKernel
@@ -207,18 +206,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     parser.add_argument("--out", type=Path, help="a directory")
     options = parser.parse_args()
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("torch", "triton", "vllm")
-        if importlib.util.find_spec(name)
-    }
-    result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "gpu": torch.cuda.get_device_name(),
-        **versions,
-        "shape": options.shape,
-        "group_size": GROUP,
-    }
+    result: dict[str, Any] = {**versions("vllm"), "shape": options.shape, "group_size": GROUP}
     for part in options.parts:
         if part == "kernels":
             result["kernels_us"] = kernels(options.shape)

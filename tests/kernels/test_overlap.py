@@ -20,7 +20,8 @@ from server.continuous_batching.attention.base import AttentionBatch, ChunkSpan
 from server.continuous_batching.attention.paged import PagedAttention, PagedBatch
 from server.continuous_batching.attention.torch_backend import TorchAttention
 from server.continuous_batching.attention.triton_backend import TritonAttention
-from server.continuous_batching.decoding.decoder import StepLogits
+from server.continuous_batching.decoding import continuations
+from server.continuous_batching.decoding.step_logits import StepLogits
 from server.continuous_batching.engine import build
 from server.continuous_batching.engine.runner import PagedModelRunner
 from server.continuous_batching.kernels.base import Kernels
@@ -158,8 +159,12 @@ def test_options_are_applied_on_the_device(model: Path, monkeypatch: pytest.Monk
             assert report.logprob == pytest.approx(other.logprob, abs=1e-5)
 
 
-def test_beams_alone(model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Continuations and reports of steps in which there are beams only, which a kernel finds."""
+@pytest.mark.parametrize("most_in_turn", [0, 1000])
+def test_beams_alone(
+    model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, most_in_turn: int
+) -> None:
+    """Continuations and reports of steps in which there are beams only, found by torch and by the kernel."""
+    monkeypatch.setattr(continuations, "MOST_IN_TURN", most_in_turn)
     requests = reporting_beams(reference, 4)
     llm = overlapped_llm(model, monkeypatch, num_blocks=400)
     generations = llm.generate([prompt for prompt, _ in requests], [config for _, config in requests])

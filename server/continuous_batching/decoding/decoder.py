@@ -17,34 +17,10 @@ from server.continuous_batching.decoding.logprobs import StepLogprobs
 from server.continuous_batching.decoding.processors import apply_processors
 from server.continuous_batching.decoding.rows import RowTable
 from server.continuous_batching.decoding.sampler import FAILED, choose_tokens
+from server.continuous_batching.decoding.step_logits import StepLogits
 from server.continuous_batching.decoding.verification import DraftLines
 from server.continuous_batching.scheduler.request import Phase, Request, Sequence
 from server.continuous_batching.transfer import to_host
-
-
-@dataclass(slots=True)
-class StepLogits:
-    """What a forward pass gives.
-
-    Attributes:
-        logits: [lines, vocab], in the model's own type or float32.
-        rows, positions: int32 [lines] on the device: table row, and place of the token that each
-            line follows; None where the device keeps no tokens.
-        tokens: int32 [lines], chosen greedily or by temperature alone. They come with the logits of replayed
-            steps, all of whose tensors are at the same place whenever there are as many lines; else None.
-        padding: lines at the end that stand for nothing.
-    """
-
-    logits: Tensor
-    rows: Tensor | None = None
-    positions: Tensor | None = None
-    tokens: Tensor | None = None
-    padding: int = 0
-
-    @property
-    def sampled(self) -> Tensor:
-        """The logits without padding."""
-        return self.logits[: len(self.logits) - self.padding]
 
 
 @dataclass(slots=True)

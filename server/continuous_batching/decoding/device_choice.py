@@ -17,10 +17,10 @@ from server.continuous_batching.captured import CapturedCalls
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.processors import EXCLUDED, apply_filters, hold_eos
 from server.continuous_batching.decoding.rows import RowTable
+from server.continuous_batching.decoding.step_logits import StepLogits
 from server.continuous_batching.scheduler.request import Sequence
 
 if TYPE_CHECKING:
-    from server.continuous_batching.decoding.decoder import StepLogits
     from server.continuous_batching.kernels.triton_penalties import History
 
 
@@ -97,7 +97,7 @@ class DeviceChoice:
             return self._sample(scores, forward, space)
         if forward.tokens is None or self._captured is None:
             return self._run(forward, self._workspace(wanted))
-        if wanted == Wanted(False, False, False):
+        if not (wanted.biased or wanted.penalised or wanted.filtered):
             return forward.tokens
         key = (len(forward.logits), wanted)
         if key not in self._captured:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from server.continuous_batching.captured import CapturedCalls
-from server.continuous_batching.decoding.decoder import StepLogits
+from server.continuous_batching.decoding.step_logits import StepLogits
 
 
 def graph_sizes(max_rows: int) -> list[int]:

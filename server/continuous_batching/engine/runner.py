@@ -12,9 +12,9 @@ from torch import Tensor
 from server.continuous_batching.attention.base import AttentionBackend
 from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.cache.storage import CacheStorage
-from server.continuous_batching.decoding.decoder import StepLogits
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.decoding.params import SamplingParams
+from server.continuous_batching.decoding.step_logits import StepLogits
 from server.continuous_batching.engine.batch import BatchBuilder, ForwardBatch
 from server.continuous_batching.engine.cuda_graphs import DecodeGraphs
 from server.continuous_batching.engine.paged_batch import PagedBatchBuilder

@@ -72,7 +72,7 @@ def _distances(
     i = tile * TILE + tl.arange(0, TILE)
     score = tl.load(logits + line.to(tl.int64) * stride + i, mask=i < vocab, other=float("-inf"))
     distance = peak - score.to(tl.float32)
-    bins = tl.minimum(distance / width, BINS - 1.0).to(tl.int32)
+    bins = tl.minimum(distance * (1.0 / width), BINS - 1.0).to(tl.int32)  # a product keeps the order
     return distance, tl.where((i < vocab) & (distance >= 0.0), bins, -1)
 
 
@@ -271,7 +271,8 @@ def find_bounds(logits: Tensor, rows: Tensor, options: Tensor, room: Tensor) -> 
     """
     lines, vocab = logits.shape
     device, tiles = logits.device, triton.cdiv(vocab, _TILE)
-    peaks, lows = torch.empty((2, lines, tiles), dtype=torch.float32, device=device)
+    peaks = torch.empty((lines, tiles), dtype=torch.float32, device=device)
+    lows = torch.empty_like(peaks)
     counts = torch.empty((lines, tiles, _BINS), dtype=torch.int32, device=device)
     masses = torch.empty_like(counts, dtype=torch.float32)
     edges = counts.new_empty((lines, 2))
