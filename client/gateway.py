@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -24,6 +23,7 @@ from client.upstream import open_session
 from client.watch import Watch, Watchman
 from protocol.errors import ApiError, unavailable
 from protocol.routes import CHAT_COMPLETION_V1, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
+from utils.garbage import tame_collector
 
 JUMPER_ROUTES = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
 
@@ -83,7 +83,7 @@ class Gateway:
                 await stack.enter_async_context(_in_background(self.config_file.follow(self.configure)))
             if self._drain_on_signals:
                 Drain(self).take_signals()
-            _tame_collector()
+            tame_collector()
             yield
 
     async def answer(self, request: InferenceRequest, watch: Watch, reply: Reply) -> None:
@@ -135,13 +135,3 @@ async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def _tame_collector() -> None:
-    """Take what lives for ever out of the garbage collector's sight and let it look less often.
-
-    Its full runs over all loaded modules are what a relay's slowest requests wait for.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)

@@ -100,7 +100,7 @@ def test_options_of_replayed_steps_are_those_of_launched_ones(model: Path, refer
         return [generation.answers[0].token_ids for generation in (*together, *alone)]
 
     replayed = answers()
-    assert len(choice._captured) > 10
+    assert len(choice._captured) > 5
     choice._captured = None
     assert answers() == replayed
     assert llm.engine.stats().step_failures == 0

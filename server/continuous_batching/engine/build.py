@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     if device.type == "cuda" and isinstance(runner, PagedModelRunner):
         with phase("a first prompt"):
             decoder.warm_up(runner.warm_up(min(limits.chunk_tokens, max_length)))
+        gc.collect()  # of all that was loaded: else a full run, tens of milliseconds, comes between two steps
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {

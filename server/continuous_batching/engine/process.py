@@ -20,6 +20,7 @@ from server.continuous_batching.engine.phases import phase
 from server.continuous_batching.models.config import ModelError
 from server.continuous_batching.scheduler.request import Request
 from server.continuous_batching.tokenizer import load_tokenizer
+from utils.garbage import tame_collector
 
 if TYPE_CHECKING:
     from server.continuous_batching.engine.engine import Engine
@@ -130,6 +131,7 @@ def main() -> int:
         message = f"the memory does not suffice for this model and configuration ({error})"
         socket.send(messages.encode(messages.Refused(" ".join(message.split()))))
         return REFUSED_EXIT
+    tame_collector()
     limits, model = built.engine.limits, built.model
     ready = messages.Ready(limits, model.vocab_size, model.eos_token_ids, built.capabilities)
     socket.send(messages.encode(ready))
