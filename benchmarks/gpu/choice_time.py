@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "all": {"top_k": 50, "top_p": 0.9, "repetition_penalty": 1.1, "frequency_penalty": 0.2},
 }
 VOCABULARIES = (32_000, 128_256)
-ROWS = (1, 16, 64, 256)
+ROWS = (1, 16, 256)
 CANDIDATES = (4, 8, 16, 32, 64, 168)
 REPEATS = 7
 CALLS = 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
@@ -34,7 +35,8 @@ class CapturedCalls(Generic[Result]):
     def capture(self, key: Hashable, call: Callable[[], Result]) -> None:
         """Record the kernels that `call` launches, without running them; they are compiled already.
 
-        Other threads may go on using the device meanwhile: swapped blocks are copied by one.
+        Raises:
+            RuntimeError: nothing was recorded.
         """
         graph = torch.cuda.CUDAGraph()
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -42,8 +44,11 @@ class CapturedCalls(Generic[Result]):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 result = call()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # the first error tells more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         self._calls[key] = graph, result
 

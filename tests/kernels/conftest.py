@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from server.continuous_batching.kernels.triton_sampling import sample
+from tests.continuous_batching.reference import Reference
+from tests.models import tiny_llama
 
 # the interpreter multiplies bfloat16 matrices as if they were integers: there, half precision stands in
 HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -17,6 +20,16 @@ HALF = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def reference(model: Path) -> Reference:
+    return Reference(model)
 
 
 def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -81,7 +81,7 @@ names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_summarise", "_choose", "_rotate_and_store", "_decode",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks",
-    "_find_peaks", "_tally", "_narrow", "_list", "_find_borders", "_penalise",
+    "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders", "_penalise",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor
 for _, ptx, _ in compiled:

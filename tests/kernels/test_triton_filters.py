@@ -73,6 +73,17 @@ def test_flat_and_steep_distributions(device: torch.device, scale: float) -> Non
         assert torch.equal(stays[line], kept(logits[line].double().cpu(), *options[line])), options[line]
 
 
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+def test_few_scores_are_left_to_search(device: torch.device, temperature: float) -> None:
+    """With top-k, whatever the temperature: the search takes time by their number."""
+    torch.manual_seed(8)
+    logits = torch.cat((torch.full((1, 1), 30.0), 2.5 * torch.randn(1, 40_000)), dim=1).to(device)
+    room = torch.full(logits.shape, float("nan"), device=device)
+    rows = torch.zeros(1, dtype=torch.int32, device=device)
+    find_bounds(logits, rows, torch.tensor([[temperature], [50], [0.9], [0.0]], device=device), room)
+    assert 0 < int(room.isfinite().sum()) < 100
+
+
 def test_scores_that_are_all_equal(device: torch.device) -> None:
     """Stay together, whatever the filters."""
     logits = torch.full((3, 5000), 2.5, device=device)

@@ -3,6 +3,7 @@ meanings of the options are those of `processors`."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
@@ -23,14 +24,7 @@ from server.continuous_batching.scheduler.request import Sequence
 if TYPE_CHECKING:
     from server.continuous_batching.kernels.triton_penalties import History
 
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which options any line of a step has."""
-
-    biased: bool
-    penalised: bool
-    filtered: bool
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +32,16 @@ class Workspace:
     """What the kernels read and write beside the logits; always in the same place.
 
     Attributes:
-        bias: float32 [rows, vocab], where anything is biased.
-        history: of the rows, where anything is penalised.
-        scores: float32, room for as many as there are logits, where they change.
-        distances: the same, where they are filtered.
+        bias: float32 [rows, vocab], where any line is biased.
+        history: of the rows, where any line is penalised.
+        scores: float32, room for as many as there are logits, where any line's are biased or penalised.
+        listed: the same, where any line is filtered.
     """
 
     bias: Tensor | None = None
     history: History | None = None
     scores: Tensor | None = None
-    distances: Tensor | None = None
+    listed: Tensor | None = None
 
 
 class DeviceChoice:
@@ -78,30 +72,29 @@ class DeviceChoice:
             int32 [lines], `FAILED` where the scores are not finite; stands until the next step.
         """
         table = self._table
-        samples = table.filtered[rows] & table.samples[rows]
-        typical = samples & (table.floats["typical_p"][rows] < 1.0)
-        wanted = Wanted(
-            biased=bool(table.biased[rows].any()),
-            penalised=bool(table.penalised[rows].any()),
-            filtered=bool((samples & ~typical).any()),
-        )
-        least = table.integers["min_new_tokens"][rows]
-        generated = least
-        if least.any():
-            generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
-        if typical.any() or (generated < least).any():
-            space = self._workspace(wanted)
+        filtered = table.filtered[rows] & table.samples[rows]
+        typical = filtered & (table.floats["typical_p"][rows] < 1.0)
+        # which options any line has
+        wanted = (table.biased[rows].any(), table.penalised[rows].any(), (filtered & ~typical).any())
+        short, generated = self._held(rows, sequences)
+        if short or typical.any():
+            space = self._workspace(*wanted)
             scores = self._penalised(forward, space)
             hold_eos(scores, table, rows, generated)
             self._exclude_untypical(scores, rows, np.flatnonzero(typical))
             return self._sample(scores, forward, space)
         if forward.tokens is None or self._captured is None:
-            return self._run(forward, self._workspace(wanted))
-        if not (wanted.biased or wanted.penalised or wanted.filtered):
+            return self._run(forward, self._workspace(*wanted))
+        if not any(wanted):
             return forward.tokens
-        key = (len(forward.logits), wanted)
+        key = (len(forward.logits), *wanted)
         if key not in self._captured:
-            self._captured.capture(key, partial(self._run, forward, self._workspace(wanted)))
+            try:
+                self._captured.capture(key, partial(self._run, forward, self._workspace(*wanted)))
+            except RuntimeError:
+                logger.exception("the choice of tokens could not be captured and is launched from now on")
+                self._captured = None
+                return self._run(forward, self._workspace(*wanted))
         return self._captured.replay(key)
 
     def warm_up(self, forward: StepLogits) -> None:
@@ -115,10 +108,18 @@ class DeviceChoice:
                 bias=room if biased else None,
                 history=history if penalised else None,
                 scores=room.clone() if biased or penalised else None,
-                distances=room if filtered else None,
+                listed=room if filtered else None,
             )
             tokens = self._run(forward, space)
         tokens.tolist()  # what fails shall fail here
+
+    def _held(self, rows: np.ndarray, sequences: Seq[Sequence]) -> tuple[bool, np.ndarray]:
+        """(whether any answer may not end yet, tokens that each has, where any has a minimum)."""
+        least = np.where(self._table.eos_count[rows] > 0, self._table.integers["min_new_tokens"][rows], 0)
+        if not least.any():
+            return False, least
+        generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
+        return bool((generated < least).any()), generated
 
     def _run(self, forward: StepLogits, space: Workspace) -> Tensor:
         return self._sample(self._penalised(forward, space), forward, space)
@@ -138,8 +139,8 @@ class DeviceChoice:
         rows, positions = forward.rows, forward.positions
         assert rows is not None and positions is not None
         bounds = None
-        if space.distances is not None:
-            bounds = find_bounds(scores, rows, self._rows.filters, space.distances)
+        if space.listed is not None:
+            bounds = find_bounds(scores, rows, self._rows.filters, space.listed)
         return self._rows.sample(scores, rows, positions, bounds=bounds, history=space.history)
 
     def _exclude_untypical(self, scores: Tensor, rows: np.ndarray, chosen: np.ndarray) -> None:
@@ -150,15 +151,15 @@ class DeviceChoice:
             excluded = apply_filters(part.float(), self._table, rows[chosen]) == EXCLUDED
             scores[lines] = part.masked_fill_(excluded, EXCLUDED)
 
-    def _workspace(self, wanted: Wanted) -> Workspace:
+    def _workspace(self, biased: bool, penalised: bool, filtered: bool) -> Workspace:
         from server.continuous_batching.kernels.triton_penalties import History
 
         table = self._table
         return Workspace(
-            bias=table.bias if wanted.biased else None,
-            history=History(table.seen, table.counts) if wanted.penalised else None,
-            scores=self._room("scores") if wanted.biased or wanted.penalised else None,
-            distances=self._room("distances") if wanted.filtered else None,
+            bias=table.bias if biased else None,
+            history=History(table.seen, table.counts) if penalised else None,
+            scores=self._room("scores") if biased or penalised else None,
+            listed=self._room("listed") if filtered else None,
         )
 
     def _room(self, name: str) -> Tensor:

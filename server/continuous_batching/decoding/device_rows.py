@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _FLOATS = ["temperature", "top_k", "top_p", "min_p", "biased", "repetition", "frequency", "presence"]
 _INTEGERS = ["seed", "answer"]
+_LEAST_TOP_P = 1e-30
+"""Keeps the likeliest token only, as any lesser one does; float32 still knows it from 0."""
 
 
 class DeviceRows:
@@ -56,7 +58,8 @@ class DeviceRows:
         floats, integers = self._host
         filters = penalties = (0.0, 0.0, 0.0)
         if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_choice`
-            filters = params.top_k, params.top_p if params.top_p < 1.0 else 0.0, params.min_p
+            nucleus = max(params.top_p, _LEAST_TOP_P) if params.top_p < 1.0 else 0.0
+            filters = params.top_k, nucleus, params.min_p
         if params.needs_history:
             penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
         temperature = params.temperature if params.do_sample else 0.0

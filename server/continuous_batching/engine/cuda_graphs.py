@@ -44,7 +44,6 @@ class DecodeGraphs:
         for size in tqdm(reversed(self._sizes), "capturing graphs", len(self._sizes), mininterval=1.0):
             compute(size)  # compiles kernels and lets libraries allocate
             self._steps.capture(size, partial(compute, size))
-        torch.cuda.synchronize()
 
     def size_for(self, rows: int) -> int:
         """The captured size that a step of `rows` decodes is padded to."""

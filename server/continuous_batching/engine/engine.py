@@ -175,7 +175,7 @@ class Engine:
         sequences = plan.sampled()
         drafts = DraftLines(plan.drafts, len(plan.decodes)) if plan.drafts else None
         choice = self._decoder.choose(logits, sequences, drafts) if sequences else None
-        # nothing above changed a request, so a failure up to here can be repeated
+        # nothing above changed a request, so a failure up to here can be repeated by `_run_apart`
         self._steps += 1
         for sequence in plan.decodes:
             sequence.num_computed += 1
@@ -214,9 +214,9 @@ class Engine:
     def _run_apart(self, plan: Plan, output: StepOutput) -> None:
         """Find out whose fault a failed step was: that request alone is given up.
 
-        Computing tokens again writes the same keys and values to the same places, so the other
-        requests lose nothing. Requests that reuse blocks which the failed one was to fill in this
-        very step are computed anew.
+        Computing tokens again writes the same keys and values to the same places, and what the failed
+        step may have chosen on the device is put right, so the other requests lose nothing. Requests
+        that reuse blocks which the failed one was to fill in this very step are computed anew.
         """
         self._step_failures += 1
         for draft in plan.drafts:
@@ -230,6 +230,7 @@ class Engine:
                 self.scheduler.recompute(owner)
                 continue
             try:
+                self._decoder.join(owner)
                 self._launched = self._launch(part)
                 self._settle(output)
             except Exception as error:

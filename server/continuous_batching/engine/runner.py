@@ -106,6 +106,7 @@ class PagedModelRunner(ModelRunner):
         super().__init__(model, storage, attention, kernels, builder, cost)
         self._device_rows = device_rows
         self._graphs: DecodeGraphs | None = None
+        self._logits = torch.empty(0)
 
     def capture(self) -> None:
         """Capture the graphs; on CUDA, once, when everything else is in its place."""
