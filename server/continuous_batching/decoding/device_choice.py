@@ -4,6 +4,7 @@ meanings of the options are those of `processors`."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +59,7 @@ class DeviceChoice:
         self._captured: CapturedCalls[Tensor] | None = None
         if table.device.type == "cuda":
             self._captured = CapturedCalls(table.device)
+        self._cannot_capture = False
         self._rooms: dict[str, Tensor] = {}
 
     def choose(self, forward: StepLogits, rows: np.ndarray, sequences: Seq[Sequence]) -> Tensor:
@@ -83,18 +85,27 @@ class DeviceChoice:
             hold_eos(scores, table, rows, generated)
             self._exclude_untypical(scores, rows, np.flatnonzero(typical))
             return self._sample(scores, forward, space)
-        if forward.tokens is None or self._captured is None:
-            return self._run(forward, self._workspace(*wanted))
-        if not any(wanted):
+        if forward.tokens is not None and not any(wanted):
             return forward.tokens
-        key = (len(forward.logits), *wanted)
+        run = partial(self._run, forward, self._workspace(*wanted))
+        if forward.tokens is None or self._captured is None:
+            return run()
+        return self._replay((len(forward.logits), *wanted), run)
+
+    def _replay(self, key: tuple[object, ...], run: Callable[[], Tensor]) -> Tensor:
+        """`run`, which is captured when it is first needed; without that it is slower, no more."""
+        assert self._captured is not None
         if key not in self._captured:
+            if self._cannot_capture:
+                return run()
             try:
-                self._captured.capture(key, partial(self._run, forward, self._workspace(*wanted)))
+                self._captured.capture(key, run)
             except RuntimeError:
-                logger.exception("the choice of tokens could not be captured and is launched from now on")
-                self._captured = None
-                return self._run(forward, self._workspace(*wanted))
+                logger.exception(
+                    "a choice of tokens could not be captured: new kinds are launched from now on"
+                )
+                self._cannot_capture = True
+                return run()
         return self._captured.replay(key)
 
     def warm_up(self, forward: StepLogits) -> None:
