@@ -1,9 +1,10 @@
 """Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--engines own,vllm] [--vllm SITE]``.
 
 First the tests of ``tests/gpu``: tokens of transformers in float32, close log probabilities in bfloat16.
-Then every engine and cache size, a process of its own, on the same GPU one after the other; the result is
-one JSON file, written anew after each of them, and one table.  vLLM takes part where it is installed, or
-lies in the directory SITE.  What does not fit into ``--minutes`` any more is left out and said so.
+Then every engine and cache size, a process of its own, on the same GPU in turn, round after round; figures
+are medians over all rounds.  The result is one JSON file, written anew after each process, and one table.
+vLLM takes part where it is installed, or lies in the directory SITE.  What does not fit into ``--minutes``
+any more is left out and said so.
 """
 
 from __future__ import annotations
@@ -23,15 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES
+from benchmarks.gpu.report import Result, pool, table
 from benchmarks.gpu.versions import versions
 from benchmarks.gpu.workloads import peak_blocks, workload
 
-UNITS = {
-    "output_tokens_per_second": ("out tok/s", 0),
-    "ms_per_token": ("ms/token", 3),
-    "prompt_tokens_per_second": ("prompt tok/s", 0),
-    "requests_per_second": ("req/s", 2),
-}
 PLAIN = ["W1", "W2", "W3", "W4"]
 SAMPLED = ["TOPP", "OPTIONS"]
 EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
@@ -49,14 +45,16 @@ class Stage:
     Attributes:
         module: in this package.
         workloads: what it runs.
-        seconds: about how long that takes with three repeats.
+        start: seconds, about, until it begins to measure.
+        repeat: seconds, about, that all its workloads take once.
         label: tells it from other stages of the engine.
         flags: of its command line.
     """
 
     module: str
     workloads: list[str]
-    seconds: int
+    start: int
+    repeat: int
     label: str = ""
     flags: dict[str, int] = field(default_factory=dict)
 
@@ -66,16 +64,16 @@ def stages(shape: str, engines: Collection[str]) -> list[Stage]:
     large = shape == "8b"
     own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
     found = [
-        Stage("own", own, 280 if large else 90, flags={"host_blocks": 1000}),
-        Stage("peer_vllm", [*PLAIN, *SAMPLED], 300 if large else 190),
+        Stage("own", own, *((60, 75) if large else (45, 15)), flags={"host_blocks": 1000}),
+        Stage("peer_vllm", [*PLAIN, *SAMPLED], *((100, 65) if large else (100, 30))),
     ]
     if large:
         blocks = peak_blocks(workload("FULL"), 16) // 4
-        found.append(Stage("own", ["FULL"], 115, "-full", {"blocks": blocks, "host_blocks": 4000}))
-        found.append(Stage("peer_vllm", ["FULL"], 190, "-full", {"blocks": blocks}))
-    found.append(Stage("peer_transformers", PLAIN, 230 if large else 140))
+        found.append(Stage("own", ["FULL"], 30, 30, "-full", {"blocks": blocks, "host_blocks": 4000}))
+        found.append(Stage("peer_vllm", ["FULL"], 90, 40, "-full", {"blocks": blocks}))
+    found.append(Stage("peer_transformers", PLAIN, *((40, 90) if large else (30, 45))))
     if not large:
-        found.append(Stage("over_http", ["HTTP"], 75))
+        found.append(Stage("over_http", ["HTTP"], 45, 10))
     return [stage for stage in found if ENGINES[stage.module] in engines]
 
 
@@ -86,10 +84,12 @@ def environment(site: Path | None) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **offline}
 
 
-def measure(stage: Stage, shape: str, arguments: argparse.Namespace, limit: float) -> dict[str, Any] | None:
+def measure(
+    stage: Stage, shape: str, turn: int, arguments: argparse.Namespace, limit: float
+) -> Result | None:
     """Run a stage for at most `limit` seconds; returns what it wrote, also where it failed half-way."""
     names = [name for name in stage.workloads if name in arguments.workloads]
-    out = arguments.out / f"{stage.module}-{shape}{stage.label}.json"
+    out = arguments.out / f"{stage.module}-{shape}{stage.label}-{turn}.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.gpu.{stage.module}", shape, ",".join(names), str(out)]
     for flag, value in {"repeats": arguments.repeats, **stage.flags}.items():
@@ -133,54 +133,34 @@ def run_tests(arguments: argparse.Namespace) -> str:
     return f"status {status}: {summary}"
 
 
-def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All stages of all shapes for which there is time; the results so far are always on disk."""
+def measure_all(arguments: argparse.Namespace) -> list[Result]:
+    """All stages of all shapes, in rounds, for which there is time; the results so far are always on disk."""
     engines = set(arguments.engines)
     if arguments.vllm is None and importlib.util.find_spec("vllm") is None:
         engines.discard("vllm")
     end = time.monotonic() + 60 * arguments.minutes
-    results: list[dict[str, Any]] = []
     about: dict[str, Any] = {"versions": versions("transformers")}
     if "TESTS" in arguments.workloads:
         about["tests"] = run_tests(arguments)
-    for shape in arguments.shapes:
-        for stage in stages(shape, engines):
-            if not set(stage.workloads) & set(arguments.workloads):
-                continue
+    chosen = [
+        (shape, stage)
+        for shape in arguments.shapes
+        for stage in stages(shape, engines)
+        if set(stage.workloads) & set(arguments.workloads)
+    ]
+    rounds: list[list[Result]] = [[] for _ in chosen]
+    for turn in range(1, arguments.rounds + 1):
+        for (shape, stage), results in zip(chosen, rounds, strict=True):
             left = end - time.monotonic()
-            if left < stage.seconds * arguments.repeats / 3:
+            if left < stage.start + arguments.repeats * stage.repeat:
                 print(f"{stage.module} {shape}{stage.label} left out: {left:.0f} s are left", flush=True)
                 continue
-            result = measure(stage, shape, arguments, left)
+            result = measure(stage, shape, turn, arguments, left)
             if result is not None:
                 results.append(result)
-            report = {**about, "results": results}
+            report = {**about, "results": [pool(found) for found in rounds if found]}
             (arguments.out / "results.json").write_text(json.dumps(report, indent=1))
-    return results
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """A line for each engine, model and workload."""
-    lines = ["| model | workload | engine | median | range (s) |", "|---|---|---|---|---|"]
-
-    def add(result: dict[str, Any], name: str, figure: str, remark: str = "") -> None:
-        lines.append(f"| {result['shape']} | {name} | {result['engine']} | {figure} | {remark} |")
-
-    for result in results:
-        if "start_seconds" in result:
-            add(result, "START", f"{result['start_seconds']:.1f} s")
-        for name, figure in result["workloads"].items():
-            (key,) = set(figure) & set(UNITS)
-            unit, digits = UNITS[key]
-            remark = f"{min(figure['seconds']):.3f} to {max(figure['seconds']):.3f}"
-            if "share_of_offline" in figure:
-                remark += f", {figure['share_of_offline']:.1%} of offline"
-            add(result, name, f"{figure[key]:,.{digits}f} {unit}", remark)
-        for way, figure in result.get("swap", {}).items():
-            if isinstance(figure, dict):
-                gigabytes, slowdown = figure["gigabytes_per_second"], figure["slowdown"]
-                add(result, f"SWAP {way}", f"{gigabytes:.1f} GB/s", f"steps {slowdown:+.1%}")
-    return "\n".join(lines)
+    return [pool(found) for found in rounds if found]
 
 
 def main() -> None:
@@ -191,8 +171,9 @@ def main() -> None:
     parser.add_argument("--workloads", type=lambda names: names.split(","), default=[*PLAIN, *EXTRA])
     parser.add_argument("--vllm", type=Path, help="directory that holds vLLM and what it needs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/gpu"))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=60.0, help="for all of it")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every engine is started")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of a workload at each start")
+    parser.add_argument("--minutes", type=float, default=90.0, help="for all of it")
     arguments = parser.parse_args()
     known = {"shapes": SHAPES, "engines": ENGINES.values(), "workloads": [*PLAIN, *EXTRA]}
     for name, names in known.items():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, SAMPLED, run_child, stages, table
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, SAMPLED, run_child, stages
+from benchmarks.gpu.report import pool, table
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
 MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
@@ -91,8 +96,53 @@ def test_the_table_has_a_line_for_every_figure() -> None:
     ]
 
 
+def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round after round; one that fails in a round is there with its other rounds."""
+    turns: list[tuple[str, int]] = []
+
+    def measure(stage: command.Stage, shape: str, turn: int, *_: Any) -> dict[str, Any] | None:
+        turns.append((stage.module, turn))
+        seconds = {"W2": {"seconds": [0.512 * turn], "ms_per_token": 1.0}}
+        result = {"shape": shape, "engine": stage.module, "workloads": seconds}
+        return None if turns[-1] == ("peer_vllm", 2) else result
+
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "versions", lambda *_: {})
+    arguments = argparse.Namespace(
+        engines=["own", "vllm"], shapes=["1b"], workloads=["W2"], rounds=3, repeats=1, minutes=90.0,
+        vllm=tmp_path, out=tmp_path,
+    )  # fmt: skip
+    own, vllm = command.measure_all(arguments)
+    assert turns == [(module, turn) for turn in (1, 2, 3) for module in ("own", "peer_vllm")]
+    assert len(own["workloads"]["W2"]["seconds"]) == 3 and len(vllm["workloads"]["W2"]["seconds"]) == 2
+    assert json.loads((tmp_path / "results.json").read_text())["results"] == [own, vllm]
+
+
+def test_rounds_are_pooled() -> None:
+    """Figures are those of the median of all runs, whatever round they are of; a round may lack some."""
+
+    def result(start: float, w2: list[float], http: list[float], rate: float) -> dict[str, Any]:
+        return {
+            "shape": "1b",
+            "engine": "own",
+            "start_seconds": start,
+            "workloads": {
+                **({"W2": {"seconds": w2, "ms_per_token": 9.9}} if w2 else {}),
+                "HTTP": {"seconds": http, "offline_seconds": [3.0], "share_of_offline": 0.1},
+            },
+            "swap": {"block_bytes": 1, "out": {"gigabytes_per_second": rate, "slowdown": 0.01}},
+        }
+
+    pooled = pool([result(9.0, [0.512], [4.0], 50.0), result(12.0, [], [2.0, 6.0], 52.0),
+                   result(10.0, [1.024, 2.048], [5.0], 54.0)])  # fmt: skip
+    assert pooled["start_seconds"] == 10.0
+    assert pooled["workloads"]["W2"] == {"seconds": [0.512, 1.024, 2.048], "ms_per_token": 2.0}
+    assert pooled["workloads"]["HTTP"]["share_of_offline"] == 3.0 / 4.5
+    assert pooled["swap"]["out"]["gigabytes_per_second"] == 52.0 and pooled["swap"]["block_bytes"] == 1
+
+
 @pytest.mark.parametrize("arguments", [["--shapes", "9b"], ["--workloads", "W9"], ["--engines", "x"]])
 def test_what_is_unknown_is_refused(arguments: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), *arguments]
-    told = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    line = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), *arguments]
+    told = subprocess.run(line, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
     assert told.returncode == 2 and "unknown" in told.stderr

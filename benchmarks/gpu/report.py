@@ -1,0 +1,73 @@
+"""What the figures of several rounds come to, and the table of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.gpu.workloads import figures, workload
+
+UNITS = {
+    "output_tokens_per_second": ("out tok/s", 0),
+    "ms_per_token": ("ms/token", 3),
+    "prompt_tokens_per_second": ("prompt tok/s", 0),
+    "requests_per_second": ("req/s", 2),
+}
+
+Result = dict[str, Any]
+"""What one process of one engine wrote."""
+
+
+def pool(rounds: Sequence[Result]) -> Result:
+    """The results of one engine's processes in several rounds as one: its figures are medians of all runs."""
+    pooled = {**rounds[-1], "workloads": {}}
+    if "start_seconds" in pooled:
+        pooled["start_seconds"] = statistics.median(result["start_seconds"] for result in rounds)
+    for name in dict.fromkeys(name for result in rounds for name in result["workloads"]):
+        runs = [result["workloads"][name] for result in rounds if name in result["workloads"]]
+        seconds = [time for run in runs for time in run["seconds"]]
+        median = statistics.median(seconds)
+        figure: Result = {"seconds": seconds, **figures(name, workload(name), median)}
+        if "offline_seconds" in runs[0]:
+            offline = [time for run in runs for time in run["offline_seconds"]]
+            figure |= {"offline_seconds": offline, "share_of_offline": statistics.median(offline) / median}
+        pooled["workloads"][name] = figure
+    copies = [result["swap"] for result in rounds if "swap" in result]
+    if copies:
+        pooled["swap"] = _medians(copies)
+    return pooled
+
+
+def _medians(measured: Sequence[Result]) -> Result:
+    """Of dictionaries of numbers, and of such dictionaries, key by key."""
+    return {
+        key: _medians([one[key] for one in measured])
+        if isinstance(value, dict)
+        else statistics.median(one[key] for one in measured)
+        for key, value in measured[0].items()
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """A line for each engine, model and workload."""
+    lines = ["| model | workload | engine | median | range (s) |", "|---|---|---|---|---|"]
+
+    def add(result: Result, name: str, figure: str, remark: str = "") -> None:
+        lines.append(f"| {result['shape']} | {name} | {result['engine']} | {figure} | {remark} |")
+
+    for result in results:
+        if "start_seconds" in result:
+            add(result, "START", f"{result['start_seconds']:.1f} s")
+        for name, figure in result["workloads"].items():
+            (key,) = set(figure) & set(UNITS)
+            unit, digits = UNITS[key]
+            remark = f"{min(figure['seconds']):.3f} to {max(figure['seconds']):.3f}"
+            if "share_of_offline" in figure:
+                remark += f", {figure['share_of_offline']:.1%} of offline"
+            add(result, name, f"{figure[key]:,.{digits}f} {unit}", remark)
+        for way, figure in result.get("swap", {}).items():
+            if isinstance(figure, dict):
+                gigabytes, slowdown = figure["gigabytes_per_second"], figure["slowdown"]
+                add(result, f"SWAP {way}", f"{gigabytes:.1f} GB/s", f"steps {slowdown:+.1%}")
+    return "\n".join(lines)
