@@ -8,8 +8,8 @@ import gc
 def tame_collector() -> None:
     """Take what lives for ever out of the garbage collector's sight and let it look less often.
 
-    Its full runs over all loaded modules take tens of milliseconds: what a relay's slowest requests wait for,
-    and a GPU.
+    Its full runs over all loaded modules take tens of milliseconds: what the slowest requests and streams
+    wait for, and a GPU.
     """
     gc.collect()
     gc.freeze()

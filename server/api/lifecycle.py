@@ -32,6 +32,7 @@ class Lifecycle:
 
     Args:
         service: what is started and closed.
+        on_ready: called when the service can answer.
         on_failure: called, once the service is closed, where it cannot start.
         announcer: told of start and drain.
         drain_on_signals: on the first SIGTERM or SIGINT keep answering (new work with 503) until
@@ -43,12 +44,14 @@ class Lifecycle:
         self,
         service: Service,
         *,
+        on_ready: Callable[[], None] | None = None,
         on_failure: Callable[[], None] | None = None,
         announcer: Announcer | None = None,
         drain_on_signals: bool = False,
         drain_timeout: float = 55.0,
     ) -> None:
         self._service = service
+        self._on_ready = on_ready
         self._on_failure = on_failure
         self._announcer = announcer
         self._drain_on_signals = drain_on_signals
@@ -83,6 +86,8 @@ class Lifecycle:
                 self._on_failure()
             return
         logger.info("%s is ready", self._service.model_id)
+        if self._on_ready is not None:
+            self._on_ready()
         if self._announcer is not None:
             await self._announcer.started()
 

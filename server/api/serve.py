@@ -15,6 +15,7 @@ from server.api.lifecycle import Lifecycle
 from server.api.service import Service
 from utils.apps import BOOT_ERROR
 from utils.config import Secret
+from utils.garbage import tame_collector
 from utils.options import ServerAppOptions
 
 
@@ -37,7 +38,9 @@ def serve(service: Service, options: ServerAppOptions, event_token: Secret | Non
         event = ServerEvent(url=options.url, service=service.kind, model_id=service.model_id)
         secret = None if event_token is None else event_token.get_secret_value()
         announcer = GatewayAnnouncer(options.client_url, event, secret)
-    lifecycle = Lifecycle(service, announcer=announcer, drain_on_signals=True, on_failure=_leave)
+    lifecycle = Lifecycle(
+        service, announcer=announcer, drain_on_signals=True, on_ready=tame_collector, on_failure=_leave
+    )
     return create_app(service, lifecycle=lifecycle)
 
 

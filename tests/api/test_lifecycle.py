@@ -42,8 +42,9 @@ async def status(http: aiohttp.ClientSession, path: str) -> int:
 
 async def test_answers_while_the_model_loads(service: FakeService) -> None:
     service.may_start.clear()
-    announcements = Announcements()
-    with serving(create_app(service, lifecycle=Lifecycle(service, announcer=announcements))) as url:
+    announcements, ready = Announcements(), threading.Event()
+    lifecycle = Lifecycle(service, announcer=announcements, on_ready=ready.set)
+    with serving(create_app(service, lifecycle=lifecycle)) as url:
         async with aiohttp.ClientSession(url) as http:
             assert await status(http, "/health") == 200
             assert await status(http, "/ready") == 503
@@ -57,23 +58,26 @@ async def test_answers_while_the_model_loads(service: FakeService) -> None:
                 assert response.status == 503
                 assert response.headers["retry-after"]
                 assert (await response.json())["error"]["code"] == "loading"
-            assert announcements.made == []
+            assert announcements.made == [] and not ready.is_set()
             service.may_start._loop.call_soon_threadsafe(service.may_start.set)  # type: ignore[attr-defined]
             await eventually(lambda: service.state == "ready")
             assert await status(http, "/ready") == 200
             await eventually(lambda: announcements.made == ["started"])
+            assert ready.is_set()
     assert announcements.made == ["started", "stopping"]
     assert service.closed == 1
 
 
 async def test_a_model_that_cannot_be_served(service: FakeService, caplog: pytest.LogCaptureFixture) -> None:
     service.start_failure = ValueError("model.safetensors is\n  corrupt")
-    failed = threading.Event()
-    with serving(create_app(service, lifecycle=Lifecycle(service, on_failure=failed.set))) as url:
+    ready, failed = threading.Event(), threading.Event()
+    lifecycle = Lifecycle(service, on_ready=ready.set, on_failure=failed.set)
+    with serving(create_app(service, lifecycle=lifecycle)) as url:
         assert failed.wait(5)
         async with aiohttp.ClientSession(url) as http:
             assert await status(http, "/health") == 503
             assert await status(http, "/ready") == 503
+    assert not ready.is_set()
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.getMessage() == "fake cannot be served: model.safetensors is corrupt"
 
