@@ -112,24 +112,34 @@ def test_beams_alone(
     assert not reference.misreported(requests, generations)
 
 
-def test_beams_among_others(model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beams whose scores nothing changes do not take the choice of other tokens to the host."""
+@pytest.mark.parametrize("replayed", [False, True])
+def test_beams_among_others(
+    model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, replayed: bool
+) -> None:
+    """Whatever options the beams have, other tokens are chosen on the device."""
+    held = {"min_new_tokens": 9, "eos_token_id": list(range(3, 200)), "ignore_eos": False}
     options: list[dict[str, object]] = [
         {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True, "top_p": 0.8, "seed": 3},
         {"repetition_penalty": 1.5, "logprobs": 2}, {"num_beams": 2, "logprobs": 1},
         {"do_sample": True, "temperature": 0.7, "frequency_penalty": 0.5, "seed": 4},
+        {"num_beams": 2, "repetition_penalty": 1.4, "logprobs": 1}, {"num_beams": 3, **held}, held,
+        {"num_beams": 2, "do_sample": True, "top_k": 9, "seed": 5}, {"num_beams": 2, "logit_bias": {7: 3.0}},
     ]  # fmt: skip
     configs = [GenerationConfig(**{"max_new_tokens": 25, "ignore_eos": True, **chosen}) for chosen in options]
     prompts = [[5 + index, 7, 9] * (1 + index) for index in range(len(configs))]
     waiting = small_llm(model).generate(prompts, configs)
-    llm = overlapped_llm(model, monkeypatch, num_blocks=400)
-    monkeypatch.setattr(llm.engine._decoder, "decode", None)
-    assert [
-        [(answer.token_ids, answer.logprobs is None) for answer in generation.answers]
-        for generation in llm.generate(prompts, configs)
-    ] == [[(answer.token_ids, answer.logprobs is None) for answer in g.answers] for g in waiting]
-    requests = list(zip(prompts, configs, strict=True))
-    assert not reference.contradicted([requests[0], requests[3]], [waiting[0], waiting[3]])
+    llm = overlapped_llm(model, monkeypatch, num_blocks=400, replayed=replayed)
+    monkeypatch.setattr(llm.engine._decoder, "decode", None)  # is for devices that keep no tokens
+    together = llm.generate(prompts, configs)
+    for generation, expected in zip(together, waiting, strict=True):
+        assert [a.token_ids for a in generation.answers] == [a.token_ids for a in expected.answers]
+        for answer, other in zip(generation.answers, expected.answers, strict=True):
+            reports = zip(answer.logprobs or [], other.logprobs or [], strict=True)
+            assert all(abs(report.logprob - wanted.logprob) < 1e-5 for report, wanted in reports)
+            assert (answer.logprobs is None) == (other.logprobs is None)
+    requests = [(p, c) for p, c in zip(prompts, configs, strict=True) if c.num_beams > 1 and not c.do_sample]
+    answers = [g for g, c in zip(together, configs, strict=True) if c.num_beams > 1 and not c.do_sample]
+    assert not reference.contradicted(requests[:4], answers[:4])
 
 
 def test_samples_are_drawn_at_their_own_numbers(

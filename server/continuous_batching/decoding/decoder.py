@@ -104,8 +104,7 @@ class Decoder:
     def choose(
         self, forward: StepLogits, sequences: Seq[Sequence], drafts: DraftLines | None = None
     ) -> Decoded | PendingTokens:
-        """Choose the next token of every sequence: on the device where it keeps tokens, unless options
-        change the scores of beams.
+        """Choose the next token of every sequence: on the device where it keeps tokens, but for beams.
 
         Args:
             forward: logits of `sequences`, in their order; overwritten.
@@ -113,18 +112,13 @@ class Decoder:
             drafts: guesses among them; none where the device keeps tokens.
         """
         table, logits = self.table, forward.sampled
-        rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
-        beams = table.beams[rows]
-        if self._choice is None or not table.plain[rows[beams]].all():
+        if self._choice is None:
             return self.decode(logits.float(), sequences, drafts)
+        rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
         logprobs = StepLogprobs(logits, table.logprobs[rows])
-        candidates: dict[str, Candidates] = {}
-        if beams.any():
-            lines = np.flatnonzero(beams)
-            scores = logits if beams.all() else logits[table.on_device(lines)]
-            group = [sequences[i] for i in lines.tolist()]
-            candidates = self._continuations.of_logits(scores, rows[lines], group)
-        if beams.all():
+        beams = np.flatnonzero(table.beams[rows])
+        candidates = self._continue_beams(logits, rows, beams, sequences) if beams.size else {}
+        if beams.size == len(sequences):
             return Decoded([FAILED] * len(sequences), logprobs, candidates)
         tokens = self._choice.choose(forward, rows, sequences)[: len(sequences)]
         if candidates:
@@ -132,6 +126,19 @@ class Decoder:
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
         return PendingTokens(tokens, logprobs)
+
+    def _continue_beams(
+        self, logits: Tensor, rows: np.ndarray, lines: np.ndarray, sequences: Seq[Sequence]
+    ) -> dict[str, Candidates]:
+        """The best continuations of the beams, which stand at `lines`; `logits` stay as they are."""
+        beams, rows = [sequences[line] for line in lines.tolist()], rows[lines]
+        if len(beams) < len(sequences):
+            logits = logits[self.table.on_device(lines)]
+        if self.table.plain[rows].all():
+            return self._continuations.of_logits(logits, rows, beams)
+        scores = torch.log_softmax(logits.float(), dim=-1)
+        apply_processors(scores, self.table, rows, np.array([beam.num_generated for beam in beams]))
+        return self._continuations.of_scores(scores, rows, beams)
 
     def warm_up(self, forward: StepLogits) -> None:
         """Choose from these logits in all ways, so that every kernel is compiled."""
@@ -142,7 +149,7 @@ class Decoder:
             self._choice.warm_up(forward)
 
     def decode(self, logits: Tensor, sequences: Seq[Sequence], drafts: DraftLines | None = None) -> Decoded:
-        """Choose the next token of every sequence.
+        """Choose the next token of every sequence where the device keeps none.
 
         Args:
             logits: float32 [len(sequences), vocab]; overwritten.

@@ -46,7 +46,7 @@ class Workspace:
 
 
 class DeviceChoice:
-    """Chooses the tokens of steps without beams, or without looking at the beams.
+    """Chooses the tokens of all sequences but beams, whose lines get one that means nothing.
 
     Args:
         table: the rows' options, tables over the vocabulary among them.
@@ -74,10 +74,14 @@ class DeviceChoice:
             int32 [lines], `FAILED` where the scores are not finite; stands until the next step.
         """
         table = self._table
+        others = ~table.beams[rows]
         filtered = table.filtered[rows] & table.samples[rows]
         typical = filtered & (table.floats["typical_p"][rows] < 1.0)
-        # which options any line has
-        wanted = (table.biased[rows].any(), table.penalised[rows].any(), (filtered & ~typical).any())
+        wanted = (  # which options any line has
+            bool((table.biased[rows] & others).any()),
+            bool((table.penalised[rows] & others).any()),
+            bool((filtered & ~typical).any()),
+        )
         short, generated = self._held(rows, sequences)
         if short or typical.any():
             space = self._workspace(*wanted)
@@ -125,8 +129,10 @@ class DeviceChoice:
         tokens.tolist()  # what fails shall fail here
 
     def _held(self, rows: np.ndarray, sequences: Seq[Sequence]) -> tuple[bool, np.ndarray]:
-        """(whether any answer may not end yet, tokens that each has, where any has a minimum)."""
-        least = np.where(self._table.eos_count[rows] > 0, self._table.integers["min_new_tokens"][rows], 0)
+        """(whether any answer that could end may not yet; tokens that each has, where any has a minimum)."""
+        table = self._table
+        can_end = (table.eos_count[rows] > 0) & ~table.beams[rows]
+        least = np.where(can_end, table.integers["min_new_tokens"][rows], 0)
         if not least.any():
             return False, least
         generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)

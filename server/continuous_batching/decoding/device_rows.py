@@ -54,16 +54,12 @@ class DeviceRows:
         self._joined: dict[int, int] = {}
 
     def assign(self, row: int, params: SamplingParams, answer: int, last_token: int) -> None:
-        """Row `row` is now answer number `answer` of a request, continued from `last_token`."""
+        """Row `row` is now answer number `answer` of a request, continued from `last_token`.
+
+        Beams have no options here: the host continues them.
+        """
         floats, integers = self._host
-        filters = penalties = (0.0, 0.0, 0.0)
-        if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_choice`
-            nucleus = max(params.top_p, _LEAST_TOP_P) if params.top_p < 1.0 else 0.0
-            filters = params.top_k, nucleus, params.min_p
-        if params.needs_history:
-            penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
-        temperature = params.temperature if params.do_sample else 0.0
-        floats[:, row] = temperature, *filters, bool(params.logit_bias), *penalties
+        floats[:, row] = 0.0 if params.uses_beams else _options_of(params)
         integers[:, row] = params.seed, answer
         self._joined[row] = last_token
 
@@ -110,3 +106,15 @@ class DeviceRows:
             bounds=bounds, penalised=self.penalties[1], history=history,
         )  # fmt: skip
         return tokens
+
+
+def _options_of(params: SamplingParams) -> tuple[float, ...]:
+    """The values of `_FLOATS`."""
+    filters = penalties = (0.0, 0.0, 0.0)
+    if params.do_sample and params.typical_p >= 1.0:  # else they are applied together: `device_choice`
+        nucleus = max(params.top_p, _LEAST_TOP_P) if params.top_p < 1.0 else 0.0
+        filters = params.top_k, nucleus, params.min_p
+    if params.needs_history:
+        penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
+    temperature = params.temperature if params.do_sample else 0.0
+    return temperature, *filters, bool(params.logit_bias), *penalties
