@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from server.continuous_batching.cache import sizing
 from server.continuous_batching.cache.block_pool import BlockPool, CacheIntegrityError, OutOfBlocksError
 from server.continuous_batching.cache.manager import CacheManager
 from server.continuous_batching.decoding.params import SamplingParams
@@ -191,3 +193,12 @@ def test_history_forks_share_and_diverge() -> None:
     empty = right.fork()
     right.append(8)
     assert empty.last == 5 and empty.fork().slice(0, 4) == [1, 2, 3, 5]
+
+
+def test_blocks_leave_room_for_what_is_reserved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizing, "free_memory", lambda device: 10_000)
+    gpu = torch.device("cuda")
+    assert sizing.blocks_that_fit(gpu, 100, 0.9, 1000) == 90
+    assert sizing.blocks_that_fit(gpu, 100, 0.9, 1000, reserved=4_000) == 54
+    assert sizing.blocks_that_fit(gpu, 100, 0.9, 20, reserved=4_000) == 20
+    assert sizing.blocks_that_fit(gpu, 100, 0.9, 1000, reserved=20_000) == 1

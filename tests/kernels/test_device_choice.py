@@ -11,6 +11,9 @@ from torch import Tensor
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching.decoding import continuations
+from server.continuous_batching.decoding.device_choice import DeviceChoice, table_bytes
+from server.continuous_batching.decoding.device_rows import DeviceRows
+from server.continuous_batching.decoding.rows import RowTable
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, reporting_beams
 from tests.kernels.draws import worst_miss
@@ -157,3 +160,12 @@ def test_samples_are_drawn_at_their_own_numbers(
     assert worst_miss(reference.model, prompts, configs[1:] + configs[:1], answers) > 0.1, (
         "a check that checks"
     )
+
+
+def test_the_memory_set_aside_is_what_the_tables_take(device: torch.device) -> None:
+    rows = DeviceRows(6, device)
+    space = DeviceChoice(RowTable(6, 500, device, rows), rows)._workspace(True, True, True)
+    assert space.bias is not None and space.history is not None
+    assert space.scores is not None and space.listed is not None
+    tables = [space.bias, space.history.seen, space.history.counts, space.scores, space.listed]
+    assert table_bytes(6, 500) == sum(table.numel() * table.element_size() for table in tables)

@@ -26,14 +26,18 @@ def all_memory(device: torch.device) -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def blocks_that_fit(device: torch.device, bytes_per_block: int, fraction: float, useful: int) -> int:
-    """Blocks for `fraction` of the free memory, but never more than `useful`.
+def blocks_that_fit(
+    device: torch.device, bytes_per_block: int, fraction: float, useful: int, reserved: int = 0
+) -> int:
+    """Blocks for `fraction` of the free memory but `reserved` bytes, and never more than `useful`.
 
     Args:
         device: where the blocks go.
         bytes_per_block: size of one.
         fraction: share of the device's free memory to take (of a third of it, in RAM).
         useful: blocks that the largest possible batch could use.
+        reserved: what others will need of that memory.
     """
     share = fraction if device.type == "cuda" else fraction * RAM_SHARE
-    return max(min(int(free_memory(device) * share) // bytes_per_block, useful), 1)
+    free = free_memory(device) - reserved
+    return max(min(int(free * share) // bytes_per_block, useful), 1)

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def table_bytes(num_rows: int, vocab_size: int) -> int:
+    """Memory that all of a `Workspace` takes, once requests ask for options of every kind."""
+    floats, booleans = 4, 1  # bias, counts, scores, listed; seen
+    return num_rows * vocab_size * (floats * torch.float32.itemsize + booleans * torch.bool.itemsize)
+
+
 @dataclass(frozen=True, slots=True)
 class Workspace:
     """What the kernels read and write beside the logits; always in the same place.

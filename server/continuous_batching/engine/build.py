@@ -18,6 +18,7 @@ from server.continuous_batching.cache.sizing import all_memory, blocks_that_fit
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
+from server.continuous_batching.decoding.device_choice import table_bytes
 from server.continuous_batching.decoding.device_rows import DeviceRows
 from server.continuous_batching.engine.batch import BatchBuilder
 from server.continuous_batching.engine.collector import Collector
@@ -184,7 +185,8 @@ def _size_cache(
     num_blocks = cache.num_blocks
     if num_blocks is None:
         useful = batcher.batch_max_beams * -(-max_length // cache.block_size)
-        num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful)
+        tables = table_bytes(batcher.batch_max_beams, shape.vocab_size) if device.type == "cuda" else 0
+        num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful, tables)
     num_host_blocks, host = cache.num_blocks_cpu, torch.device("cpu")
     if num_host_blocks is None:
         num_host_blocks = blocks_that_fit(host, size, cache.memory_fraction, num_blocks // 4)
