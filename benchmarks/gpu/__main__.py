@@ -101,7 +101,10 @@ def measure(
         flush=True,
     )
     time.sleep(REST_SECONDS)
-    return json.loads(out.read_text()) if out.exists() else None
+    try:
+        return json.loads(out.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):  # it ended before it wrote, or while it did
+        return None
 
 
 def run_child(command: list[str], log: Path, environment: dict[str, str], limit: float) -> int | str:

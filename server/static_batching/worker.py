@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -54,6 +55,7 @@ class Worker:
             batch = generate(self._model, prompts)
         except torch.OutOfMemoryError as error:
             logger.error("out of memory with %d prompts: %s", len(prompts), one_line(error))
+            gc.collect()  # what the failed pass held
             torch.cuda.empty_cache()
             return internal("the package that held this request ran out of memory")
         except Exception:

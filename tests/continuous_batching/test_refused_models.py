@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from server.continuous_batching import LLM
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.engine import build
 from server.continuous_batching.engine.supervisor import EngineRefusedError, EngineSupervisor
-from server.continuous_batching.models.config import ModelError
+from server.continuous_batching.models.config import DecoderConfig, ModelError
 
 
 def test_a_model_of_another_type_than_configured(tiny_model: Path) -> None:
@@ -26,6 +28,17 @@ def test_a_cache_larger_than_the_machine(tiny_model: Path, key: str) -> None:
     with pytest.raises(ModelError, match=rf"cache_config\.{key}: 10000000000 blocks .* GiB") as caught:
         LLM(tiny_model, model_loading_config={"device": "cpu"}, cache_config=sizes)
     assert "\n" not in str(caught.value)
+
+
+def test_tables_larger_than_the_memory_that_is_free(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, where they are made while serving, and the cache would be sized without them."""
+    monkeypatch.setattr(build, "free_memory", lambda device: 10**5)
+    config = ServerConfig.model_validate({"model_loading_config": {"model_name_or_path": str(tiny_model)}})
+    shape = DecoderConfig.load(tiny_model)
+    with pytest.raises(ModelError, match=r"batcher_config\.batch_max_beams: .* can take .* are free"):
+        build._size_cache(config, shape, 128, torch.float32, torch.device("cuda"))
 
 
 async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:

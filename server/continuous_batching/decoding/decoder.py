@@ -111,9 +111,9 @@ class Decoder:
             sequences: the beams of a request stand together.
             drafts: guesses among them; none where the device keeps tokens.
         """
-        table, logits = self.table, forward.sampled
         if self._choice is None:
-            return self.decode(logits.float(), sequences, drafts)
+            return self.decode(forward.sampled.float(), sequences, drafts)
+        table, logits = self.table, forward.sampled
         rows = np.fromiter((s.row for s in sequences), np.int64, len(sequences))
         logprobs = StepLogprobs(logits, table.logprobs[rows])
         beams = np.flatnonzero(table.beams[rows])
@@ -131,7 +131,8 @@ class Decoder:
         self, logits: Tensor, rows: np.ndarray, lines: np.ndarray, sequences: Seq[Sequence]
     ) -> dict[str, Candidates]:
         """The best continuations of the beams, which stand at `lines`; `logits` stay as they are."""
-        beams, rows = [sequences[line] for line in lines.tolist()], rows[lines]
+        beams = [sequences[line] for line in lines.tolist()]
+        rows = rows[lines]
         if len(beams) < len(sequences):
             logits = logits[self.table.on_device(lines)]
         if self.table.plain[rows].all():

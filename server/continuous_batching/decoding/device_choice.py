@@ -140,7 +140,7 @@ class DeviceChoice:
         can_end = (table.eos_count[rows] > 0) & ~table.beams[rows]
         least = np.where(can_end, table.integers["min_new_tokens"][rows], 0)
         if not least.any():
-            return False, least
+            return False, np.zeros_like(rows)
         generated = np.fromiter((s.length - s.request.prompt_length for s in sequences), np.int64)
         return bool((generated < least).any()), generated
 

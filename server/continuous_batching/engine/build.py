@@ -14,7 +14,7 @@ from server.continuous_batching.attention.base import AttentionBackend, Attentio
 from server.continuous_batching.attention.paged import PagedAttention
 from server.continuous_batching.attention.select import choose_attention
 from server.continuous_batching.cache.manager import CacheManager
-from server.continuous_batching.cache.sizing import all_memory, blocks_that_fit
+from server.continuous_batching.cache.sizing import all_memory, blocks_that_fit, free_memory
 from server.continuous_batching.cache.storage import CacheStorage
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.decoding.decoder import Decoder
@@ -113,7 +113,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     if device.type == "cuda" and isinstance(runner, PagedModelRunner):
         with phase("a first prompt"):
             decoder.warm_up(runner.warm_up(min(limits.chunk_tokens, max_length)))
-        gc.collect()  # of all that was loaded: else a full run, tens of milliseconds, comes between two steps
+        gc.collect()  # in an `LLM` too: a full run over all that was loaded takes as long as many steps
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {
@@ -186,6 +186,11 @@ def _size_cache(
     if num_blocks is None:
         useful = batcher.batch_max_beams * -(-max_length // cache.block_size)
         tables = table_bytes(batcher.batch_max_beams, shape.vocab_size) if device.type == "cuda" else 0
+        if tables and tables >= (free := free_memory(device)):
+            raise ModelError(
+                f"batcher_config.batch_max_beams: options of so many rows can take {tables / 2**30:.1f} GiB, "
+                f"and {free / 2**30:.1f} GiB of memory are free beside the model"
+            )
         num_blocks = blocks_that_fit(device, size, cache.memory_fraction, useful, tables)
     num_host_blocks, host = cache.num_blocks_cpu, torch.device("cpu")
     if num_host_blocks is None:
