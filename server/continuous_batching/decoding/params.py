@@ -55,11 +55,9 @@ class SamplingParams:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the next token follows from the logits and the temperature alone (of beams: from the
-        logits)."""
+        """Whether beams are continued by the logits alone."""
         held = self.min_new_tokens > 0 and bool(self.eos_token_ids)
-        drawn = self.do_sample and (self.is_filtered or self.uses_beams)
-        return not (drawn or held or self.logit_bias or self.needs_history)
+        return not (self.do_sample or held or self.logit_bias or self.needs_history)
 
     @property
     def is_filtered(self) -> bool:

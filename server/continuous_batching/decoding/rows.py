@@ -139,16 +139,11 @@ class RowTable:
 
     def record(self, rows: np.ndarray, tokens: np.ndarray) -> None:
         """Rows got one more token each time they occur, chosen by the host."""
-        if rows.size:
-            if self.device_rows is not None:
-                self.device_rows.record(rows, tokens)
-            self.note(rows, self.on_device(tokens))
-
-    def note(self, rows: np.ndarray, tokens: Tensor) -> None:
-        """Rows got one more token (int64 [rows] beside the logits) each: kept where it changes scores."""
+        if rows.size and self.device_rows is not None:
+            self.device_rows.record(rows, tokens)
         chosen = np.flatnonzero(self.penalised[rows])
         if chosen.size:
-            index, token = self.on_device(rows[chosen]), tokens[self.on_device(chosen)]
+            index, token = self.on_device(rows[chosen]), self.on_device(tokens[chosen])
             self.seen[index, token] = True
             # a row may be there several times, with tokens that were drafted
             self.counts.index_put_((index, token), torch.ones(1, device=self.device), accumulate=True)

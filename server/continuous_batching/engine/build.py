@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +112,6 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     if device.type == "cuda" and isinstance(runner, PagedModelRunner):
         with phase("a first prompt"):
             decoder.warm_up(runner.warm_up(min(limits.chunk_tokens, max_length)))
-        gc.collect()  # in an `LLM` too: a full run over all that was loaded takes as long as many steps
     collector = Collector(scheduler, decoder, Vocabulary(tokenizer, shape.vocab_size))
     engine = Engine(scheduler, runner, decoder, collector, time.monotonic, overlap=overlap)
     capabilities = {
