@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 
+from server.continuous_batching.scheduler.plan import Plan
+
 
 @torch.inference_mode()
 def place_decodes(llm: Any, rows: int, context: int) -> None:
     """Let replays of `rows` decodes attend to `context` tokens each, and to the new one."""
     runner = llm.engine.runner
+    runner._builder.send_decodes(Plan())
     batch = runner._builder.decode_batch(rows)
     blocks = -(-(context + 1) // llm.engine.cache.block_size)
     tables = batch.attention.tables

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from server.continuous_batching.kernels.base import Kernels
+from server.continuous_batching.kernels.triton_backend import TritonKernels
 from server.continuous_batching.kernels.triton_gemv import gemv
 from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
 from server.continuous_batching.kernels.triton_sampling import FAILED
+from server.continuous_batching.layers.linear import Linear
+from server.continuous_batching.layers.norm import RMSNorm
 from server.random import uniform
 from tests.kernels.conftest import HALF, draw, options_of, relative_error
 
@@ -58,6 +62,26 @@ def test_gemv(device: torch.device, dtype: torch.dtype, inputs: int, outputs: in
     expected = residual.double() + plain
     assert relative_error(gemv(x, weight, residual=residual), expected) < limit
     assert relative_error(residual, expected) < limit
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_product_goes_where_it_is_told(
+    device: torch.device, dtype: torch.dtype, bias: bool, rows: int
+) -> None:
+    options = {"device": device, "dtype": dtype}
+    norm, linear = RMSNorm(256, EPS, **options), Linear(256, 64, bias=bias, **options)
+    for parameter in (*norm.parameters(), *linear.parameters()):
+        torch.nn.init.normal_(parameter)
+    x, out = torch.randn(rows, 256, **options), torch.full((rows, 64), torch.nan, **options)
+    expected = normed(x, norm.weight) @ linear.weight.double().T
+    if linear.bias is not None:
+        expected += linear.bias.double()
+    for kernels in (Kernels(), TritonKernels()):
+        assert relative_error(kernels.norm_linear(x, norm, linear), expected) < TOLERANCE[dtype]
+        assert kernels.norm_linear(x, norm, linear, out.fill_(torch.nan)) is out
+        assert relative_error(out, expected) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -34,6 +34,7 @@ class PagedBatchBuilder:
     ) -> None:
         self.max_rows = max_rows
         self._block_size = block_size
+        self._section = aligned(max_rows)
         self._last_tokens = last_tokens
         self._tables = torch.zeros((max_rows + 1, max_blocks), dtype=torch.int32, device=last_tokens.device)
         capacity = 4 * max_tokens + 8 * max_rows + 2 * max_rows * max_blocks + 16 * aligned(1)
@@ -42,24 +43,35 @@ class PagedBatchBuilder:
     def decode_batch(self, size: int) -> ForwardBatch:
         """The batch of any step of `size` decodes: its tensors are always in the same place.
 
-        `token_ids` is empty: the tokens are `last_tokens` of the rows.
+        `token_ids` is empty: `begin_decodes` knows them.
         """
-        rows = self._transfer.place(0, size)
-        positions = self._transfer.place(aligned(size), size)
+        rows, positions = (self._transfer.place(at * self._section, size) for at in range(2))
         return ForwardBatch(rows[:0], None, PagedBatch(size, rows, positions, self._tables), rows, positions)
 
-    def token_ids(self, rows: Tensor) -> Tensor:
-        """int32: the newest token of each of `rows`."""
-        return self._last_tokens.index_select(0, rows)
+    def begin_decodes(self, size: int) -> Tensor:
+        """Write what `send_decodes` sent of the block tables; int32 [size], the tokens to compute."""
+        from server.continuous_batching.kernels.triton_begin import begin_decodes
 
-    def send_decodes(self, plan: Plan, size: int) -> None:
-        """Fill `decode_batch(size)` for a plan of decodes only, padded."""
-        count = len(plan.decodes)
-        rows = np.full(size, self.max_rows, np.int32)
-        positions = np.full(size, -1, np.int32)
-        rows[:count] = np.fromiter((s.row for s in plan.decodes), np.int32, count)
-        positions[:count] = np.fromiter((s.num_computed for s in plan.decodes), np.int32, count)
-        self._write_tables(*self._transfer.send([rows, positions, *self._changed_tables(plan.decodes)])[2:])
+        rows, _, places, blocks = (self._transfer.place(at * self._section, size) for at in range(4))
+        return begin_decodes(rows, self._last_tokens, places, blocks, self._tables)
+
+    def send_decodes(self, plan: Plan) -> None:
+        """Fill `decode_batch` of any size for a plan of decodes only, padded."""
+        decodes = plan.decodes
+        rows = np.fromiter((s.row for s in decodes), np.int32, len(decodes))
+        positions = np.fromiter((s.num_computed for s in decodes), np.int32, len(decodes))
+        # a sequence that goes on has one new block at most; beams that go other ways may have many
+        places, blocks = self._changed_tables(decodes)
+        news = [places[: len(decodes)], blocks[: len(decodes)]]
+        paddings = zip([rows, positions, *news], [self.max_rows, -1, -1, -1], strict=True)
+        padded = [self._padded(values, padding) for values, padding in paddings]
+        sent = self._transfer.send([*padded, places[len(decodes) :], blocks[len(decodes) :]])
+        self._write_tables(*sent[4:])
+
+    def _padded(self, values: np.ndarray, padding: int) -> np.ndarray:
+        result = np.full(self._section, padding, np.int32)
+        result[: len(values)] = values
+        return result
 
     def build(self, plan: Plan) -> ForwardBatch:
         """The batch of any step."""
@@ -83,13 +95,14 @@ class PagedBatchBuilder:
         )  # fmt: skip
         token_rows, token_positions, chunk_tokens, lines, sample_rows, sample_positions, at, blocks = sent[:8]
         self._write_tables(at, blocks)
+        decoded = self._last_tokens.index_select(0, token_rows[: len(decodes)])
         described = None
         if chunks:
             tiles, bounds, contexts, chunk_rows = sent[8:]
             longest, longest_context = max(c.length for c in chunks), max(c.end for c in chunks)
             described = Chunks(tiles.view(-1, 2), bounds, contexts, chunk_rows, longest, longest_context)
         return ForwardBatch(
-            token_ids=torch.cat((self.token_ids(token_rows[: len(decodes)]), chunk_tokens)),
+            token_ids=torch.cat((decoded, chunk_tokens)),
             logit_rows=lines,
             attention=PagedBatch(len(decodes), token_rows, token_positions, self._tables, described),
             sample_rows=sample_rows,

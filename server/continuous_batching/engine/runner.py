@@ -78,9 +78,9 @@ class ModelRunner:
             self._stopwatch.stop(partial(self._cost.observe_prefill, prompt_tokens))
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
-    def _compute(self, batch: ForwardBatch) -> Tensor:
+    def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
         self.attention.prepare(batch.attention)
-        return self.kernels.run(self.model, batch.token_ids, batch.logit_rows, self.attention)
+        return self.kernels.run(self.model, batch.token_ids, batch.logit_rows, self.attention, out)
 
 
 class PagedModelRunner(ModelRunner):
@@ -113,6 +113,7 @@ class PagedModelRunner(ModelRunner):
         rows, vocab, weight = self._builder.max_rows, self.model.config.vocab_size, self.model.embedding
         # one place for the logits of all sizes: the graphs share the memory of their intermediates
         self._logits = torch.empty((rows, vocab), dtype=weight.dtype, device=weight.device)
+        self._builder.send_decodes(Plan())  # only padding: what is computed meanwhile touches no sequence
         self._graphs = DecodeGraphs(self._decode, rows, weight.device)
 
     @torch.inference_mode()
@@ -138,8 +139,8 @@ class PagedModelRunner(ModelRunner):
         batch = self._builder.decode_batch(size)
         rows, positions = batch.sample_rows, batch.sample_positions
         assert rows is not None and positions is not None
-        batch.token_ids = self._builder.token_ids(rows)
-        logits = self._logits[:size].copy_(self._compute(batch))
+        batch.token_ids = self._builder.begin_decodes(size)
+        logits = self._compute(batch, self._logits[:size])
         return StepLogits(logits, rows, positions, self._device_rows.sample(logits, rows, positions))
 
     def forward(self, plan: Plan) -> StepLogits:
@@ -149,5 +150,5 @@ class PagedModelRunner(ModelRunner):
         if self._graphs is None or plan.chunks:
             return super().forward(plan)
         size = self._graphs.size_for(len(plan.decodes))
-        self._builder.send_decodes(plan, size)
+        self._builder.send_decodes(plan)
         return replace(self._graphs.replay(size), padding=size - len(plan.decodes))

@@ -43,19 +43,24 @@ class Kernels:
         return pack_weights(model, dtype)
 
     def run(
-        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]
+        self,
+        model: Decoder,
+        token_ids: Tensor,
+        logit_rows: Tensor | None,
+        attention: AttentionBackend[Any],
+        out: Tensor | None = None,
     ) -> Tensor:
         """A whole forward pass; arguments and result are those of ``Decoder.forward``.
 
         Here it is made of the pieces below; a device that has all layers in one call overrides it.
         """
-        logits: Tensor = model(token_ids, logit_rows, attention, self)
+        logits: Tensor = model(token_ids, logit_rows, attention, self, out)
         return logits
 
-    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear) -> Tensor:
-        """``linear(norm(x))``: [tokens, hidden] → [tokens, outputs]."""
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear, out: Tensor | None = None) -> Tensor:
+        """``linear(norm(x))``: [tokens, hidden] → [tokens, outputs], in `out` where it is given."""
         y: Tensor = linear(norm(x))
-        return y
+        return y if out is None else out.copy_(y)
 
     def norm_gated_linear(self, x: Tensor, norm: RMSNorm, gate_up: Linear) -> Tensor:
         """``silu(gate(norm(x))) · up(norm(x))``: [tokens, hidden] → [tokens, intermediate]."""

@@ -92,18 +92,23 @@ class NativeKernels(Kernels):
         return self._weights.size
 
     def run(
-        self, model: Decoder, token_ids: Tensor, logit_rows: Tensor | None, attention: AttentionBackend[Any]
+        self,
+        model: Decoder,
+        token_ids: Tensor,
+        logit_rows: Tensor | None,
+        attention: AttentionBackend[Any],
+        out: Tensor | None = None,
     ) -> Tensor:
-        """All layers at once; the result is overwritten by the next call."""
+        """All layers at once; the result, if not in `out`, is overwritten by the next call."""
         if logit_rows is None:
             logit_rows = torch.arange(len(token_ids))
         assert isinstance(attention, NativeAttention)
         if self._native is None:
             self._native = self._connect(model, attention)
         step, rows, vocab = attention.step, len(logit_rows), model.config.vocab_size
-        if len(self._logits) < rows * vocab:
+        if out is None and len(self._logits) < rows * vocab:
             self._logits = torch.empty(rows * vocab)
-        logits = self._logits[: rows * vocab].view(rows, vocab)
+        logits = self._logits[: rows * vocab].view(rows, vocab) if out is None else out
         step.token_ids, step.logit_rows, step.num_logits = token_ids.data_ptr(), logit_rows.data_ptr(), rows
         self._native.forward(step, attention.cache, logits)
         return logits

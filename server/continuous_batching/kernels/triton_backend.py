@@ -3,6 +3,7 @@ place of them."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from server.continuous_batching.kernels.base import Kernels
@@ -18,16 +19,20 @@ class TritonKernels(Kernels):
 
     name = "triton"
 
-    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear) -> Tensor:
+    def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear, out: Tensor | None = None) -> Tensor:
         if _single(x, linear):
-            return gemv(x, linear.weight, norm=norm.weight, eps=norm.eps)
-        y: Tensor = linear(rms_norm(x, norm.weight, norm.eps))
-        return y
+            return gemv(x, linear.weight, norm=norm.weight, eps=norm.eps, out=out)
+        # a model's products are of one kind, so that `linear` tells what stands in front of the norm
+        x = rms_norm(x, norm.weight, norm.eps, overlapped=not _plain(linear))
+        if out is not None and _plain(linear):
+            return torch.mm(x, linear.weight.t(), out=out)
+        y: Tensor = linear(x)
+        return y if out is None else out.copy_(y)
 
     def norm_gated_linear(self, x: Tensor, norm: RMSNorm, gate_up: Linear) -> Tensor:
         if _single(x, gate_up):
             return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.eps, gated=True)
-        return silu_mul(gate_up(rms_norm(x, norm.weight, norm.eps)))
+        return silu_mul(self.norm_linear(x, norm, gate_up), overlapped=not _plain(gate_up))
 
     def linear_add(self, x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
         if _single(x, linear):

@@ -96,6 +96,7 @@ def gemv(
     eps: float = 0.0,
     gated: bool = False,
     residual: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """One token times a weight.
 
@@ -105,6 +106,7 @@ def gemv(
         norm: weight [inputs] of an RMS norm with `eps` that `x` goes through before.
         gated: the weight stacks gate and up, each of half its rows; the result is silu(gate) · up.
         residual: [1, outputs], is added and then holds the result.
+        out: takes the result instead of new memory.
 
     Returns:
         [1, outputs] ([1, outputs / 2] if `gated`).
@@ -114,7 +116,9 @@ def gemv(
     shape = tiling(outputs, inputs, gated=gated)
     assert shape is not None
     rows, tile, warps = shape
-    y = residual if residual is not None else torch.empty((1, outputs), dtype=x.dtype, device=x.device)
+    y = residual if residual is not None else out
+    if y is None:
+        y = torch.empty((1, outputs), dtype=x.dtype, device=x.device)
     _gemv[(outputs // rows,)](
         x, norm if norm is not None else x, weight, y, y, eps,
         N=outputs, K=inputs, ROWS=rows, TILE=tile,

@@ -28,14 +28,19 @@ def _rms_norm(x, weight, y, stride, eps, SIZE: tl.constexpr, TILE: tl.constexpr,
     tl.store(y + row * SIZE + i, value.to(y.dtype.element_ty), mask=i < SIZE)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """``x / rms(x) · weight``: [rows, size] → the same, contiguous."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, overlapped: bool = True) -> Tensor:
+    """``x / rms(x) · weight``: [rows, size] → the same, contiguous.
+
+    Args:
+        overlapped: `launch_options`.
+    """
     rows, size = x.shape
     y = torch.empty((rows, size), dtype=x.dtype, device=x.device)
     tile = next_power_of_two(size)
     _rms_norm[(rows,)](
         x, weight, y, x.stride(0), eps,
-        SIZE=size, TILE=tile, num_warps=min(max(tile // 512, 1), 8), **launch_options(x.device),
+        SIZE=size, TILE=tile, num_warps=min(max(tile // 512, 1), 8),
+        **launch_options(x.device, overlapped=overlapped),
     )  # fmt: skip
     return y
 
@@ -54,11 +59,15 @@ def _silu_mul(x, y, SIZE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr):
     tl.store(y + row * SIZE + i, value.to(y.dtype.element_ty), mask=i < SIZE)
 
 
-def silu_mul(x: Tensor) -> Tensor:
-    """``silu(gate) · up`` of gates and ups side by side: [rows, 2 × size] → [rows, size]."""
+def silu_mul(x: Tensor, *, overlapped: bool = True) -> Tensor:
+    """``silu(gate) · up`` of gates and ups side by side: [rows, 2 × size] → [rows, size].
+
+    Args:
+        overlapped: `launch_options`.
+    """
     rows, size = x.shape[0], x.shape[1] // 2
     y = torch.empty((rows, size), dtype=x.dtype, device=x.device)
     _silu_mul[(rows, -(-size // 1024))](
-        x, y, SIZE=size, TILE=1024, num_warps=4, **launch_options(x.device)
+        x, y, SIZE=size, TILE=1024, num_warps=4, **launch_options(x.device, overlapped=overlapped)
     )  # fmt: skip
     return y

@@ -146,6 +146,7 @@ class Decoder(nn.Module):
         logit_rows: Tensor | None,
         attention: AttentionBackend[Any],
         kernels: Kernels,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Compute a step's tokens.
 
@@ -154,6 +155,7 @@ class Decoder(nn.Module):
             logit_rows: integers [rows], the tokens whose successors are wanted; None: all.
             attention: was given the batch.
             kernels: the arithmetic.
+            out: takes the result instead of new memory.
 
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
@@ -163,4 +165,4 @@ class Decoder(nn.Module):
             x = layer(x, attention, kernels)
         if logit_rows is not None:
             x = x.index_select(0, logit_rows)
-        return kernels.norm_linear(x, self.norm, self.head)
+        return kernels.norm_linear(x, self.norm, self.head, out)
