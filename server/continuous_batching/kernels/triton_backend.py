@@ -13,6 +13,10 @@ from server.continuous_batching.layers.linear import Linear
 from server.continuous_batching.layers.norm import RMSNorm
 from server.gptq.linear import GPTQLinear
 
+_SPLIT_ROWS = 64
+"""Up to so many, cuBLAS may split a product along its inputs; the kernel that adds the pieces lets its
+successor start early, as products of own kernels do and cuBLAS's otherwise do not."""
+
 
 class TritonKernels(Kernels):
     """Norms and activations in one pass each; a batch of one token never leaves Triton."""
@@ -22,8 +26,9 @@ class TritonKernels(Kernels):
     def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear, out: Tensor | None = None) -> Tensor:
         if _single(x, linear):
             return gemv(x, linear.weight, norm=norm.weight, eps=norm.eps, out=out)
-        # a model's products are of one kind, so that `linear` tells what stands in front of the norm
-        x = rms_norm(x, norm.weight, norm.eps, overlapped=not _plain(linear))
+        # products of a model are of one kind: `linear` is what stands in front of the norm, too
+        early = not _plain(linear) or len(x) <= _SPLIT_ROWS
+        x = rms_norm(x, norm.weight, norm.eps, overlapped=early)
         if out is not None and _plain(linear):
             return torch.mm(x, linear.weight.t(), out=out)
         y: Tensor = linear(x)
