@@ -33,6 +33,12 @@ def main() -> None:
     report(llm, arguments.workload, arguments.new_tokens, arguments.rows)
 
 
+def gpu_events(trace: Any) -> list[Any]:
+    """What ran on the GPU, as the tracer gave it: a million events are too many for torch's own tables."""
+    events = trace.profiler.kineto_results.events()
+    return [event for event in events if event.device_type() == DeviceType.CUDA]
+
+
 def covered(spans: list[tuple[float, float]]) -> float:
     """Length of the union of sorted intervals: kernels overlap where launches do."""
     total, reached = 0.0, float("-inf")
@@ -69,8 +75,7 @@ def report(llm: Any, name: str, new_tokens: int, rows: int) -> None:
     alone = run(llm, timed)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         seconds = run(llm, timed)
-    # as the tracer gave them: whole workloads have a million events, too many for torch's own tables
-    events = [e for e in trace.profiler.kineto_results.events() if e.device_type() == DeviceType.CUDA]
+    events = gpu_events(trace)
     spans = sorted((event.start_ns(), event.start_ns() + event.duration_ns()) for event in events)
     busy = covered(spans) / (max(end for _, end in spans) - spans[0][0])
     print(f"{name}: {seconds:.3f} s under the profiler, {alone:.3f} s without")
