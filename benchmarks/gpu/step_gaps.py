@@ -52,7 +52,7 @@ def main() -> None:
     arguments = parser.parse_args()
     llm = load(arguments.shape, arguments.models)
     found = kernels(llm, arguments.rows, arguments.context)
-    gaps = sum(gap for runs in found.values() for _, gap in runs) / _REPLAYS
+    gaps = sum(max(gap, 0.0) for runs in found.values() for _, gap in runs) / _REPLAYS
     print(f"{arguments.rows} rows at {arguments.context}: {gaps:.0f} us a step between kernels")
     print("a step       own us    before  kernel")
     for name, runs in sorted(found.items(), key=lambda item: -sum(own for own, _ in item[1])):

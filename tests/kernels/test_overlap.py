@@ -71,6 +71,32 @@ def test_decodes_stand_longest_context_first(model: Path, monkeypatch: pytest.Mo
         assert len(list(groupby(step, key=itemgetter(1)))) == 4
 
 
+def test_a_replay_that_fails_loses_no_news_of_block_tables(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any step, also where the table is to be written: the step is repeated with what was to be sent."""
+    llm = overlapped_llm(model, monkeypatch, num_blocks=100, replayed=True)
+    assert isinstance(llm.engine.runner, PagedModelRunner) and llm.engine.runner._graphs is not None
+    replay = llm.engine.runner._graphs.replay
+    until_failure = 0
+
+    def fail_once(size: int) -> StepLogits:
+        nonlocal until_failure
+        until_failure -= 1
+        if until_failure == 0:
+            raise torch.OutOfMemoryError("no memory for a graph")
+        return replay(size)
+
+    monkeypatch.setattr(llm.engine.runner._graphs, "replay", fail_once)
+    config = GenerationConfig(max_new_tokens=12, ignore_eos=True)
+    answers = []
+    for until_failure in range(12):  # noqa: B007 - counted down in the function above
+        generations = llm.generate([[5, 6, 7], [11, 4, 3, 9]], [config, config])
+        answers.append([generation.answers[0].token_ids for generation in generations])
+    assert llm.engine.stats().step_failures == 11
+    assert all(answer == answers[0] for answer in answers)
+
+
 def test_the_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them in Triton's interpreter: prompts, decodes of several rows and of one, beams, samples."""
     model = tiny_llama(tmp_path, hidden=128, heads=2, kv_heads=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,14 @@ from server.continuous_batching.attention import triton_decode
 from server.continuous_batching.attention.base import AttentionShape
 from server.continuous_batching.attention.paged import PagedBatch
 from server.continuous_batching.attention.triton_backend import TritonAttention
+from server.continuous_batching.engine import build
 from server.continuous_batching.engine.cuda_graphs import graph_sizes
+from server.continuous_batching.engine.runner import PagedModelRunner
+from server.continuous_batching.kernels import triton_norm
+from server.continuous_batching.kernels.triton_backend import TritonKernels
+from tests.continuous_batching.engines import small_llm
+from tests.kernels.overlapped import PagedTorchAttention
+from tests.models import tiny_llama
 
 MAX_ROWS = 256
 Variant = frozenset[tuple[str, Any]]
@@ -54,3 +62,25 @@ def test_captured_sizes_compile_all_there_is(monkeypatch: pytest.MonkeyPatch, kv
     for size in range(1, MAX_ROWS + 1):
         launch(attention, size)
     assert launches.seen == captured
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
+@pytest.mark.parametrize("rows", [1, 2, 96])
+def test_a_start_compiles_norms_for_any_number_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(build, "choose_attention", lambda *_: (PagedTorchAttention, "a test"))
+    monkeypatch.setattr(build, "choose_kernels", lambda *_: (TritonKernels(), "a test"))
+    llm = small_llm(tiny_llama(tmp_path, hidden=128, heads=2, kv_heads=1), beams=rows)
+    runner, launches = llm.engine.runner, Launches()
+    assert isinstance(runner, PagedModelRunner)
+    monkeypatch.setattr(triton_norm, "_rms_norm", launches)
+    monkeypatch.setattr(triton_norm, "_silu_mul", Launches())
+    monkeypatch.setattr(triton_norm, "launch_options", lambda _, overlapped=True: {"PDL": overlapped})
+    runner.warm_up(80)
+    started = set(launches.seen)
+    assert len(started) == 2
+    layer = runner.model.layers[0]
+    for tokens in range(2, 97):
+        runner.kernels.norm_linear(torch.zeros(tokens, 128), layer.attention_norm, layer.attention.qkv)
+    assert launches.seen == started

@@ -60,7 +60,7 @@ class PagedBatchBuilder:
         decodes = plan.decodes
         rows = np.fromiter((s.row for s in decodes), np.int32, len(decodes))
         positions = np.fromiter((s.num_computed for s in decodes), np.int32, len(decodes))
-        # a sequence that goes on has one new block at most; beams that go other ways may have many
+        # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
         places, blocks = self._changed_tables(decodes)
         news = [places[: len(decodes)], blocks[: len(decodes)]]
         paddings = zip([rows, positions, *news], [self.max_rows, -1, -1, -1], strict=True)

@@ -118,7 +118,7 @@ class PagedModelRunner(ModelRunner):
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:
-        """Compute prompts of one token and of `longest`: no request shall wait for kernels to be compiled.
+        """Compute prompts of 1, 2 and `longest` tokens: no request shall wait for kernels to be compiled.
 
         They stand in the row of padding, whose keys and values go to a block that nobody holds yet.
 
@@ -126,7 +126,7 @@ class PagedModelRunner(ModelRunner):
             What the last token is followed by.
         """
         self._storage.copy([(0, 0)])
-        for length in (1, longest):
+        for length in sorted({1, min(2, longest), longest}):
             request = Request("warm-up", [0] * length, SamplingParams(max_new_tokens=1), arrival=0.0)
             (sequence,) = request.sequences
             sequence.row = self._builder.max_rows
@@ -146,6 +146,14 @@ class PagedModelRunner(ModelRunner):
     def forward(self, plan: Plan) -> StepLogits:
         # the longest contexts first: attention begins in this order, and is not left with one in the end
         plan.decodes.sort(key=lambda sequence: -sequence.num_computed)
+        try:
+            return self._launch(plan)
+        except Exception:
+            for sequence in plan.sequences():
+                sequence.mirrored = 0  # what there was to write of block tables may not have been written
+            raise
+
+    def _launch(self, plan: Plan) -> StepLogits:
         self._device_rows.flush()
         if self._graphs is None or plan.chunks:
             return super().forward(plan)

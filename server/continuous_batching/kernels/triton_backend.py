@@ -26,8 +26,8 @@ class TritonKernels(Kernels):
     def norm_linear(self, x: Tensor, norm: RMSNorm, linear: Linear, out: Tensor | None = None) -> Tensor:
         if _single(x, linear):
             return gemv(x, linear.weight, norm=norm.weight, eps=norm.eps, out=out)
-        # products of a model are of one kind: `linear` is what stands in front of the norm, too
-        early = not _plain(linear) or len(x) <= _SPLIT_ROWS
+        # but for the head of a quantised model, `linear` is of the kind that stands in front of the norm
+        early = not _by_cublas(linear) or len(x) <= _SPLIT_ROWS
         x = rms_norm(x, norm.weight, norm.eps, overlapped=early)
         if out is not None and _plain(linear):
             return torch.mm(x, linear.weight.t(), out=out)
@@ -37,7 +37,7 @@ class TritonKernels(Kernels):
     def norm_gated_linear(self, x: Tensor, norm: RMSNorm, gate_up: Linear) -> Tensor:
         if _single(x, gate_up):
             return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.eps, gated=True)
-        return silu_mul(self.norm_linear(x, norm, gate_up), overlapped=not _plain(gate_up))
+        return silu_mul(self.norm_linear(x, norm, gate_up), overlapped=not _by_cublas(gate_up))
 
     def linear_add(self, x: Tensor, linear: Linear, residual: Tensor) -> Tensor:
         if _single(x, linear):
@@ -50,9 +50,14 @@ class TritonKernels(Kernels):
         return y
 
 
+def _by_cublas(linear: Linear) -> bool:
+    """Quantised layers bring their own product."""
+    return type(linear) is Linear
+
+
 def _plain(linear: Linear) -> bool:
-    """A weight and nothing else (quantised layers bring their own product)."""
-    return type(linear) is Linear and linear.bias is None
+    """A weight and nothing else."""
+    return _by_cublas(linear) and linear.bias is None
 
 
 def _single(x: Tensor, linear: Linear) -> bool:
