@@ -50,17 +50,8 @@ def options_of(
     return rows, positions, by_row, seeds, torch.arange(count, device=device) % 3
 
 
-def draw(
-    logits: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    temperatures: Tensor,
-    seeds: Tensor,
-    answers: Tensor,
-    last_tokens: Tensor,
-    **options: Any,
-) -> Tensor:
-    """What `sample` chooses: int32 [lines]."""
+def draw(logits: Tensor, *others: Tensor, **options: Any) -> Tensor:
+    """What `sample` chooses, given all its arguments but the place for the tokens: int32 [lines]."""
     tokens = torch.full((len(logits),), -7, dtype=torch.int32, device=logits.device)
-    sample(logits, rows, positions, temperatures, seeds, answers, last_tokens, tokens, **options)
+    sample(logits, *others, tokens, **options)
     return tokens

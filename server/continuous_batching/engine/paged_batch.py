@@ -45,33 +45,32 @@ class PagedBatchBuilder:
 
         `token_ids` is empty: `begin_decodes` knows them.
         """
-        rows, positions = (self._transfer.place(at * self._section, size) for at in range(2))
+        rows, positions, _, _ = self._sections(size)
         return ForwardBatch(rows[:0], None, PagedBatch(size, rows, positions, self._tables), rows, positions)
 
     def begin_decodes(self, size: int) -> Tensor:
         """Write what `send_decodes` sent of the block tables; int32 [size], the tokens to compute."""
         from server.continuous_batching.kernels.triton_begin import begin_decodes
 
-        rows, _, places, blocks = (self._transfer.place(at * self._section, size) for at in range(4))
+        rows, _, places, blocks = self._sections(size)
         return begin_decodes(rows, self._last_tokens, places, blocks, self._tables)
 
     def send_decodes(self, plan: Plan) -> None:
         """Fill `decode_batch` of any size for a plan of decodes only, padded."""
-        decodes = plan.decodes
-        rows = np.fromiter((s.row for s in decodes), np.int32, len(decodes))
-        positions = np.fromiter((s.num_computed for s in decodes), np.int32, len(decodes))
+        decodes, count = plan.decodes, len(plan.decodes)
         # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
         places, blocks = self._changed_tables(decodes)
-        news = [places[: len(decodes)], blocks[: len(decodes)]]
-        paddings = zip([rows, positions, *news], [self.max_rows, -1, -1, -1], strict=True)
-        padded = [self._padded(values, padding) for values, padding in paddings]
-        sent = self._transfer.send([*padded, places[len(decodes) :], blocks[len(decodes) :]])
-        self._write_tables(*sent[4:])
+        news = min(len(places), count)
+        sections = np.full((4, self._section), -1, np.int32)
+        sections[0] = self.max_rows
+        sections[0, :count] = np.fromiter((s.row for s in decodes), np.int32, count)
+        sections[1, :count] = np.fromiter((s.num_computed for s in decodes), np.int32, count)
+        sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
+        self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
 
-    def _padded(self, values: np.ndarray, padding: int) -> np.ndarray:
-        result = np.full(self._section, padding, np.int32)
-        result[: len(values)] = values
-        return result
+    def _sections(self, size: int) -> list[Tensor]:
+        """Rows, positions, places in the tables and blocks for there, of `size` decodes."""
+        return [self._transfer.place(at * self._section, size) for at in range(4)]
 
     def build(self, plan: Plan) -> ForwardBatch:
         """The batch of any step."""
