@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from client.app import create_app as create_gateway
-from client.asgi import CompletionFront
+from client.http.asgi import CompletionFront
 from client.reload import ConfigFile
 from utils.apps import exit_on_config_error, run_in_foreground
 from utils.http_server import allow_open_files
@@ -19,7 +19,7 @@ def build(options: ClientAppOptions) -> CompletionFront:
         options.client_config_file_path, interval=60 * options.client_config_hot_update_interval_minutes
     )
     with exit_on_config_error():
-        return create_gateway(config_file.load(), config_file, drain_on_signals=True)
+        return create_gateway(config_file.load(), config_file, drain_on_signals=True, host=options.host)
 
 
 def create_app() -> CompletionFront:

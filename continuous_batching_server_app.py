@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Continuous-batching server: every step runs whatever sequences there are, from a paged cache.
 
-python continuous_batching_server_app.py --port 8001
+.venv/bin/python continuous_batching_server_app.py --port 8001
 gunicorn "continuous_batching_server_app:create_app()"     options in INFERENCE_STACK_* variables
 """
 
@@ -23,8 +23,8 @@ def build(options: CbServerAppOptions) -> FastAPI:
     configure_logging(options.debug)
     with exit_on_config_error():
         config = load_config(options.server_config_file_path, ServerConfig)
-    model_id = served_model_id(options, config.model_loading_config.model_name_or_path)
-    return serve(ContinuousBatchingService(config, model_id), options, config.event_token)
+    model_id = served_model_id(options, config, config.model_loading_config.model_name_or_path)
+    return serve(ContinuousBatchingService(config, model_id), options, config)
 
 
 def create_app() -> FastAPI:

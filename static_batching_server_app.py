@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Static-batching server: packs requests and runs them through transformers' generate.
 
-python static_batching_server_app.py --port 8002
+.venv/bin/python static_batching_server_app.py --port 8002
 gunicorn "static_batching_server_app:create_app()"     options in INFERENCE_STACK_* variables
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from server.api.serve import serve, served_model_id
+from server.api.serve import leave_for_restart, serve, served_model_id
 from server.static_batching.config import ServerConfig
 from server.static_batching.service import StaticBatchingService
 from utils.apps import exit_on_config_error, run_in_foreground
@@ -23,8 +23,9 @@ def build(options: SbServerAppOptions) -> FastAPI:
     configure_logging(options.debug)
     with exit_on_config_error():
         config = load_config(options.server_config_file_path, ServerConfig)
-    model_id = served_model_id(options, config.worker_config.model_name_or_path)
-    return serve(StaticBatchingService(config, model_id), options, config.event_token)
+    model_id = served_model_id(options, config, config.worker_config.model_name_or_path)
+    service = StaticBatchingService(config, model_id, on_failure=leave_for_restart)
+    return serve(service, options, config)
 
 
 def create_app() -> FastAPI:

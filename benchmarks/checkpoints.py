@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.commands import command
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaShape:
@@ -106,10 +108,10 @@ def _byte_tokenizer(path: Path, max_length: int) -> None:
 
 
 def main() -> None:
-    """``python -m benchmarks.checkpoints SHAPE DIRECTORY``."""
+    """``.venv/bin/python -m benchmarks.checkpoints SHAPE DIRECTORY``."""
     if len(sys.argv) != 3 or sys.argv[1] not in SHAPES:
         sizes = "; ".join(f"{name}: {dataclasses.asdict(shape)}" for name, shape in SHAPES.items())
-        sys.exit(f"usage: python -m benchmarks.checkpoints SHAPE DIRECTORY\nshapes: {sizes}")
+        sys.exit(f"usage: {command('-m', 'benchmarks.checkpoints')} SHAPE DIRECTORY\nshapes: {sizes}")
     print(make_llama(Path(sys.argv[2]), SHAPES[sys.argv[1]]))
 
 

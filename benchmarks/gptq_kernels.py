@@ -1,8 +1,8 @@
-"""Times the kernels for quantised weights against float ones, by rows: where each is the fastest.
+"""Times the kernels for quantized weights against float ones, by rows: where each is the fastest.
 
-    python -m benchmarks.gptq_kernels --inputs 4096 --outputs 14336
+    .venv/bin/python -m benchmarks.gptq_kernels --inputs 4096 --outputs 14336
 
-`DENSE_ROWS` of `server/gptq/kernels/cpu.py` and `triton.py` are read off its table.
+`DENSE_ROWS` of `server/quantization/gptq/kernels/cpu.py` and `triton.py` are read off its table.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from server.gptq.kernels import cpu, triton
-from server.gptq.kernels.base import GPTQKernel
-from server.gptq.kernels.select import choose_kernels
-from server.gptq.weight import QuantisedWeight
+from server.quantization.gptq.kernels import cpu, triton
+from server.quantization.gptq.kernels.base import GPTQKernel
+from server.quantization.gptq.kernels.select import choose_kernels
+from server.quantization.gptq.weight import QuantizedWeight
+from utils.commands import with_interpreter
 
 
-def random_weight(inputs: int, outputs: int, group_size: int, device: torch.device) -> QuantisedWeight:
+def random_weight(inputs: int, outputs: int, group_size: int, device: torch.device) -> QuantizedWeight:
     """A symmetric weight of random 4-bit codes."""
     shape = (inputs // group_size, outputs)
-    return QuantisedWeight(
+    return QuantizedWeight(
         bits=4,
         group_size=group_size,
         qweight=torch.randint(-(2**31), 2**31, (inputs // 8, outputs)).int().to(device),
@@ -52,7 +53,7 @@ def milliseconds(product: Callable[[], Tensor], device: torch.device, repeats: i
 
 
 def measure(kernel: GPTQKernel, dense: Tensor, rows: int, repeats: int) -> tuple[float, float, float]:
-    """(quantised product, dequantised first, float weight) for so many rows, in milliseconds."""
+    """(quantized product, dequantized first, float weight) for a number of rows, in milliseconds."""
     x = torch.randn(rows, kernel.inputs, device=dense.device).to(dense.dtype)
     module = cpu if isinstance(kernel, cpu.CpuKernel) else triton
     configured = module.DENSE_ROWS
@@ -70,7 +71,7 @@ def measure(kernel: GPTQKernel, dense: Tensor, rows: int, repeats: int) -> tuple
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--inputs", type=int, default=2048)
     parser.add_argument("--outputs", type=int, default=8192)
@@ -82,15 +83,15 @@ def main() -> None:
     dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
     weight = random_weight(options.inputs, options.outputs, options.group_size, device)
     kernel = choose_kernels(4, device, dtype).kernel_for(weight)
-    dense = weight.dequantised(dtype).contiguous()
+    dense = weight.dequantized(dtype).contiguous()
     kept = sum(tensor.nbytes for tensor in kernel.buffers())
     print(
         f"{kernel.name} on {device}, {torch.get_num_threads()} threads, {kept / dense.nbytes:.3f} of {dtype}"
     )
-    print("rows  quantised  dequantised first  float  (ms)")
+    print("rows  quantized  dequantized first  float  (ms)")
     for rows in options.rows:
-        quantised, first, plain = measure(kernel, dense, rows, options.repeats)
-        print(f"{rows:4}  {quantised:9.3f}  {first:17.3f}  {plain:5.3f}")
+        quantized, first, plain = measure(kernel, dense, rows, options.repeats)
+        print(f"{rows:4}  {quantized:9.3f}  {first:17.3f}  {plain:5.3f}")
 
 
 if __name__ == "__main__":

@@ -7,18 +7,26 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from client.asgi import CompletionFront
-from client.completions import completion_router
 from client.config import GatewayConfig
-from client.errors import install_error_handlers
 from client.gateway import Gateway
+from client.http.asgi import CompletionFront
+from client.http.completions import completion_router
+from client.http.gate import Gate
+from client.http.routes import event_router, keyed_router, metrics_router, open_router
 from client.reload import ConfigFile
-from client.routes import event_router, keyed_router, open_router
 from protocol import __version__
+from utils.http_errors import install_error_handlers
+from utils.pages import docs_router
+from utils.request_ids import RequestIds
+from utils.routers import paths
 
 
 def create_app(
-    config: GatewayConfig, config_file: ConfigFile | None = None, *, drain_on_signals: bool = False
+    config: GatewayConfig,
+    config_file: ConfigFile | None = None,
+    *,
+    drain_on_signals: bool = False,
+    host: str = "",
 ) -> CompletionFront:
     """A gateway that lives as long as the application's lifespan.
 
@@ -26,6 +34,7 @@ def create_app(
         config: what to begin with.
         config_file: where it came from; changes of the file are taken over.
         drain_on_signals: on SIGTERM and SIGINT let what is in flight finish.
+        host: the name or address to listen on: clients may call the gateway by it.
     """
     gateway = Gateway(config, config_file, drain_on_signals=drain_on_signals)
 
@@ -34,10 +43,19 @@ def create_app(
         async with gateway.running():
             yield
 
-    app = FastAPI(title="Inference stack: gateway", version=__version__, lifespan=lifespan)
-    app.include_router(completion_router)
-    app.include_router(open_router(gateway))
-    app.include_router(keyed_router(gateway))
-    app.include_router(event_router(gateway))
-    install_error_handlers(app)
-    return CompletionFront(gateway, app)
+    app = FastAPI(
+        title="Inference stack: gateway",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
+    unlocked, events, metrics = open_router(gateway), event_router(gateway), metrics_router(gateway)
+    docs = docs_router()
+    for router in (completion_router, unlocked, metrics, keyed_router(gateway), events, docs):
+        app.include_router(router)
+    install_error_handlers(app, "gateway")
+    unlocked_paths = [*paths(unlocked), *paths(docs), "/openapi.json"]
+    gate = Gate(gateway, app, unlocked=unlocked_paths, events=paths(events), metrics=paths(metrics))
+    return CompletionFront(gateway, RequestIds(gate), host)

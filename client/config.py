@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeVar
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 
+from client.health.config import HealthConfig, Seconds
+from client.health.joining import JoiningHost
+from client.routing.config import RoutingConfig
+from protocol.completion import MAX_PRIORITY
 from protocol.status import ServiceKind
-from utils.addresses import check_endpoint, check_service_url
+from utils.access_log import AccessLogConfig
+from utils.addresses import Address, check_endpoint, check_service_url
+from utils.bodies import BodyLimits
 from utils.config import ConfigModel, Secret
+from utils.cross_site import SiteConfig
+from utils.keys import Keys
 
-Seconds = Annotated[float, Field(gt=0)]
 Text = TypeVar("Text", str, SecretStr)
 
 ServerUrl = Annotated[str, AfterValidator(check_service_url)]
@@ -36,44 +45,62 @@ class OpenAIJumperConfig(ConfigModel):
     )
 
 
-class GatewayConfig(ConfigModel):
-    """Servers and accounts behind the gateway, and its limits; only the first four are commonly set."""
+Priority = Annotated[int, Field(ge=0, le=MAX_PRIORITY)]
+
+
+class ApiKey(ConfigModel):
+    """A key of clients and what they may do with it."""
+
+    key: Secret
+    max_priority: Priority | None = Field(
+        None, description="highest `priority` of its requests; default: that of the gateway"
+    )
+    tenant: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="keys of one tenant reuse each other's cached prompts; default: each its own"
+    )
+
+
+def _key_alone(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"key": value}
+    if not isinstance(value, dict | ApiKey):
+        raise PydanticCustomError("secret", "a key, or an object with 'key', 'max_priority' and 'tenant'")
+    return value
+
+
+class GatewayConfig(RoutingConfig, HealthConfig, BodyLimits, SiteConfig, AccessLogConfig):
+    """Servers and accounts behind the gateway, who may use it, and its limits."""
 
     continuous_batching_server_urls: tuple[ServerUrl, ...] = ()
     static_batching_server_urls: tuple[ServerUrl, ...] = ()
     openai_jumper_configs: tuple[OpenAIJumperConfig, ...] = ()
-    heart_beat_interval_seconds: Seconds = 600
 
     # who may come in
-    api_keys: tuple[Secret, ...] = Field((), description="keys that clients must send; empty: open to all")
-    event_token: Secret | None = Field(None, description="token with which servers may join and drain")
-    max_body_bytes: Annotated[int, Field(gt=0)] = 16 * 2**20
-    max_concurrent_requests: Annotated[int, Field(gt=0)] = 4096
-    max_waiting_requests: Annotated[int, Field(ge=0)] = Field(
-        1024, description="how many of these may wait for a replica to come back"
+    api_keys: tuple[Annotated[ApiKey, BeforeValidator(_key_alone)], ...] = Field(
+        (), description="keys that clients must send, alone or with rights; empty: open to all"
     )
+    metrics_token: Secret | None = Field(
+        None, description="token that reads /metrics and nothing else; without it the API keys do"
+    )
+    max_priority: Priority = Field(0, description="highest `priority` that a request may ask for")
+    event_token: Secret | None = Field(None, description="token with which servers may join and drain")
+    joining_hosts: tuple[JoiningHost, ...] = Field(
+        (),
+        description="names, addresses and networks of servers that may join; "
+        "empty: an address from which the server itself calls",
+    )
+    max_joined_servers: Annotated[int, Field(ge=0)] = Field(
+        64, description="how many servers may have joined at a time"
+    )
+    max_concurrent_requests: Annotated[int, Field(gt=0)] = 4096
 
     # how long to wait
-    connect_timeout_seconds: Seconds = 2
     first_byte_timeout_seconds: Seconds = 600
     idle_timeout_seconds: Seconds = Field(300, description="longest silence within an answer")
     client_timeout_seconds: Seconds = Field(60, description="longest pause of a client, sending or reading")
     drain_timeout_seconds: Seconds = Field(
         50,
         description="how long requests in flight have after SIGTERM; less than gunicorn's graceful_timeout",
-    )
-
-    # health
-    heart_beat_timeout_seconds: Seconds = 3
-    busy_heart_beat_interval_seconds: Seconds = Field(
-        2, description="interval for a server while it works for this gateway"
-    )
-    recovery_probe_max_seconds: Seconds = Field(
-        5, description="longest pause between probes of a lost server"
-    )
-
-    forget_joined_seconds: Seconds = Field(
-        600, description="how long a server that joined by an event is asked after it was lost"
     )
 
     # failover
@@ -83,19 +110,9 @@ class GatewayConfig(ConfigModel):
     retry_ratio: Annotated[float, Field(ge=0)] = Field(
         0.2, description="retries allowed per request on average; bursts of 100 are free"
     )
-    replica_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        15, description="how long after its loss a server is hoped to come back, and requests wait for it"
-    )
     stream_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        60, description="the same where an answer was cut that only waits for somebody to continue it"
-    )
-    max_wait_seconds: Annotated[float, Field(ge=0)] = Field(
-        60, description="longest wait of one request for a server to come back, loading included"
-    )
-    prefix_affinity_slack: Annotated[float, Field(ge=0)] = Field(
-        0.25,
-        description="share of its slots by which a server may be fuller than the emptiest one and still "
-        "get a prompt whose beginning it knows",
+        60,
+        description="the same as replica_wait_seconds, for an answer that was cut and waits to be continued",
     )
 
     @model_validator(mode="after")
@@ -103,7 +120,15 @@ class GatewayConfig(ConfigModel):
         urls = [*self.continuous_batching_server_urls, *self.static_batching_server_urls]
         if twice := {url for url in urls if urls.count(url) > 1}:
             raise ValueError(f"server listed twice: {', '.join(sorted(twice))}")
+        for url in urls:
+            if self.server_key is not None and isinstance(url, Address) and url.authorization is not None:
+                raise ValueError(f"{str(url)!r} has a user name: it cannot be sent beside the server_key")
         return self
+
+    @cached_property
+    def keys(self) -> Keys:
+        """The keys of `api_keys`, each at its place there."""
+        return Keys([key.key for key in self.api_keys])
 
     def servers(self) -> list[tuple[ServiceKind, str]]:
         """(kind, url) of every configured server."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from client.config import GatewayConfig
+from utils.background import in_background
 from utils.config import ConfigError, load_config
 
 logger = logging.getLogger(__name__)
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.25
 
 Apply = Callable[[GatewayConfig], None]
+FileState = tuple[int, ...]
 
 
 class ConfigFile:
@@ -33,6 +36,9 @@ class ConfigFile:
         """Why the file as it stands is not in use."""
         self._interval = interval
         self._content: bytes | None = None
+        self._reloading = asyncio.Lock()
+        self._before: FileState | None = None
+        self._taken: FileState | None = None
 
     def load(self) -> GatewayConfig:
         """The configuration.
@@ -46,34 +52,40 @@ class ConfigFile:
         self.error = None
         return config
 
-    async def follow(self, apply: Apply) -> None:
-        """Call `apply` with each new configuration, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._on_change(apply))
+    @contextlib.asynccontextmanager
+    async def following(self, apply: Apply) -> AsyncIterator[None]:
+        """Call `apply` with each new configuration, while the block lasts."""
+        async with contextlib.AsyncExitStack() as stack:
+            name = f"the look at {self.path}"
+            await stack.enter_async_context(in_background(name, lambda: self._on_change(apply)))
             if self._interval:
-                tasks.create_task(self._on_time(apply, self._interval))
+                await stack.enter_async_context(in_background(name, lambda: self._on_time(apply)))
+            yield
 
     async def _on_change(self, apply: Apply) -> None:
         # looked at rather than watched: this sees through links, and through directories made anew
-        taken = before = None
-        while True:
-            state = await asyncio.to_thread(self._state)  # a network file system may let it wait
-            if state == before != taken:  # still since the last look: whoever writes it is done
-                self._reload(apply)
-                taken = state
-            before = state
-            await asyncio.sleep(_LOOK_SECONDS)
+        state = await asyncio.to_thread(self._state)  # a network file system may let it wait
+        if state == self._before != self._taken:  # still since the last look: whoever writes it is done
+            await self._reload(apply)
+            self._taken = state
+        self._before = state
+        await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _on_time(self, apply: Apply, interval: float) -> None:
-        while True:
-            await asyncio.sleep(interval)
-            self._reload(apply)
+    async def _on_time(self, apply: Apply) -> None:
+        await asyncio.sleep(self._interval)
+        await self._reload(apply)
 
-    def _reload(self, apply: Apply) -> None:
-        if self._read() == self._content:
-            return
+    async def _reload(self, apply: Apply) -> None:
+        """Take the file over where it has changed; it is read and checked beside the event loop."""
+        async with self._reloading:
+            await self._take_over(apply)
+
+    async def _take_over(self, apply: Apply) -> None:
         try:
-            apply(self.load())
+            config = await asyncio.to_thread(self._changed)
+            if config is None:
+                return
+            apply(config)
         except ConfigError as error:
             self.error = str(error)
             logger.error("the configuration was not taken over: %s", error)
@@ -84,7 +96,15 @@ class ConfigFile:
             return
         logger.info("configuration taken over from %s", self.path)
 
-    def _state(self) -> tuple[int, ...]:
+    def _changed(self) -> GatewayConfig | None:
+        """The configuration, unless the file is as it was.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        return None if self._read() == self._content else self.load()
+
+    def _state(self) -> FileState:
         """What changes with the file; empty where there is none."""
         try:
             stat = self.path.stat()

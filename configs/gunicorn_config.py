@@ -23,6 +23,16 @@ graceful_timeout = 60
 # Waiting connections the kernel holds for us in a burst.
 backlog = 2048
 
+# Bytes of a request target (more get 414), header fields of a request, and bytes of one of them (more
+# get 431). A whole head has at most 64 KiB.
+limit_request_line = 8190
+limit_request_fields = 100
+limit_request_field_size = 32768
+
+# Open connections of a service. Where more come, those are closed that have waited longest for a
+# request, of the address that has most of these. Never more than half the limit of open files.
+worker_connections = 8192
+
 # The log lines of gunicorn look like those of the services.
 logconfig_dict = {
     "formatters": {"line": {"format": FORMAT, "datefmt": DATE_FORMAT, "class": "logging.Formatter"}},

@@ -1,6 +1,6 @@
 """Measures a checkpoint of the demo model with transformers: held-out arithmetic, facts, samples.
 
-Usage: ``python -m demo_model.evaluate demo_model/checkpoint``
+Usage: ``.venv/bin/python -m demo_model.evaluate demo_model/checkpoint``
 """
 
 from __future__ import annotations

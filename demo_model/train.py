@@ -1,6 +1,6 @@
 """Trains the demo model from nothing: writes its text, its tokenizer and its weights.
 
-    python -m demo_model.train --out build/demo_model
+    .venv/bin/python -m demo_model.train --out build/demo_model
 
 The same seed, device and library versions give the same checkpoint, bit for bit.
 """
@@ -26,6 +26,7 @@ if not __package__:  # run as a plain script: python demo_model/train.py
 from demo_model.corpus import documents
 from demo_model.dataset import Dataset, encode_documents
 from demo_model.tokenizer import save_tokenizer, train_tokenizer
+from utils.commands import with_interpreter
 
 CONTEXT = 2048
 VOCABULARY = 1536
@@ -131,7 +132,7 @@ def main() -> None:
     """Command line."""
     default = Recipe()
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="directory for the checkpoint")
     parser.add_argument("--seed", type=int, default=default.seed)

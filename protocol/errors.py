@@ -39,7 +39,8 @@ class ApiError(Exception):
         code: stable name of this very error, e.g. ``model_not_found``.
         param: the request field at fault.
         retry_after: whole seconds after which a retry makes sense; sent as ``Retry-After``.
-        final: nobody wants a retry, though clients retry such a status; sent as ``x-should-retry``.
+        final: a retry is not wanted, though clients retry such a status; sent as ``x-should-retry``.
+        fields: further headers of the answer.
     """
 
     def __init__(
@@ -52,8 +53,10 @@ class ApiError(Exception):
         param: str | None = None,
         retry_after: int | None = None,
         final: bool = False,
+        fields: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
+        self._fields = fields or {}
         self.status = status
         self.body = ErrorBody(message=message, type=type, param=param, code=code)
         self.retry_after = retry_after
@@ -62,7 +65,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """Those of the answer, beside those that every answer has."""
-        headers = {SHOULD_RETRY: "false"} if self.final else {}
+        headers = {**self._fields, **({SHOULD_RETRY: "false"} if self.final else {})}
         return headers if self.retry_after is None else headers | {RETRY_AFTER: str(self.retry_after)}
 
     def response(self) -> ErrorResponse:
@@ -90,6 +93,15 @@ SERVER_ERROR = "server_error"
 _INTERNAL = "internal_error"
 
 
+_OPENAI_ROUTES = "/v1/"
+
+
+def status_on(path: str, status: int) -> int:
+    """The status under which `path` answers an error: OpenAI's routes have 400 for whatever is wrong with
+    a request, where native ones tell what cannot be read (400) from what cannot be done (422)."""
+    return 400 if status == 422 and path.startswith(_OPENAI_ROUTES) else status
+
+
 def status_of(error: ErrorBody) -> int:
     """The status that a whole answer with this error has, for one that ended a stream without it."""
     if error.type == SERVER_ERROR:
@@ -103,18 +115,19 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 
 def unprocessable(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-    """422: the request was read and asks for something that cannot be done."""
+    """422, on OpenAI's routes 400: the request was read and asks for something that cannot be done."""
     return ApiError(422, message, type=INVALID_REQUEST, param=param, code=code)
 
 
 def unauthorized(message: str) -> ApiError:
     """401: no key, or one that is not known."""
-    return ApiError(401, message, type="authentication_error", code="invalid_api_key")
+    challenge = {"www-authenticate": "Bearer"}  # RFC 9110, 11.6.1
+    return ApiError(401, message, type="authentication_error", code="invalid_api_key", fields=challenge)
 
 
-def forbidden(message: str) -> ApiError:
-    """403: a key that may not do this."""
-    return ApiError(403, message, type="permission_error", code="forbidden")
+def forbidden(message: str, *, param: str | None = None, code: str = "forbidden") -> ApiError:
+    """403: this client may not do this."""
+    return ApiError(403, message, type="permission_error", param=param, code=code)
 
 
 def not_found(message: str) -> ApiError:
@@ -135,7 +148,7 @@ def queue_timeout(message: str) -> ApiError:
 
 
 def cancelled() -> ApiError:
-    """409: somebody cancelled the request by its id."""
+    """409: the request was cancelled by its id."""
     return ApiError(409, "the request was cancelled", type=CANCELLED, code="cancelled", final=True)
 
 
@@ -143,6 +156,34 @@ def body_too_large(limit: int) -> ApiError:
     """413: the body has more than `limit` bytes."""
     message = f"the request body is larger than the limit of {limit} bytes"
     return ApiError(413, message, type=INVALID_REQUEST, code="body_too_large")
+
+
+def target_too_long(limit: int) -> ApiError:
+    """414: path and query have more than `limit` bytes."""
+    message = f"the request target is longer than the limit of {limit} bytes"
+    return ApiError(414, message, type=INVALID_REQUEST, code="target_too_long")
+
+
+def unsupported_media_type(message: str) -> ApiError:
+    """415: the body is not of a type that is read."""
+    return ApiError(415, message, type=INVALID_REQUEST, code="unsupported_media_type")
+
+
+def unsupported_coding(coding: str) -> ApiError:
+    """415: the body is compressed; RFC 9110, 15.5.16."""
+    message = f"bodies are read as they are, not in the content coding {coding!r}"
+    taken = {"accept-encoding": "identity"}
+    return ApiError(415, message, type=INVALID_REQUEST, code="unsupported_content_coding", fields=taken)
+
+
+def head_too_large(found: str) -> ApiError:
+    """431: too many header fields, or too long ones; `found` says what is above its limit."""
+    return ApiError(431, f"the request has {found}", type=INVALID_REQUEST, code="head_too_large")
+
+
+def not_implemented(message: str) -> ApiError:
+    """501: a part of HTTP that is not supported."""
+    return ApiError(501, message, type=INVALID_REQUEST, code="not_implemented")
 
 
 def queue_full(message: str, *, retry_after: int = 1) -> ApiError:
@@ -156,7 +197,7 @@ def internal(message: str) -> ApiError:
 
 
 def unavailable(message: str, *, code: str = "unavailable", retry_after: int = 1) -> ApiError:
-    """503: nobody can take the request now (no replica, loading, draining, a lost engine)."""
+    """503: no server can take the request now (no replica, loading, draining, a lost engine)."""
     return ApiError(503, message, type=SERVER_ERROR, code=code, retry_after=retry_after)
 
 
@@ -205,8 +246,11 @@ def _clearest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def _in_request(part: str | int) -> bool:
-    """Whether part of an error's location is a key or index, not the name of a union member."""
-    return isinstance(part, int) or (part.isidentifier() and part not in ("str", "int", "float", "bool"))
+    """Whether part of an error's location is a key or index, not the name of a union member (types
+    and models, which begin with a capital; no field does)."""
+    if isinstance(part, int):
+        return True
+    return part.isidentifier() and not part[0].isupper() and part not in ("str", "int", "float", "bool")
 
 
 def _short(value: Any, limit: int = 60) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from protocol.status import ServiceKind
 
@@ -12,12 +14,14 @@ class ServerEvent(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: str
+    url: Annotated[str, Field(max_length=2048)]
     service: ServiceKind
-    model_id: str
+    model_id: Annotated[str, Field(max_length=1024)]
 
 
 class EventAccepted(BaseModel):
     """The gateway's answer to an event."""
 
     accepted: bool = True
+    trusted: bool = True
+    """False where the gateway has no `event_token`: then only configured servers get work."""

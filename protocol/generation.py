@@ -10,19 +10,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from protocol.body import take_as_json
 from protocol.errors import FieldError
+from protocol.structured import StructuredOutputs
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_LOGPROBS = 20
 MAX_LOOKUP_TOKENS = 64
 MAX_NGRAM_SIZE = 16
+MAX_UNREPEATED_NGRAM = 256
+"""Size of the n-grams that may be told not to repeat: the time of a step grows with it."""
 MIN_TEMPERATURE = 1e-6
 """Where scores are divided by less, float32 tells nothing apart any more."""
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenKey = Annotated[int, Field(ge=0, lt=2**31, strict=False)]
 """A token id as the key of a JSON object, where it is a string."""
+
+MAX_ALLOWED = 2**18
+"""Tokens that may be named as the only ones: no vocabulary is much larger."""
+MAX_BAD_WORDS = 128
+MAX_BAD_SEQUENCES = 2 * MAX_BAD_WORDS
+"""Sequences of tokens that may be forbidden: a word is two, with and without a space before it."""
+MAX_BAD_TOKENS = 16
+"""Tokens of one such sequence."""
+
+OF_TOKEN_IDS = ("logit_bias", "bad_words_ids", "allowed_token_ids")
+"""Options of sampling that hold token ids (or have them for keys): those of the model, as is checked."""
 
 
 class GenerationConfig(BaseModel):
@@ -31,8 +46,8 @@ class GenerationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     # length
-    max_new_tokens: Annotated[int, Field(ge=1)] = 32
-    min_new_tokens: Annotated[int, Field(ge=0)] = 0
+    max_new_tokens: Annotated[int, Field(ge=1, lt=2**31)] = 32
+    min_new_tokens: Annotated[int, Field(ge=0, lt=2**31)] = 0
     # sampling
     do_sample: bool = False
     temperature: Annotated[
@@ -47,7 +62,19 @@ class GenerationConfig(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=MAX_UNREPEATED_NGRAM, description="0: off")] = 0
     logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
+    # form of the answer
+    structured_outputs: StructuredOutputs | None = None
+    # what may be said at all
+    bad_words: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=128)]], Field(max_length=MAX_BAD_WORDS)
+    ] = []
+    bad_words_ids: Annotated[
+        list[Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_TOKENS)]],
+        Field(max_length=MAX_BAD_SEQUENCES),
+    ] = []
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=MAX_ALLOWED)] | None = None
     # several answers
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     num_beams: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -68,13 +95,22 @@ class GenerationConfig(BaseModel):
     ignore_eos: bool = False
     # reporting
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=MAX_LOGPROBS,
+                description="likeliest tokens to report at each place of the prompt",
+            ),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            return {key: value for key, value in data.items() if value is not None}
-        return data
+    def _take_as_json(cls, data: Any) -> Any:
+        return take_as_json(cls, data)
 
     @field_validator("temperature")
     @classmethod
@@ -93,6 +129,8 @@ class GenerationConfig(BaseModel):
             raise ValueError(f"at most {MAX_STOPS} stop strings are accepted, got {len(value)}")
         if "" in value:
             raise ValueError("a stop string must not be empty")
+        if any("\ud800" <= character <= "\udfff" for stop in value for character in stop):
+            raise ValueError("a stop string must not hold half of a surrogate pair")
         return value
 
     @model_validator(mode="after")
@@ -113,6 +151,12 @@ class GenerationConfig(BaseModel):
         elif self.num_choices > 1 and not self.do_sample:
             reason = "several answers need sampling or num_beams: greedy ones would be equal"
             raise FieldError(self.choices_option, reason)
+        if self.structured_outputs is not None:
+            reason = "cannot be combined with structured_outputs: where an answer ends follows from its form"
+            if self.ignore_eos:
+                raise FieldError("ignore_eos", reason)
+            if self.min_new_tokens:
+                raise FieldError("min_new_tokens", reason)
         if self.do_sample and self.temperature == 0.0:
             raise FieldError("temperature", "must be above 0 when do_sample is true")
         return self
@@ -124,7 +168,7 @@ class GenerationConfig(BaseModel):
 
     @property
     def choices_option(self) -> str:
-        """The option that asks for so many."""
+        """The option that sets `num_choices`."""
         return "num_return_sequences" if self.num_return_sequences > 1 else "n"
 
     @property

@@ -8,8 +8,18 @@ REQUEST_ID = "x-request-id"
 SERVER_LOAD = "x-server-load"
 """Outstanding work of the answering server in tokens, an integer (see `ServerLoad.pending_tokens`)."""
 
+SERVER_WEIGHTS = "x-server-weights"
+"""Fingerprint of the weights that answer (see `ServerStatus.fingerprint`)."""
+
+SERVER_SAMPLING = "x-server-sampling"
+"""Defaults of sampling by which the answering server reads requests to ``/v1/*``, a JSON object."""
+
 STREAM_CHECKPOINT = "x-stream-checkpoint"
 """Sent as ``1`` by a gateway that wants checkpoint comments in the stream (see `protocol.sse`)."""
+
+CACHE_SALT = "x-cache-salt"
+"""Requests reuse cached prompts of those alone with the same one, and the same `cache_salt`; a gateway
+sends one for each tenant."""
 
 HOPS = "x-gateway-hops"
 """Through how many gateways a request has come, an integer: an account may be another gateway."""

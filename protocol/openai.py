@@ -1,6 +1,6 @@
-"""The OpenAI-compatible routes: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/models``.
+"""Requests to the OpenAI-compatible routes ``/v1/completions`` and ``/v1/chat/completions``.
 
-Beside OpenAI's own fields the requests take the options of `GenerationConfig` that OpenAI lacks,
+Beside OpenAI's own fields they take the options of `GenerationConfig` that OpenAI lacks,
 under the names that the field uses for them.
 """
 
@@ -9,21 +9,26 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
-from protocol.completion import FinishReason, Logprobs, Resume, TextPrompt, TokenPrompt, Usage
-from protocol.errors import FieldError, model_not_found, unprocessable
+from protocol.body import Body
+from protocol.chat import MAX_TOOLS, ChatMessage, ChatTool, ReasoningEffort, ResponseFormat, ToolChoice
+from protocol.completion import MAX_PRIORITY, CacheSalt, Resume, TokenPrompt
+from protocol.errors import FieldError, unprocessable
 from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig
+from protocol.structured import StructuredOutputs, check_old_names
 
 OpenAIPrompt = (
-    TextPrompt
+    str
     | TokenPrompt
-    | Annotated[list[TextPrompt], Field(min_length=1, fail_fast=True)]
+    | Annotated[list[str], Field(min_length=1, fail_fast=True)]
     | Annotated[list[TokenPrompt], Field(min_length=1, fail_fast=True)]
 )
+"""An empty text is one where the model begins texts with a token of its own."""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a stream."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -42,8 +47,13 @@ class StreamOptions(BaseModel):
             raise FieldError("continuous_usage_stats", "needs include_usage")
         return self
 
+    @property
+    def asks(self) -> bool:
+        """Whether anything is set."""
+        return self.include_usage or self.continuous_usage_stats
 
-class SharedRequest(BaseModel):
+
+class SharedRequest(Body):
     """The fields that both completion routes take."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -66,11 +76,21 @@ class SharedRequest(BaseModel):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # what changes nothing as it is here, and is not supported otherwise
+    use_beam_search: Literal[False] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    truncate_prompt_tokens: None = None
     # beyond OpenAI, as in GenerationConfig
     top_k: int | None = None
     min_p: float | None = None
     typical_p: float | None = None
     repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     num_beams: int | None = None
     early_stopping: bool | Literal["never"] | None = None
@@ -79,20 +99,35 @@ class SharedRequest(BaseModel):
     ignore_eos: bool | None = None
     prompt_lookup_num_tokens: int | None = None
     max_matching_ngram_size: int | None = None
-    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
-    resume: Resume | None = None
+    skip_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: CacheSalt | None = None
+    resume: SkipJsonSchema[Resume | None] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_old_names(cls, data: Any) -> Any:
+        return check_old_names(data)
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.asks and not self.stream:
             raise FieldError("stream_options", "only for a stream")
         return self
+
+    @property
+    def scored_prompt(self) -> int | None:
+        """How many of the likeliest tokens are to be told at each place of the prompt; None: nothing is."""
+        return self.prompt_logprobs
 
     def generation_config(self, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
         """These options in the terms of `GenerationConfig`.
 
         OpenAI's default is to sample at temperature 1 with a fresh seed; temperature 0 is greedy,
-        and so is beam search unless a temperature is given.
+        and so is beam search unless a temperature is given. Several greedy answers are equal: they are
+        drawn from the likeliest token alone.
 
         Raises:
             pydantic.ValidationError: an option is out of range or contradicts another.
@@ -101,8 +136,7 @@ class SharedRequest(BaseModel):
         if self.min_tokens is not None and self.min_tokens > max_new_tokens:
             message = f"min_tokens: {self.min_tokens} exceeds {max_new_tokens}, the most tokens of the answer"
             raise unprocessable(message, param="min_tokens", code="invalid_value")
-        beams = self.num_beams or 1
-        greedy = self.temperature == 0.0 or (beams > 1 and self.temperature is None)
+        greedy = is_greedy(self.temperature, self.num_beams or 1, self.n or 1)
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "min_new_tokens": self.min_tokens,
@@ -113,27 +147,49 @@ class SharedRequest(BaseModel):
             "seed": secrets.randbits(48) if self.seed is None else self.seed % 2**63,
             "n": self.n,
             "logprobs": logprobs,
+            "prompt_logprobs": self.scored_prompt,
         }
         shared = (
             "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty logit_bias "
+            "no_repeat_ngram_size bad_words allowed_token_ids "
             "num_beams early_stopping length_penalty stop stop_token_ids ignore_eos "
-            "prompt_lookup_num_tokens max_matching_ngram_size"
+            "prompt_lookup_num_tokens max_matching_ngram_size structured_outputs"
         )
         options |= {name: getattr(self, name) for name in shared.split()}
         if options["top_k"] == -1:
             options["top_k"] = 0
+        if not greedy and self.temperature == 0:
+            options |= {"top_k": 1, "top_p": None, "min_p": None, "typical_p": None}
         return GenerationConfig.model_validate(options)
+
+
+def is_greedy(temperature: Any, num_beams: int, n: int) -> bool:
+    """Whether a request with these options searches for the likeliest tokens rather than draw them.
+
+    Beams do unless told otherwise; `n` answers at temperature 0 are drawn, from the likeliest token alone.
+    """
+    if num_beams > 1:
+        return temperature is None or temperature == 0
+    return bool(temperature == 0) and n == 1
 
 
 class OpenAICompletionRequest(SharedRequest):
     """Body of ``POST /v1/completions``."""
 
     prompt: OpenAIPrompt
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """null: as OpenAI has it, the beginning of a text."""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
     best_of: int | None = None
+    add_special_tokens: Literal[True] | None = None
     suffix: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_a_text(cls, data: Any) -> Any:
+        begins = isinstance(data, dict) and "prompt" in data and data["prompt"] is None
+        return data | {"prompt": ""} if begins else data
 
     @model_validator(mode="after")
     def _check(self) -> OpenAICompletionRequest:
@@ -141,34 +197,12 @@ class OpenAICompletionRequest(SharedRequest):
             raise FieldError("best_of", "supported only where it equals n")
         if self.suffix:
             raise FieldError("suffix", "not supported")
-        if self.echo and self.logprobs is not None:
-            raise FieldError("echo", "not supported together with logprobs")
         return self
 
-
-class TextPart(BaseModel):
-    """A piece of a message; parts of another type are refused by it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """One turn of a conversation; content is text or OpenAI's list of text parts."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: str
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-
-    def text(self) -> str:
-        """The content as one string."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+    @property
+    def scored_prompt(self) -> int | None:
+        wanted = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in wanted if count is not None), default=None)
 
 
 class ChatCompletionRequest(SharedRequest):
@@ -179,139 +213,32 @@ class ChatCompletionRequest(SharedRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[ChatTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    # what changes nothing as it is here, and is not supported otherwise
+    functions: Annotated[list[Any], Field(max_length=0)] | None = None
+    function_call: Literal["none"] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: None = None
+    prediction: None = None
+    web_search_options: None = None
+    moderation: None = None
+    add_special_tokens: Literal[False] | None = None
+    chat_template: None = None
+    documents: None = None
+    # beyond OpenAI, as vLLM has them
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> ChatCompletionRequest:
-        if self.tools:
-            raise FieldError("tools", "not supported")
-        if self.tool_choice not in (None, "none", "auto"):
-            raise FieldError("tool_choice", "needs tools, which are not supported")
-        if self.response_format is not None and self.response_format.get("type") != "text":
-            raise FieldError("response_format", "supported only as {'type': 'text'}")
+        if self.tool_choice not in (None, "none", "auto") and not self.tools:
+            raise FieldError("tool_choice", "needs tools")
         if self.top_logprobs and not self.logprobs:
             raise FieldError("top_logprobs", "needs logprobs to be true")
         return self
-
-
-class OpenAICompletionChoice(BaseModel):
-    """One answer of ``/v1/completions``, or the next piece of it."""
-
-    text: str
-    index: int
-    logprobs: Logprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class OpenAICompletionResponse(BaseModel):
-    """Answer, and stream chunk, of ``/v1/completions``."""
-
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[OpenAICompletionChoice]
-    usage: Usage | None = None
-
-
-class ChatLogprob(BaseModel):
-    """Log probability of one token."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatTokenLogprob(ChatLogprob):
-    """Log probability of the chosen token beside the likeliest ones."""
-
-    top_logprobs: list[ChatLogprob] = []
-
-
-class ChatLogprobs(BaseModel):
-    """Log probabilities of an answer, token by token."""
-
-    content: list[ChatTokenLogprob] = []
-    refusal: None = None
-
-
-class ChatAnswer(BaseModel):
-    """The assistant's turn."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer of ``/v1/chat/completions``."""
-
-    index: int
-    message: ChatAnswer
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class ChatCompletionResponse(BaseModel):
-    """Answer of ``/v1/chat/completions``."""
-
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-
-
-class ChatDelta(BaseModel):
-    """What a chunk adds to the assistant's turn."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-
-
-class ChatChunkChoice(BaseModel):
-    """The next piece of one answer."""
-
-    index: int
-    delta: ChatDelta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None = None
-
-
-class ChatCompletionChunk(BaseModel):
-    """Stream chunk of ``/v1/chat/completions``."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChatChunkChoice]
-    usage: Usage | None = None
-
-
-class ModelCard(BaseModel):
-    """One entry of ``/v1/models``."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str = "local"
-    max_model_len: int | None = None
-
-
-class ModelList(BaseModel):
-    """Answer of ``/v1/models``."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-    def card(self, model: str) -> ModelCard:
-        """The entry of `model`; ApiError (404) if there is none."""
-        cards = {card.id: card for card in self.data}
-        if model not in cards:
-            raise model_not_found(model, list(cards))
-        return cards[model]

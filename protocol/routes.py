@@ -6,6 +6,11 @@ COMPLETION_V2 = "/completion/v2"  # continuous batching
 CHAT_COMPLETION_V1 = "/chat_completion/v1"  # an OpenAI account
 OPENAI_COMPLETIONS = "/v1/completions"
 OPENAI_CHAT_COMPLETIONS = "/v1/chat/completions"
+OPENAI_RESPONSES = "/v1/responses"
+ANTHROPIC_MESSAGES = "/v1/messages"
+ANTHROPIC_COUNT_TOKENS = "/v1/messages/count_tokens"
+TOKENIZE = "/tokenize"
+DETOKENIZE = "/detokenize"
 OPENAI_MODELS = "/v1/models"
 
 # what a server serves

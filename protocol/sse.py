@@ -8,6 +8,10 @@ When a gateway asks for it (`headers.STREAM_CHECKPOINT`), every event starts wit
 stream has dealt with once the event is out (all of them since the last event, text held back
 included), and a dot where the answer is finished. SSE clients skip comments. From them the
 gateway builds a `Resume`.
+
+Events that belong together, because one token caused all of them, are handed on together or not at
+all: each but the last starts with ``: more``, and the last has the checkpoint. Where a stream does not
+end with ``[DONE]``, its last event starts with ``: end``.
 """
 
 from __future__ import annotations
@@ -17,14 +21,47 @@ from collections.abc import Iterable, Sequence
 
 DONE = b"data: [DONE]\n\n"
 MEDIA_TYPE = "text/event-stream"
+HEADERS = {
+    "content-type": f"{MEDIA_TYPE}; charset=utf-8",  # some clients take text without a charset for Latin-1
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # tells a reverse proxy not to hold events back
+}
+"""Those of a stream's answer."""
 
-_CHECKPOINT = re.compile(rb"^: tokens (\d+) ([\d,]*)( \.)?$", re.MULTILINE)
+MORE = b": more\n"
+"""Before an event that counts only with the one that follows it."""
+END = b": end\n"
+"""Before the last event of a stream without ``[DONE]``."""
+
+_MARK = b": tokens "
+_CHECKPOINT = re.compile(rb": tokens (\d{1,9}) ((?:\d{1,10}(?:,\d{1,10})*)?)( \.)?")
+_TOKEN_IDS = 2**31
 
 
 def event(data: bytes, *, name: str | None = None, comments: bytes = b"") -> bytes:
     """One event with `data` (a single line of JSON)."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return comments + head + b"data: " + data + b"\n\n"
+
+
+Event = tuple[str | None, bytes]
+"""Name, if it has one, and data of an event."""
+
+
+def group(events: Sequence[Event], *, comments: bytes | None = None) -> bytes:
+    """Events that belong together.
+
+    Args:
+        events: at least one.
+        comments: those of the last event, for a gateway; None: they are not collected.
+    """
+    if len(events) == 1:
+        name, data = events[0]
+        return event(data, name=name, comments=comments or b"")
+    more = b"" if comments is None else MORE
+    *first, (name, data) = events
+    before = b"".join([event(data, name=name, comments=more) for name, data in first])
+    return before + event(data, name=name, comments=comments or b"")
 
 
 def checkpoint(index: int, token_ids: Sequence[int], finished: bool) -> bytes:
@@ -34,9 +71,20 @@ def checkpoint(index: int, token_ids: Sequence[int], finished: bool) -> bytes:
 
 
 def read_checkpoints(data: bytes) -> Iterable[tuple[int, list[int], bool]]:
-    """(index, new token ids, finished) of every checkpoint in whole events."""
-    if b": tokens " not in data:
+    """(index, new token ids, finished) of every checkpoint in whole events.
+
+    Raises:
+        ValueError: a comment looks like a checkpoint and is none.
+    """
+    if _MARK not in data:
         return
-    for match in _CHECKPOINT.finditer(data):
-        ids = match.group(2)
-        yield int(match.group(1)), [int(i) for i in ids.split(b",")] if ids else [], bool(match.group(3))
+    for line in data.splitlines():
+        if not line.startswith(_MARK):
+            continue
+        match = _CHECKPOINT.fullmatch(line)
+        if match is None:
+            raise ValueError(f"no checkpoint: {line[:80]!r}")
+        ids = [int(i) for i in match.group(2).split(b",")] if match.group(2) else []
+        if any(i >= _TOKEN_IDS for i in ids):
+            raise ValueError(f"no token ids: {line[:80]!r}")
+        yield int(match.group(1)), ids, bool(match.group(3))

@@ -1,10 +1,43 @@
-"""What must stand before any test module is imported."""
+"""What must stand before any test module is imported, and what tests of several rooms share."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:  # tests of the gateway do without torch
+    import torch
+
+    from tests.continuous_batching.reference import Reference
 
 if shutil.which("nvidia-smi") is None:
     # Triton's kernels run in its interpreter; read when triton is imported, by whomever
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """A GPU where there is one: its kernels run in an interpreter on a CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a random Llama with two query heads a key head."""
+    from tests.checkpoints import tiny_llama
+
+    return tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_model: Path) -> Reference:
+    """transformers on `tiny_model`."""
+    from tests.continuous_batching.reference import Reference
+
+    return Reference(tiny_model)

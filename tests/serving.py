@@ -11,11 +11,17 @@ from typing import Any
 
 import uvicorn
 
+from utils.http_server import Worker
+
+HTTP: dict[str, Any] = Worker.CONFIG_KWARGS | {"loop": "auto"}
+"""Arguments of uvicorn for the HTTP server that every service has."""
+
 
 @contextmanager
 def serving(app: Any) -> Iterator[str]:
     """Serve `app` on a free port; yields its URL once it accepts connections."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5))
+    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=5, **HTTP)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

@@ -1,4 +1,4 @@
-"""Round-to-nearest quantisation of a checkpoint, file by file, in GPTQ's format."""
+"""Round-to-nearest quantization of a checkpoint, file by file, in GPTQ's format."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from server.gptq.config import GPTQError, read_json
-from server.gptq.packing import pack_columns, pack_rows, shift_zeros
+from server.checkpoints.errors import ModelError
+from server.checkpoints.files import read_json, stored_tensors
+from server.quantization.gptq.packing import pack_columns, pack_rows, shift_zeros
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a checkpoint is to be quantised; fields as in `GPTQConfig`."""
+    """How a checkpoint is to be quantized; fields as in `GPTQConfig`."""
 
     bits: int = 4
     group_size: int = 128
@@ -47,7 +48,7 @@ class Recipe:
         }
 
 
-def quantise_weight(weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+def quantize_weight(weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     """The tensors of one layer.
 
     The scale of a group spans its values, symmetric about 0 or from the least to the greatest; codes
@@ -83,28 +84,29 @@ def quantise_weight(weight: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     }
 
 
-def quantise_checkpoint(model: Path, out: Path, recipe: Recipe) -> None:
-    """Write directory `out` with every linear layer of `model` quantised, the output layer left alone.
+def quantize_checkpoint(model: Path, out: Path, recipe: Recipe) -> None:
+    """Write directory `out` with every linear layer of `model` quantized, the output layer left alone.
 
     One file of weights at a time is in memory.
 
     Raises:
-        GPTQError: not a float safetensors checkpoint, or layers that cannot be quantised so.
+        ModelError: not a float safetensors checkpoint, or layers that cannot be quantized so.
     """
     if recipe.desc_act:
-        raise GPTQError("round to nearest looks at no activations: desc_act needs gptq")
-    config = read_json(model / "config.json")
+        raise ModelError("round to nearest looks at no activations: desc_act needs gptq")
+    try:
+        config = read_json(model / "config.json")
+        files = sorted({tensor.file for tensor in stored_tensors(model).values()})
+    except ModelError as error:
+        raise ModelError(str(error)) from error
     if "quantization_config" in config:
-        raise GPTQError(f"{model} is quantised already")
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        raise GPTQError(f"{model} holds no *.safetensors file")
+        raise ModelError(f"{model} is quantized already")
     layers = linear_layers(model)
     out.mkdir(parents=True, exist_ok=True)
     places: dict[str, str] = {}
-    with tqdm(total=len(layers), desc="quantising", unit="layer") as progress:
+    with tqdm(total=len(layers), desc="quantizing", unit="layer") as progress:
         for file in files:
-            tensors = _quantise_file(file, layers, recipe, progress)
+            tensors = _quantize_file(file, layers, recipe, progress)
             save_file(tensors, out / file.name, metadata={"format": "pt"})
             places |= dict.fromkeys(tensors, file.name)
     _write_rest(model, out, recipe, config, places if len(files) > 1 else {})
@@ -126,7 +128,7 @@ def linear_layers(model: Path) -> dict[str, bool]:
     }
 
 
-def _quantise_file(file: Path, layers: dict[str, bool], recipe: Recipe, progress: Any) -> dict[str, Tensor]:
+def _quantize_file(file: Path, layers: dict[str, bool], recipe: Recipe, progress: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     with safe_open(file, framework="pt") as source:
         for name in source.keys():  # noqa: SIM118 - not a mapping
@@ -137,7 +139,7 @@ def _quantise_file(file: Path, layers: dict[str, bool], recipe: Recipe, progress
                 continue
             weight = tensor.t() if layers[layer] else tensor
             _check(layer, weight, recipe)
-            for part, value in quantise_weight(weight, recipe).items():
+            for part, value in quantize_weight(weight, recipe).items():
                 tensors[f"{layer}.{part}"] = value
             progress.update()
     return tensors
@@ -147,9 +149,9 @@ def _check(layer: str, weight: Tensor, recipe: Recipe) -> None:
     outputs, inputs = weight.shape
     per_word = 32 // recipe.bits
     if inputs % max(recipe.group_size, per_word):
-        raise GPTQError(f"{layer}: {inputs} inputs are not a multiple of {max(recipe.group_size, per_word)}")
+        raise ModelError(f"{layer}: {inputs} inputs are not a multiple of {max(recipe.group_size, per_word)}")
     if outputs % per_word:
-        raise GPTQError(f"{layer}: {outputs} outputs are not a multiple of {per_word}")
+        raise ModelError(f"{layer}: {outputs} outputs are not a multiple of {per_word}")
 
 
 def _write_rest(

@@ -40,7 +40,7 @@ def run_in_foreground(app: Any, options: AppOptions) -> None:
         host=options.host,
         port=options.port,
         log_config=None,  # logging is configured by the app
-        access_log=options.debug,
+        access_log=False,  # services write their own
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         **Worker.CONFIG_KWARGS,
     )

@@ -3,8 +3,8 @@
 A file may hold `#` comments and trailing commas (it is read as YAML, of which JSON is a part).
 Whatever is wrong with it becomes a `ConfigError` of one line that says where and what is accepted.
 
-Paths in a file are relative to the file, not to where the service was started: use `ModelDirectory`,
-`ModelPath` (a model directory, or a name on the Hugging Face hub) or `TokenizerPath` as field types.
+Paths in a file are relative to the file, not to where the service was started: use `ModelPath` (a model
+directory, a GGUF file, or a name on a hub) or `TokenizerPath` as field types.
 Keys, passwords and tokens are `Secret`s. Models derive from `ConfigModel`.
 """
 
@@ -33,6 +33,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from utils.addresses import redacted
+
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,7 +42,8 @@ _DIRECTORY = "directory"  # key of the validation context
 _PLAIN_TAGS = [f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str")]
 _CONTAINERS = {"model_type": "an object", "list_type": "a list", "tuple_type": "a list"}
 _SURROGATE = re.compile("[\ud800-\udfff]")  # of text that could not be written down anywhere
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(modelscope:)?[\w.-]+/[\w.-]+|[\w.-]+/[\w.-]+/[\w./-]+\.gguf|[a-z0-9][a-z0-9.-]*")
+"""A model, a GGUF file of one, or one of the oldest models, which have no owner and small letters."""
 
 
 class ConfigError(Exception):
@@ -86,37 +89,35 @@ def _resolve(path: str, info: ValidationInfo) -> str:
 
 
 @dataclass(frozen=True)
-class _Directory:
-    """Validates the path of a directory that holds `file`; with `or_hub` a hub name is fine too."""
+class _Checkpoint:
+    """Validates the path of a directory that holds `file`, of a GGUF file, or a hub name."""
 
     file: str | None = None
-    or_hub: bool = False
 
     def __call__(self, value: str, info: ValidationInfo) -> str:
         path = _resolve(value, info)
         if not os.path.exists(path):
-            if self.or_hub and not value.startswith((".", "~")) and _HUB_NAME.fullmatch(value):
+            if not value.startswith((".", "~")) and _HUB_NAME.fullmatch(value):
                 return value
             problem = "does not exist"
-        elif not os.path.isdir(path):
+        elif os.path.isfile(path):
+            if path.endswith(".gguf"):
+                return path
             problem = "is not a directory"
         elif self.file and not os.path.isfile(os.path.join(path, self.file)):
             problem = f"holds no {self.file}"
         else:
             return path
         kind = "a model directory" if self.file else "a directory"
-        otherwise = " or a Hugging Face hub name" if self.or_hub else ""
-        raise PydanticCustomError("path", f"{kind} ({path} {problem}){otherwise}")
+        raise PydanticCustomError("path", f"{kind} ({path} {problem}), a GGUF file or a hub name")
 
 
-ModelDirectory = Annotated[str, AfterValidator(_Directory("config.json"))]
-"""The absolute path of a directory that holds a model."""
+ModelPath = Annotated[str, AfterValidator(_Checkpoint("config.json"))]
+"""The absolute path of a directory that holds a model or of a GGUF file, or a hub name (``name``,
+``owner/name``, ``owner/name/file.gguf``, ``modelscope:owner/name``)."""
 
-ModelPath = Annotated[str, AfterValidator(_Directory("config.json", or_hub=True))]
-"""The absolute path of a directory that holds a model, or a hub name (``name`` or ``owner/name``)."""
-
-TokenizerPath = Annotated[str, AfterValidator(_Directory(or_hub=True))]
-"""The absolute path of a directory, or a hub name."""
+TokenizerPath = Annotated[str, AfterValidator(_Checkpoint())]
+"""The same for a tokenizer alone."""
 
 
 def load_config(path: str | Path, model: type[Model]) -> Model:
@@ -293,4 +294,6 @@ def _show(value: Any) -> str:
     """A value as JSON would write it; containers by kind only (they may hold secrets)."""
     if isinstance(value, dict | list):
         return _kind(value)
+    if isinstance(value, str) and "://" in value:
+        value = redacted(value)
     return json.dumps(value, ensure_ascii=False, default=str)

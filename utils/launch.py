@@ -1,33 +1,28 @@
-"""The commands of `start_app.py`: start a set of services, show them, stop them."""
+"""Starts a set of services together (`start_app.py`); `utils.manage` shows and stops them."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from utils.config import read_file
-from utils.readiness import Progress, health, wait_until_ready
-from utils.services import (
-    GRACE_SECONDS,
-    Directories,
-    Running,
-    Service,
-    ServiceError,
-    check_gunicorn_config,
-    find,
-    start,
-    stop,
-)
+from utils.options import ClientAppOptions
+from utils.readiness import Progress, wait_until_announced, wait_until_ready
+from utils.running import Directories, Running, ServiceError, stop
+from utils.services import Service, check_gunicorn_config, start
 
 SERVER_LISTS = {
     "cb_server_app": "continuous_batching_server_urls",
     "sb_server_app": "static_batching_server_urls",
 }
 """Keys of the gateway's configuration that list the servers of each kind."""
+_HOW_TO_JOIN = """\
+    list {name}'s URL in the gateway's configuration, or give that file and the server's the same event_token;
+    an edit of the gateway's file is seen within a second, one of the server's when it is started again"""
 
 
 def start_services(
@@ -36,9 +31,16 @@ def start_services(
     gunicorn_config: Path,
     directories: Directories,
     timeout_seconds: float,
+    optional: Collection[str] = (),
     output: TextIO = sys.stderr,
 ) -> list[Running]:
     """Start `services` and return when all are ready; where one fails, none is left running.
+
+    Args:
+        optional: names of those that may fail as long as another one of them does not; it is said why.
+
+    Returns:
+        What runs.
 
     Raises:
         ConfigError: the gunicorn configuration is not usable.
@@ -50,7 +52,13 @@ def start_services(
         for service in services:
             started.append(start(service, gunicorn_config, directories))
             print(f"starting {service.name} at {service.url}, log in {started[-1].log}", file=output)
-        wait_until_ready(started, Progress(output), timeout_seconds=timeout_seconds)
+        failed = wait_until_ready(
+            started, Progress(output), timeout_seconds=timeout_seconds, optional=optional
+        )
+        for loser, reason in failed:
+            print(f"error: {loser.name} cannot serve this model: {reason}", file=output)
+            stop([loser])
+            started.remove(loser)
     except BaseException:
         if started:
             print("stopping what was started", file=output)
@@ -59,13 +67,42 @@ def start_services(
     return started
 
 
-def config_listing(servers: Sequence[Service], path: Path, copy: Path, output: TextIO = sys.stderr) -> Path:
+def report_joins(servers: Sequence[Running], output: TextIO = sys.stderr) -> int:
+    """Wait for the gateways that the (ready) `servers` asked to take them, and say which did not.
+
+    Returns:
+        0, or 1 where one was refused. It runs on, and joins when the gateway's configuration is mended;
+        a gateway that does not answer yet is no error, because it may start later.
+    """
+    status = 0
+    for name, health in wait_until_announced(servers).items():
+        join = health.join
+        if join is None or not join.problem:
+            continue
+        if join.state == "refused":
+            status = 1
+            print(f"error: {name} is ready but has not joined: {join.problem}", file=output)
+            print(_HOW_TO_JOIN.format(name=name), file=output)
+        else:
+            print(f"{name} may not have joined and keeps asking: {join.problem}", file=output)
+    return status
+
+
+def config_listing(
+    servers: Sequence[Service],
+    path: Path,
+    copy: Path,
+    output: TextIO = sys.stderr,
+    *,
+    always: bool = False,
+) -> Path:
     """A gateway's configuration that lists `servers` and no others.
 
     Args:
         servers: those that are started together with the gateway.
         path: the configuration that was asked for; used as it is where it lists them already.
         copy: where otherwise a copy with these lists is written.
+        always: write the copy in any case.
 
     Returns:
         The one to use.
@@ -78,59 +115,44 @@ def config_listing(servers: Sequence[Service], path: Path, copy: Path, output: T
     lists: dict[str, list[str]] = {key: [] for key in SERVER_LISTS.values()}
     for server in servers:
         lists[SERVER_LISTS[server.kind]].append(server.url)
-    if all(config.get(key) == urls for key, urls in lists.items()):
+    if not always and all(config.get(key) == urls for key, urls in lists.items()):
         return path
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        # it may hold keys of accounts: for this user's eyes only
-        with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(config | lists, file, indent=2)
-    except OSError as error:
-        raise ServiceError(f"cannot write {error.filename or copy}: {error.strerror}") from None
-    print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
+    write_copy(config | lists, copy)
+    if path != copy.absolute():
+        print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
     return copy.absolute()
 
 
-def report_status(directories: Directories, output: TextIO = sys.stdout) -> int:
-    """Print a line per service that was started.
+def write_copy(config: Mapping[str, Any], copy: Path) -> None:
+    """Write a configuration; it may hold keys of accounts: for this user's eyes only.
 
-    Returns:
-        0 where all are ready, 1 where one is not, 3 where nothing was started.
+    Raises:
+        ServiceError: it cannot be written.
     """
-    services = find(directories)
-    if not services:
-        print("nothing is running", file=output)
-        return 3
-    all_ready = True
-    for service in services:
-        state, ready = "dead", False
-        if service.alive():
-            now = health(service.url)
-            state, ready = now.state, now.ready
-        all_ready &= ready
-        print(f"{service.name:18} {state:9} pid {service.pid:<8} {service.url}  {service.log}", file=output)
-    return 0 if all_ready else 1
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(config, file, indent=2)
+    except OSError as error:
+        raise ServiceError(f"cannot write {error.filename or copy}: {error.strerror}") from None
 
 
-def stop_services(
-    directories: Directories, output: TextIO = sys.stderr, *, grace_seconds: float = GRACE_SECONDS
-) -> int:
-    """Drain and stop all services that were started; kill what takes longer than `grace_seconds`.
+def with_these_servers(
+    services: Sequence[Service], directories: Directories, *, always: bool = False
+) -> list[Service]:
+    """`services` with a configuration of the gateway, the first, that lists the others and no more.
 
-    Returns:
-        0 where they ended by themselves, 1 where one had to be killed.
+    Args:
+        always: in a copy even where the one that was asked for does; so that it can be changed.
+
+    Raises:
+        ConfigError: the gateway's configuration cannot be read.
+        ServiceError: a copy of it cannot be written.
     """
-    services = find(directories)
-    if not services:
-        print("nothing is running", file=output)
-    killed = 0
-    for service in services:
-        if not service.alive():
-            print(f"{service.name} (pid {service.pid}) had ended before", file=output)
-            stop([service])
-            continue
-        print(f"stopping {service.name} (pid {service.pid})", file=output)
-        if stop([service], grace_seconds):
-            killed += 1
-            print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
-    return 1 if killed else 0
+    gateway, *servers = services
+    options = gateway.options
+    assert isinstance(options, ClientAppOptions)
+    copy = directories.run / f"{gateway.name}.json"
+    path = config_listing(servers, options.client_config_file_path, copy, always=always)
+    options = options.model_copy(update={"client_config_file_path": path})
+    return [Service(gateway.kind, gateway.module, options), *servers]

@@ -30,14 +30,15 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from utils.addresses import check_service_url, reachable_from
+from utils.addresses import check_open_url, reachable_from
+from utils.commands import ROOT, with_interpreter
 from utils.config import ConfigError
 
 PREFIX = "INFERENCE_STACK_"
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = ROOT / "configs"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-ServiceUrl = Annotated[str, AfterValidator(check_service_url)]
+ServiceUrl = Annotated[str, AfterValidator(check_open_url)]
 
 
 class AppOptions(BaseModel):
@@ -67,7 +68,9 @@ class ServerAppOptions(AppOptions):
 
     server_config_file_path: Path = Field(description="configuration of the server")
     model_id: str | None = Field(
-        None, min_length=1, description="name under which the model is served; default: its directory's name"
+        None,
+        min_length=1,
+        description="name under which the model is served; default: as configured, or its directory's name",
     )
     client_url: ServiceUrl | None = Field(
         None, description="gateway to tell of start-up and shutdown, e.g. http://127.0.0.1:8000"
@@ -113,7 +116,7 @@ def parse_arguments(
     Exits with status 2 and one line on stderr where an option is not accepted.
     """
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(description), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     for name, info in kind.model_fields.items():
         _add_argument(parser, name, info)

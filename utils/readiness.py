@@ -5,17 +5,19 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from protocol import routes
-from utils.services import Running, ServiceError
+from utils.running import Running, ServiceError
 
 _POLL_SECONDS = 0.2
 _HTTP_SECONDS = 5.0
 _REPORT_SECONDS = 5.0
+_CANNOT = " cannot be served: "
+"""What a server logs before the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,25 @@ class Health:
     ready: bool
     state: str
     status: dict[str, Any]
+    join: Join | None = None
+    """Of a server that asked a gateway to take it."""
+
+
+@dataclass(frozen=True)
+class Join:
+    """How far a server came with the gateway that it asked to take it."""
+
+    state: str
+    """As `protocol.status.Announcement` has it."""
+    problem: str
+    """Why it has not joined, for people; empty where it has."""
 
 
 def get_json(url: str, path: str) -> tuple[int, Any]:
     """(HTTP status, decoded body or None) of a GET.
 
     Raises:
-        OSError: nobody answers.
+        OSError: no answer.
     """
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_HTTP_SECONDS)
@@ -45,19 +59,43 @@ def get_json(url: str, path: str) -> tuple[int, Any]:
         connection.close()
     try:
         return answer.status, json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return answer.status, None
 
 
 def health(url: str) -> Health:
     """The health of the service at `url`; a service that does not answer is starting."""
     try:
-        ready = get_json(url, routes.READY)[0] == 200
+        code, readiness = get_json(url, routes.READY)
         body = get_json(url, routes.STATUS)[1]
     except OSError:
         return Health(False, "starting", {})
     status = body if isinstance(body, dict) else {}
-    return Health(ready, "ready" if ready else str(status.get("state", "starting")), status)
+    ready, join = code == 200, None
+    if isinstance(readiness, dict) and readiness.get("announcement"):
+        join = _join(readiness["announcement"])
+    return Health(ready, "ready" if ready else str(status.get("state", "starting")), status, join)
+
+
+def _join(announcement: dict[str, str]) -> Join:
+    state, gateway, problem = (announcement[key] for key in ("state", "gateway", "problem"))
+    if state == "unconfirmed":
+        listed = _lists(gateway, announcement["server"])
+        if listed is not None:
+            state = "accepted" if listed else "refused"
+    if state in ("accepted", "pending"):
+        return Join(state, "")
+    what = {"refused": "does not take it", "failed": "cannot be reached"}.get(state, "may not take it")
+    return Join(state, f"the gateway {gateway} {what}: {problem}")
+
+
+def _lists(gateway: str, server: str) -> bool | None:
+    """Whether the gateway works with the server at this URL; None where it does not say."""
+    try:
+        replicas = get_json(gateway, routes.STATUS)[1]["replicas"]
+        return server in [replica["url"] for replica in replicas]
+    except (OSError, LookupError, TypeError):  # it is gone, or tells only those with a key
+        return None
 
 
 class Progress:
@@ -92,34 +130,72 @@ def wait_until_ready(
     progress: Progress,
     *,
     timeout_seconds: float,
+    optional: Collection[str] = (),
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> None:
+) -> list[tuple[Running, str]]:
     """Return when every service is ready.
 
+    Args:
+        optional: names of those that may fail as long as another one of them does not.
+
+    Returns:
+        Which of these failed, and why in one line.
+
     Raises:
-        ServiceError: one ended, reported a failure, or took longer than `timeout_seconds`.
+        ServiceError: another one ended, reported a failure, or took longer than `timeout_seconds`.
     """
     deadline = clock() + timeout_seconds
     states = {service.name: "starting" for service in services}
+    failed: list[tuple[Running, str]] = []
     try:
         while True:
-            for service in services:
-                if not service.alive():
-                    raise ServiceError(_failure(service, "ended while starting"))
-                now = health(service.url)
-                if now.state == "failed":
-                    raise ServiceError(_failure(service, "failed to start"))
-                states[service.name] = now.state
+            for service in [service for service in services if service.name in states]:
+                problem, states[service.name] = _look_at(service)
+                if problem is None:
+                    continue
+                del states[service.name]
+                if service.name not in optional:
+                    raise ServiceError(_failure(service, problem))
+                failed.append((service, _reason(service)))
+                if not states.keys() & set(optional):
+                    raise ServiceError("; ".join(f"{each.name}: {why}" for each, why in failed))
             progress.show(states)
             if all(state == "ready" for state in states.values()):
-                return
+                return failed
             if clock() > deadline:
-                late = next(service for service in services if states[service.name] != "ready")
+                late = next(service for service in services if states.get(service.name, "ready") != "ready")
                 raise ServiceError(_failure(late, f"was not ready after {timeout_seconds:.0f} s"))
             sleep(_POLL_SECONDS)
     finally:
         progress.close()
+
+
+def _look_at(service: Running) -> tuple[str | None, str]:
+    """(how it failed or None, its state)."""
+    if not service.alive():
+        return "ended while starting", ""
+    state = health(service.url).state
+    return ("failed to start" if state == "failed" else None), state
+
+
+def wait_until_announced(services: Sequence[Running], *, timeout_seconds: float = 15.0) -> dict[str, Health]:
+    """The health of each of the (ready) `services`, by name, once the gateway that it asked to take it
+    has answered."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        found = {service.name: health(service.url) for service in services}
+        pending = [name for name, now in found.items() if now.join and now.join.state == "pending"]
+        if not pending or time.monotonic() > deadline:
+            return found
+        time.sleep(_POLL_SECONDS)
+
+
+def _reason(service: Running) -> str:
+    """Why a server cannot serve its model, from its log."""
+    lines = service.log_tail(200)
+    said = [line.partition(_CANNOT)[2] for line in lines if _CANNOT in line]
+    return said[-1] if said else next((line for line in reversed(lines) if line.strip()), "see its log")
 
 
 def _failure(service: Running, what: str) -> str:

@@ -1,9 +1,4 @@
-"""The three services as background processes under gunicorn: start, look at, stop.
-
-A service is one process group (a session of its own): gunicorn's master, its one worker, and what
-the worker starts. Its pid file in the run directory names the group, and the group's command lines
-name the pid file, so that a number given to a stranger meanwhile is not taken for ours.
-"""
+"""Starts the three services as background processes under gunicorn (`utils.running` finds and stops them)."""
 
 from __future__ import annotations
 
@@ -17,19 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.addresses import bracketed, reachable
+from utils.commands import ROOT
 from utils.config import ConfigError
 from utils.options import PREFIX, AppOptions, to_environment
-from utils.process import PidFile, group_alive, port_is_free, stop_group, wait_until
+from utils.process import PidFile, port_is_free, wait_until
+from utils.running import Directories, Running, ServiceError, find, stop_command
 
-ROOT = Path(__file__).resolve().parents[1]
-GATEWAY = "client_app"
-GRACE_SECONDS = 75.0
-"""How long a service may take to finish its requests; above gunicorn's ``graceful_timeout``."""
 _EXEC_SECONDS = 2.0
-
-
-class ServiceError(Exception):
-    """A service that cannot be started; the message is for the person at the terminal."""
+_DEFAULTS = {"GOMP_SPINCOUNT": "20000"}
+"""Variables of every service, where they are not set. Threads that compute spin for about a millisecond
+before they sleep; libgomp's own default, some twenty, takes the processors from the other services."""
 
 
 @dataclass(frozen=True)
@@ -48,59 +40,6 @@ class Service:
     @property
     def url(self) -> str:
         return f"http://{reachable(self.options.host)}:{self.options.port}"
-
-
-@dataclass(frozen=True)
-class Directories:
-    """Where pid files and logs go."""
-
-    run: Path = ROOT / "run"
-    logs: Path = ROOT / "logs"
-
-
-@dataclass(frozen=True)
-class Running:
-    """A service that was started, alive or not."""
-
-    name: str
-    pid_file: PidFile
-    pid: int
-    url: str
-    log: Path
-    log_start: int = 0
-    """Where the lines of this start begin in the log."""
-
-    @property
-    def marker(self) -> str:
-        return _marker(self.pid_file)
-
-    def alive(self) -> bool:
-        return group_alive(self.pid, self.marker)
-
-    def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines that this start logged."""
-        with self.log.open("rb") as log:
-            log.seek(self.log_start)
-            text = log.read().decode(errors="replace").rstrip()
-        # of a progress bar only what it showed last
-        return [line.rpartition("\r")[2] for line in text.split("\n")[-lines:]]
-
-
-def _marker(pid_file: PidFile) -> str:
-    return f"--name={pid_file.path.resolve()}"
-
-
-def find(directories: Directories) -> list[Running]:
-    """The services with a pid file, in the order in which they should stop.
-
-    Gateways come first: what they still relay needs the servers.
-    """
-    found = []
-    for path in directories.run.glob("*.pid"):
-        entry = PidFile(path).read()
-        if entry is not None:
-            found.append(Running(path.stem, PidFile(path), *entry))
-    return sorted(found, key=lambda running: (not running.name.startswith(GATEWAY), running.name))
 
 
 def check_gunicorn_config(path: Path) -> None:
@@ -139,7 +78,8 @@ def _check_startable(service: Service, directories: Directories) -> None:
     for running in find(directories):
         if running.name == service.name and running.alive():
             raise ServiceError(
-                f"{service.name} runs already (pid {running.pid}); stop it with: start_app.py --stop"
+                f"{service.name} runs already (pid {running.pid}); stop it with: "
+                + stop_command(running, directories)
             )
     host, port = service.options.host, service.options.port
     try:
@@ -194,24 +134,10 @@ def _command(service: Service, gunicorn_config: Path, pid_file: PidFile) -> list
         *("--bind", f"{bracketed(service.options.host)}:{service.options.port}"),
         *("--workers", "1"),
         "--no-control-socket",  # one path for all gunicorns of a user: three services would fight for it
-        _marker(pid_file),
+        f"--name={pid_file.path.resolve()}",  # by which `Running` knows the process
     ]
 
 
 def _environment(options: AppOptions) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return inherited | to_environment(options)
-
-
-def stop(services: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> list[Running]:
-    """Stop `services` one after the other, each with time to finish its requests.
-
-    Returns:
-        Those that had to be killed.
-    """
-    killed = []
-    for service in services:
-        if service.alive() and not stop_group(service.pid, service.marker, grace_seconds):
-            killed.append(service)
-        service.pid_file.remove()
-    return killed
+    return _DEFAULTS | inherited | to_environment(options)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -63,8 +63,20 @@ async def alone(endpoint: Endpoint, timeout: float) -> float:
     return sorted((r.end - r.due) / r.new_tokens for r in records)[len(records) // 2]
 
 
-async def compare(endpoints: list[Endpoint], settings: Settings, objective: Objective | None) -> Outcome:
-    """Run everything; without an `objective` one is derived from how fast a request is alone."""
+async def compare(
+    endpoints: list[Endpoint],
+    settings: Settings,
+    objective: Objective | None,
+    on_progress: Callable[[Outcome], None],
+) -> Outcome:
+    """Run everything.
+
+    Args:
+        endpoints: what is compared.
+        settings: how much is run.
+        objective: None: derived from how fast a request is alone.
+        on_progress: called with all that was measured so far, after each traffic.
+    """
     if objective is None:
         fastest = min([await alone(endpoint, settings.timeout) for endpoint in endpoints])
         objective = Objective(base=1.0, per_token=round(TOLERANCE * fastest, 4))
@@ -74,12 +86,14 @@ async def compare(endpoints: list[Endpoint], settings: Settings, objective: Obje
         for name in settings.traffics:
             bar.set_postfix_str(name)
             await _saturate(outcome, settings, BUILT_IN[name])
+            on_progress(outcome)
             bar.update()
         if SWEPT in settings.traffics:
             best = max(result.median("requests_per_second") for result in outcome.saturated[SWEPT])
             for fraction in settings.fractions:
                 bar.set_postfix_str(f"{SWEPT} at {fraction:.0%}")
                 await _at_rate(outcome, settings, round(best * fraction, 3))
+                on_progress(outcome)
                 bar.update()
     return outcome
 

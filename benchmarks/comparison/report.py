@@ -19,6 +19,7 @@ from benchmarks.comparison.sampler import Samples
 from benchmarks.comparison.verdicts import DESCRIPTIONS, best_of, overall, verdict
 from benchmarks.loadgen import measures
 from benchmarks.loadgen.repeats import Result
+from benchmarks.machine import processor
 from benchmarks.page import COLOURS, charts, details, facts, named, page, table, verdicts
 
 FIGURES: list[tuple[str, str, bool]] = [
@@ -43,18 +44,21 @@ the batch, “wasted” the share of computed tokens that belong to rows that we
 
 def machine() -> list[tuple[str, str]]:
     """What this runs on."""
-    model, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return [("processor", f"{model}, {cores} cores"), ("Python", platform.python_version())]
+    return [("processor", f"{processor()}, {cores} cores"), ("Python", platform.python_version())]
 
 
 def write_report(path: Path, outcome: Outcome, about: list[tuple[str, str]]) -> None:
-    """Write the page to `path`, and all figures beside it as JSON."""
-    path.write_text(page("Batching strategies compared", _body(outcome, about)))
-    path.with_suffix(".json").write_text(json.dumps(_figures(outcome, about), indent=1))
+    """Write the page to `path`, and all figures beside it as JSON; each replaces an older one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, page("Batching strategies compared", _body(outcome, about)))
+    _replace(path.with_suffix(".json"), json.dumps(_figures(outcome, about), indent=1))
+
+
+def _replace(path: Path, text: str) -> None:
+    fresh = path.with_name(path.name + ".part")
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 def _body(outcome: Outcome, about: list[tuple[str, str]]) -> list[str]:

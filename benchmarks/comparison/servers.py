@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
+from benchmarks.loadgen.endpoint import Api
+from benchmarks.processes import ROOT, free_port, running, wait_until_ready
 
-from utils.readiness import health
-
-ROOT = Path(__file__).resolve().parents[2]
 MODEL_ID = "benchmark"
 
 
-class StartError(Exception):
-    """A server that did not start; the message ends with what it logged last."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One server of a comparison.
+
+    Attributes:
+        name: as the report shows it.
+        app: name of the script.
+        config: content of its configuration file.
+        api: what it is asked by.
+        streams: whether that API streams.
+    """
+
+    name: str
+    app: str
+    config: dict[str, Any]
+    api: Api
+    streams: bool
 
 
-def continuous_config(model: str, dtype: str, beams: int, device: str) -> dict[str, Any]:
+def continuous_config(model: str, dtype: str, beams: int, device: str, policy: str) -> dict[str, Any]:
     """`cb_server_config.json` for a comparison."""
     return {
         "model_loading_config": {"model_name_or_path": model, "torch_dtype": dtype, "device": device},
-        "batcher_config": {"batch_max_beams": beams},
+        "batcher_config": {"batch_max_beams": beams, "policy": policy},
     }
 
 
@@ -42,54 +52,20 @@ def static_config(model: str, dtype: str, beams: int, device: str) -> dict[str, 
 
 
 @contextmanager
-def started(app: str, config: dict[str, Any], directory: Path, timeout: float = 900.0) -> Iterator[str]:
-    """Run `app` (a script of this repository) with `config`; yields its URL once it is ready.
+def started(server: Server, directory: Path, timeout: float = 900.0) -> Iterator[str]:
+    """Run `server`; yields its URL once it is ready.
 
     Args:
-        app: name of the script.
-        config: written to a file in `directory`, beside the server's log.
+        directory: for its configuration file and its log.
 
     Raises:
         StartError: it ended, or was not ready in time.
     """
-    path = directory / f"{Path(app).stem}.json"
-    path.write_text(json.dumps(config, indent=1))
-    log = directory / f"{Path(app).stem}.log"
-    port = _free_port()
-    command = [sys.executable, str(ROOT / app), "--port", str(port), "--model_id", MODEL_ID]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, "--server_config_file_path", str(path)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )
+    path = directory / f"{server.name}.json"
+    path.write_text(json.dumps(server.config, indent=1))
+    log, port = directory / f"{server.name}.log", free_port()
+    command = [sys.executable, ROOT / server.app, "--port", str(port), "--model_id", MODEL_ID]
     url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(process, url, app, log, timeout)
+    with running([*command, "--server_config_file_path", path], log) as process:
+        wait_until_ready(server.name, url, process, log, timeout)
         yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, app: str, log: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    with tqdm(desc=f"starting {app}", bar_format="{desc}: {elapsed}", leave=False) as bar:
-        while not health(url).ready:
-            if process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-                raise StartError(f"{app} did not start:\n{tail}")
-            time.sleep(0.2)
-            bar.update()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,1 +1,1 @@
-"""This engine beside vLLM, llama.cpp and transformers on one CPU: ``python -m benchmarks.cpu``."""
+"""This engine beside vLLM, llama.cpp and transformers on one CPU: ``.venv/bin/python -m benchmarks.cpu``."""

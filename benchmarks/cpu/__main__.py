@@ -11,13 +11,11 @@ import argparse
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,8 @@ from benchmarks.cpu.engines import ENGINES, ROOT, Engine, environment, interpret
 from benchmarks.cpu.peers.worker import MARK
 from benchmarks.cpu.report import write_report
 from benchmarks.cpu.workloads import NAMES, figure
+from benchmarks.machine import processor, today
+from utils.commands import command, with_interpreter
 
 _PAUSE_SECONDS = 0.5
 """Between turns, until the threads of the last engine have stopped spinning."""
@@ -125,7 +125,7 @@ class Record:
         return [name for name in engines if len(self.figures(workload, name)) < repetitions]
 
     def save(self) -> None:
-        self.result["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
+        self.result["date"] = today()
         write_report(self.result, self._directory)
 
 
@@ -160,7 +160,9 @@ def timed(peer: Peer, workload: str, repetition: int) -> float:
 
 def main() -> None:
     """Parse the command line, measure what is not measured yet, report."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.cpu")
+    parser = argparse.ArgumentParser(
+        description=with_interpreter(__doc__), prog=command("-m", "benchmarks.cpu")
+    )
     parser.add_argument("--shape", choices=SHAPES, default="125m")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
@@ -200,19 +202,6 @@ def main() -> None:
     print((directory / "table.md").read_text())
     if not is_complete:
         print("not all is measured yet: call again to go on", file=sys.stderr)
-
-
-def processor() -> str:
-    """What the system calls it, with the matrix instructions that it has."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return platform.processor() or platform.machine()
-    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-    lines = {key.strip(): value.strip() for key, value in pairs}
-    special = [
-        name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in lines.get("flags", "")
-    ]
-    return f"{lines.get('model name', platform.machine())} ({', '.join(special[:2])})"
 
 
 if __name__ == "__main__":

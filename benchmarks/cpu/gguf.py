@@ -1,4 +1,4 @@
-"""A Llama checkpoint as a GGUF file in bfloat16: ``python -m benchmarks.cpu.gguf MODEL FILE``.
+"""A Llama checkpoint as a GGUF file in bfloat16: ``.venv/bin/python -m benchmarks.cpu.gguf MODEL FILE``.
 
 Written with llama.cpp's own `gguf` package, in that engine's environment, without torch. Queries and
 keys are permuted as llama.cpp's rotation of neighbouring pairs wants them; the tokenizer is a

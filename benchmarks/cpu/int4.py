@@ -1,4 +1,4 @@
-"""Weights of 4 bits beside bfloat16 on this processor: ``python -m benchmarks.cpu.int4``.
+"""Weights of 4 bits beside bfloat16 on this processor: ``.venv/bin/python -m benchmarks.cpu.int4``.
 
 Both forms of a model are loaded into one process and take turns; the checkpoints are made where they
 are missing (random weights, rounded to nearest in groups of 128). Writes one JSON file.
@@ -7,7 +7,6 @@ are missing (random weights, rounded to nearest in groups of 128). Writes one JS
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import time
@@ -17,9 +16,11 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, make_llama
+from benchmarks.machine import today
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from tools.round_to_nearest import Recipe, quantise_checkpoint
+from tools.round_to_nearest import Recipe, quantize_checkpoint
+from utils.commands import with_interpreter
 
 ROWS = (1, 2, 4, 8, 16, 32)
 PROMPT_TOKENS = (128, 512)
@@ -42,7 +43,7 @@ def tokens(count: int, seed: int) -> list[int]:
 
 
 def seconds(llm: LLM, rows: int, prompt: int, new: int, seed: int) -> float:
-    """Of `rows` requests with so many tokens in and out."""
+    """Of `rows` requests with the given numbers of tokens in and out."""
     prompts = [tokens(prompt, seed + row) for row in range(rows)]
     began = time.perf_counter()
     llm.generate(prompts, GenerationConfig(max_new_tokens=new, ignore_eos=True))
@@ -58,10 +59,10 @@ def decode_ms(llm: LLM, rows: int, seed: int) -> float:
 def measure(shape: str, models: Path, repeats: int) -> dict[str, Any]:
     """All figures of a shape; each the median of `repeats` turns."""
     plain = make_llama(models / shape, SHAPES[shape])
-    quantised = models / f"{shape}-int4"
-    if not quantised.exists():
-        quantise_checkpoint(plain, quantised, Recipe())
-    engines = {"bfloat16": load(plain, None), "int4": load(quantised, "gptq")}
+    quantized = models / f"{shape}-int4"
+    if not quantized.exists():
+        quantize_checkpoint(plain, quantized, Recipe())
+    engines = {"bfloat16": load(plain, None), "int4": load(quantized, "gptq")}
     cases = {f"decode {rows}": (decode_ms, rows) for rows in ROWS}
     cases |= {f"prompt {length}": (prompt_ms, length) for length in PROMPT_TOKENS}
     times: dict[str, dict[str, list[float]]] = {name: {e: [] for e in engines} for name in cases}
@@ -86,7 +87,7 @@ def prompt_ms(llm: LLM, length: int, seed: int) -> float:
 
 def main() -> None:
     """Measure; print a table, write all figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m", "500m"])
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     parser.add_argument("--repeats", type=int, default=5)
@@ -94,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     results = [measure(shape, options.models, options.repeats) for shape in options.shapes]
     report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "threads": torch.get_num_threads(),
         "results": results,
     }

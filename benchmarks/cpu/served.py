@@ -1,6 +1,6 @@
 """C1 as clients see it: streamed over HTTP from the server, and through the gateway, on the same processors.
 
-    python -m benchmarks.cpu.served
+    .venv/bin/python -m benchmarks.cpu.served
 
 The engine alone, the server and the gateway take turns on one checkpoint; ``served.json`` has the output
 tokens a second of each.
@@ -12,9 +12,7 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,11 +23,12 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.checkpoints import SHAPES, make_llama
-from benchmarks.comparison.servers import MODEL_ID, ROOT, started
+from benchmarks.comparison.servers import MODEL_ID, Server, started
 from benchmarks.cpu.__main__ import Peer
 from benchmarks.cpu.engines import ENGINES
 from benchmarks.cpu.workloads import Request, figure, requests
-from utils.readiness import health
+from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+from utils.commands import command, with_interpreter
 
 _WORKLOAD = "C1"
 _PAUSE_SECONDS = 1.0
@@ -41,24 +40,12 @@ def started_gateway(server: str, directory: Path) -> Iterator[str]:
     """Run the gateway in front of `server`; yields its URL once it routes."""
     config = directory / "client_config.json"
     config.write_text(json.dumps({"continuous_batching_server_urls": [server]}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--port", str(port), "--client_config_file_path", str(config)]
-    with (directory / "gateway.log").open("wb") as log:
-        command = [sys.executable, str(ROOT / "client_app.py"), *flags]
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
+    log, port = directory / "gateway.log", free_port()
+    command = [sys.executable, ROOT / "client_app.py", "--port", str(port)]
     url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while not health(url).ready:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the gateway did not start:\n" + (directory / "gateway.log").read_text())
-            time.sleep(0.2)
+    with running([*command, "--client_config_file_path", config], log) as process:
+        wait_until_ready("the gateway", url, process, log, _START_SECONDS)
         yield url
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 async def time_served(url: str, work: list[Request]) -> float:
@@ -95,7 +82,9 @@ async def _stream(session: aiohttp.ClientSession, prompt: list[int], new: int) -
 
 def main() -> None:
     """Parse the command line, measure, report."""
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.cpu.served")
+    parser = argparse.ArgumentParser(
+        description=with_interpreter(__doc__), prog=command("-m", "benchmarks.cpu.served")
+    )
     parser.add_argument("--shape", choices=SHAPES, default="125m")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -114,7 +103,8 @@ def main() -> None:
             },
             "cache_config": {"enable_prefix_cache": False},
         }
-        server = stack.enter_context(started("continuous_batching_server_app.py", config, directory))
+        app = Server("continuous batching", "continuous_batching_server_app.py", config, "v2", True)
+        server = stack.enter_context(started(app, directory))
         gateway = stack.enter_context(started_gateway(server, directory))
         peer = Peer(ENGINES["own"], model, options.environments, options.threads)
         stack.callback(peer.close)

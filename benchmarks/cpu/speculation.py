@@ -1,6 +1,6 @@
 """What speculative decoding by prompt lookup gives, and what it costs where there is nothing to gain.
 
-    python -m benchmarks.cpu.speculation
+    .venv/bin/python -m benchmarks.cpu.speculation
 
 One engine answers the same requests with and without drafts, by turns; figures are milliseconds per
 token of the batch. The weights are random, so the texts are steered:
@@ -17,7 +17,6 @@ With `--demo`, the demo model tells stories besides (greedy, trained weights, 5 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
 import statistics
@@ -28,10 +27,11 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, make_llama
-from benchmarks.cpu.__main__ import processor
 from benchmarks.cpu.engines import ROOT
+from benchmarks.machine import processor, today
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
+from utils.commands import with_interpreter
 
 DRAFTED = 8
 NEW_TOKENS = 256
@@ -121,7 +121,7 @@ def stories(rows: int, turn: int) -> list[str]:
 def main() -> None:
     """Measure; print a table, write all figures."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=SHAPES, default="125m")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
@@ -139,7 +139,7 @@ def main() -> None:
         cases.append(("stories of the demo model", load(DEMO), stories, {}))
     results: list[dict[str, Any]] = []
     report = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "shape": options.shape,

@@ -1,6 +1,6 @@
 """Cost of a step outside the forward pass, and of beams against as many greedy rows.
 
-    python -m benchmarks.engine.step_cost
+    .venv/bin/python -m benchmarks.engine.step_cost
 
 Two figures, each the median of many steps:
 
@@ -27,8 +27,9 @@ import torch
 from benchmarks.checkpoints import LlamaShape, make_llama
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.continuous_batching.decoding.params import SamplingParams
-from server.continuous_batching.scheduler.request import Request
+from server.scheduling.params import SamplingParams
+from server.scheduling.request import Request
+from utils.commands import with_interpreter
 
 ROWS = 512
 TINY = LlamaShape(hidden=64, layers=2, heads=4, kv_heads=2, inner=128, vocab=512)
@@ -78,9 +79,9 @@ def bookkeeping(path: Path, steps: int) -> list[float]:
     """Milliseconds a step with `ROWS` running requests spends outside model and decoder."""
     llm = engine_of(path, ROWS, ROWS * 20)
     engine, model = llm.engine, Stopwatch()
-    runner: Any = engine.runner
+    runner: Any = engine.worker.runner
     runner._compute = model.wrap(runner._compute)
-    decoder: Any = engine._decoder
+    decoder: Any = engine.worker.decoder
     decoder.choose = model.wrap(decoder.choose)
     add(llm, ROWS, max_new_tokens=200)
     while engine.stats().running < ROWS:
@@ -95,7 +96,7 @@ def bookkeeping(path: Path, steps: int) -> list[float]:
 
 
 def step_times(path: Path, requests: int, steps: int, **options: Any) -> list[float]:
-    """Milliseconds of decoding steps with so many equal requests."""
+    """Milliseconds of decoding steps with `requests` equal requests."""
     llm = engine_of(path, 64, 2000)
     add(llm, requests, max_new_tokens=steps + 20, **options)
     for _ in range(5):
@@ -111,7 +112,7 @@ def step_times(path: Path, requests: int, steps: int, **options: Any) -> list[fl
 def main() -> None:
     """Measure, print a table, and write it as JSON where asked to."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=3)

@@ -3,10 +3,9 @@
 Servers with continuous batching: each decodes up to `SLOTS` rows at once, and requests wait in
 line for theirs. Lengths are skewed (most answers are short, some very long), some requests are beam
 searches of several rows, and what a request asks for is more than what it gets. The gateway's own
-`pick`, leases and corrections run here unchanged, beside least work, least connections, round-robin
-and random.
+policies, leases and corrections run here unchanged.
 
-    python -m benchmarks.gateway.balancing
+    .venv/bin/python -m benchmarks.gateway.balancing
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import operator
 import random
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from client.balancer import pick
-from client.load import Lease
-from client.replicas import Replica, ReplicaState
+from client.health.load import Lease
+from client.health.replica import Replica, ReplicaState
+from client.routing.policies import POLICIES, Policy
+from utils.commands import with_interpreter
 
 SLOTS = 8
 TOKENS_PER_SECOND = 20.0
@@ -59,31 +59,6 @@ class Server:
         return sum(job.rows for job in self.running) + job.rows <= SLOTS
 
 
-Policy = Callable[[Sequence[Server], float], Server]
-
-
-def policies(seed: int) -> dict[str, Policy]:
-    """Ways to choose a server, by name."""
-    turn = itertools.count()
-    dice = random.Random(seed)
-
-    def least_wait(servers: Sequence[Server], now: float) -> Server:
-        chosen = pick([server.replica for server in servers], (), now)
-        return next(server for server in servers if server.replica is chosen)
-
-    return {
-        "least expected wait": least_wait,
-        "least connections": lambda servers, now: min(
-            servers, key=lambda s: (len(s.running) + len(s.waiting), s.replica.load.picks)
-        ),
-        "least work": lambda servers, now: min(
-            servers, key=lambda s: (s.replica.load.expected_tokens(now), s.replica.load.picks)
-        ),
-        "round robin": lambda servers, now: servers[next(turn) % len(servers)],
-        "random": lambda servers, now: dice.choice(servers),
-    }
-
-
 def traffic(requests: int, servers: int, utilisation: float, seed: int) -> list[Job]:
     """Poisson arrivals; lengths log-normal (median 40, mean 123), cut at 2,048; a sixth has 4 rows."""
     dice = random.Random(seed)
@@ -101,7 +76,9 @@ def traffic(requests: int, servers: int, utilisation: float, seed: int) -> list[
 
 def simulate(policy: Policy, jobs: Sequence[Job], count: int) -> list[float]:
     """Seconds that each of `jobs` waited for a slot on the one of `count` servers it was given."""
-    servers = [Server(_replica(number)) for number in range(count)]
+    servers = {server.replica: server for server in map(Server, map(_replica, range(count)))}
+    candidates = list(servers)
+    turns = itertools.count()
     serial = itertools.count()
     ends: list[tuple[float, int, Server, Job]] = []
 
@@ -122,7 +99,7 @@ def simulate(policy: Policy, jobs: Sequence[Job], count: int) -> list[float]:
 
     for job in jobs:
         end_until(job.arrives)
-        server = policy(servers, job.arrives)
+        server = servers[policy(candidates, job.arrives, next(turns))]
         job.lease = server.replica.load.lease(job.asked * job.rows, job.rows, lambda: None).__enter__()
         if not server.waiting and server.has_room(job):
             start(server, job, job.arrives)
@@ -139,26 +116,31 @@ def _replica(number: int) -> Replica:
 
 
 def compare(
-    requests: int = 20_000, servers: int = 4, utilisation: float = 0.8, seed: int = 0
+    requests: int = 20_000,
+    servers: int = 4,
+    utilisation: float = 0.8,
+    seed: int = 0,
+    policies: Sequence[str] = tuple(POLICIES),
 ) -> dict[str, tuple[float, float]]:
     """Mean and 99th percentile of the waiting time in seconds, by policy, under the same traffic."""
     results = {}
-    for name, policy in policies(seed).items():
-        waits = sorted(simulate(policy, traffic(requests, servers, utilisation, seed), servers))
+    for name in policies:
+        waits = sorted(simulate(POLICIES[name], traffic(requests, servers, utilisation, seed), servers))
         results[name] = statistics.mean(waits), waits[int(0.99 * len(waits))]
     return results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--servers", type=int, default=4)
+    parser.add_argument("--policies", nargs="+", choices=tuple(POLICIES), default=tuple(POLICIES))
     arguments = parser.parse_args()
     print(f"{'utilisation':<12} {'policy':<22} {'mean wait s':>12} {'p99 wait s':>12}")
     for utilisation in (0.6, 0.7, 0.8):
-        results = compare(arguments.requests, arguments.servers, utilisation)
+        results = compare(arguments.requests, arguments.servers, utilisation, policies=arguments.policies)
         for name, (mean, p99) in results.items():
             print(f"{utilisation:<12} {name:<22} {mean:>12.2f} {p99:>12.2f}")
 

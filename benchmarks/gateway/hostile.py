@@ -1,6 +1,6 @@
 """How the gateway answers while servers and clients misbehave: latency of ``/health``, and what is left.
 
-    python -m benchmarks.gateway.hostile [--seconds 8]
+    .venv/bin/python -m benchmarks.gateway.hostile [--seconds 8]
 
 The gateway has one good server, one that misbehaves in a way of its own in each phase, and one whose
 name does not resolve. In every phase eight clients ask for completions, half of them streamed, beside
@@ -27,11 +27,12 @@ import aiohttp
 import numpy as np
 import orjson
 
-from benchmarks.gateway.measure import build, resident_bytes, running
+from benchmarks.gateway.measure import build, resident_bytes
 from benchmarks.gateway.peers import ROOT, ours
-from benchmarks.gateway.run import free_port
+from benchmarks.processes import free_port, running
 from protocol.errors import model_not_found
 from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus
+from utils.commands import with_interpreter
 
 MODEL = "stub"
 PROBES_PER_SECOND = 100
@@ -177,8 +178,8 @@ async def run(seconds: float, directory: Path) -> str:
     log = directory / "hostile.log"
     async with AsyncExitStack() as stack:
         stub = [str(directory / "stub"), str(stub_port)]
-        stack.enter_context(running(load_core, stub, {}, directory / "stub.log"))
-        gateway = stack.enter_context(running(gateway_core, peer.command, {}, log))
+        stack.enter_context(running(stub, directory / "stub.log", core=load_core))
+        gateway = stack.enter_context(running(peer.command, log, core=gateway_core))
         os.sched_setaffinity(0, {load_core})
         prober = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
         connector = aiohttp.TCPConnector(limit=0)
@@ -260,7 +261,7 @@ def open_sockets(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=8, help="of each phase")
     parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks/results/local/gateway")

@@ -8,13 +8,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gateway.peers import KEY, Peer
+from benchmarks.processes import StartError, tail
 
 ROUTE = "/v1/chat/completions"
 TICK = os.sysconf("SC_CLK_TCK")
@@ -53,35 +52,13 @@ def build(directory: Path) -> None:
         subprocess.run(command, check=True)
 
 
-@contextmanager
-def running(
-    core: int, command: Sequence[str | Path], environment: Mapping[str, str], log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """`command` pinned to `core` while the block lasts."""
-    pinned = ["taskset", "-c", str(core), *map(str, command)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            pinned, env=os.environ | environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 def wait_until_it_answers(peer: Peer, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return once a whole and a streamed answer come through."""
     end = time.monotonic() + START_SECONDS
     for cell, wanted in ((CELLS[0], b"usage"), (CELLS[2], b"[DONE]")):
         while wanted not in _post(port, cell.body):
             if process.poll() is not None or time.monotonic() > end:
-                tail = log.read_text(errors="replace")[-500:]
-                raise RuntimeError(f"{peer.name} did not come up: {tail}")
+                raise StartError(f"{peer.name} did not come up:\n{tail(log)}")
             time.sleep(0.3)
 
 

@@ -1,8 +1,8 @@
 """What a gateway costs: this one beside nginx, vLLM production-stack's router and LiteLLM's proxy.
 
-    python -m benchmarks.gateway.run                        # all that install, three rounds
-    python -m benchmarks.gateway.run --only ours,nginx --rounds 1
-    python -m benchmarks.gateway.run --soak 1000000         # memory of ours over a million requests
+    .venv/bin/python -m benchmarks.gateway.run                        # all that install, three rounds
+    .venv/bin/python -m benchmarks.gateway.run --only ours,nginx --rounds 1
+    .venv/bin/python -m benchmarks.gateway.run --soak 1000000         # memory of ours over a million requests
 
 Each gateway runs pinned to one core, the stub server and the load on another; the order rotates
 from round to round, and medians with their spread are reported. Peers are installed into
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import socket
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -29,10 +28,12 @@ from benchmarks.gateway.measure import (
     build,
     measure,
     resident_bytes,
-    running,
     wait_until_it_answers,
 )
 from benchmarks.gateway.peers import PEERS, ROOT, NotInstallable, Peer
+from benchmarks.machine import today
+from benchmarks.processes import free_port, running
+from utils.commands import with_interpreter
 
 COLUMNS = {
     "c=1": ("p50_us", "p99_us"),
@@ -66,7 +67,7 @@ def main() -> None:
     result = {
         "machine": platform.platform(),
         "cpus": os.cpu_count(),
-        "date": time.strftime("%F"),
+        "date": today(),
         "records": records,
     }
     (directory / "results.json").write_text(json.dumps(result, indent=1))
@@ -76,13 +77,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
     parser.add_argument(
-        "--soak", type=int, metavar="REQUESTS", help="only this: memory over so many requests"
+        "--soak", type=int, metavar="REQUESTS", help="only this: memory over this number of requests"
     )
     parser.add_argument("--directory", type=Path, default=ROOT / "benchmarks/results/local/gateway")
     parser.add_argument(
@@ -128,7 +129,7 @@ class Bench:
         load = self._directory / "load"
         with ExitStack() as stack:
             stub = [str(self._directory / "stub"), str(self._stub_port)]
-            stack.enter_context(running(self._load_core, stub, {}, self._directory / "stub.log"))
+            stack.enter_context(running(stub, self._directory / "stub.log", core=self._load_core))
             time.sleep(0.2)
             port, pid = self._stub_port, None
             if name != "direct":
@@ -136,7 +137,7 @@ class Bench:
                 log = self._directory / f"{name}.log"
                 began = time.monotonic()
                 process = stack.enter_context(
-                    running(self._gateway_core, peer.command, peer.environment, log)
+                    running(peer.command, log, peer.environment, core=self._gateway_core)
                 )
                 wait_until_it_answers(peer, port, process, log)
                 record["start_s"] = round(time.monotonic() - began, 1)
@@ -152,8 +153,8 @@ class Bench:
         load, log = self._directory / "load", self._directory / "ours.log"
         stub = [str(self._directory / "stub"), str(self._stub_port)]
         with (
-            running(self._load_core, stub, {}, self._directory / "stub.log"),
-            running(self._gateway_core, peer.command, peer.environment, log) as process,
+            running(stub, self._directory / "stub.log", core=self._load_core),
+            running(peer.command, log, peer.environment, core=self._gateway_core) as process,
         ):
             wait_until_it_answers(peer, port, process, log)
             done = 0.0
@@ -190,12 +191,6 @@ def spread(values: Sequence[float | None]) -> str:
         return "–"
     middle = f"{statistics.median(known):,.0f}"
     return middle if len(known) == 1 else f"{middle} ({min(known):,.0f}–{max(known):,.0f})"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Speed on a data-centre GPU, beside vLLM and transformers: ``python -m benchmarks.gpu``."""
+"""Speed on a data-centre GPU, beside vLLM and transformers: ``.venv/bin/python -m benchmarks.gpu``."""

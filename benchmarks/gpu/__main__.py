@@ -1,4 +1,5 @@
-"""Everything in one run: ``python -m benchmarks.gpu [--shapes 1b,8b] [--engines own,vllm] [--vllm SITE]``.
+"""Everything in one run:
+``.venv/bin/python -m benchmarks.gpu [--shapes 1b,8b] [--engines own,vllm] [--vllm SITE]``.
 
 First the tests of ``tests/gpu``: tokens of transformers in float32, close log probabilities in bfloat16.
 Then every engine and cache size, a process of its own, on the same GPU in turn, round after round; figures
@@ -27,6 +28,7 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.report import Result, pool, table
 from benchmarks.gpu.versions import versions
 from benchmarks.gpu.workloads import peak_blocks, workload
+from utils.commands import with_interpreter
 
 PLAIN = ["W1", "W2", "W3", "W4"]
 SAMPLED = ["TOPP", "OPTIONS"]
@@ -168,7 +170,7 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
 
 def main() -> None:
     """Run what was asked for; print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("--shapes", type=lambda names: names.split(","), default=["1b", "8b"])
     parser.add_argument("--engines", type=lambda names: names.split(","), default=[*set(ENGINES.values())])
     parser.add_argument("--workloads", type=lambda names: names.split(","), default=[*PLAIN, *EXTRA])

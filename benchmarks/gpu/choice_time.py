@@ -1,4 +1,4 @@
-"""Time of choosing tokens alone: ``python -m benchmarks.gpu.choice_time [--out FILE.json]``.
+"""Time of choosing tokens alone: ``.venv/bin/python -m benchmarks.gpu.choice_time [--out FILE.json]``.
 
 For each vocabulary, set of options and number of rows, in microseconds: what the kernels take on the GPU
 (captured and replayed back to back), what the host takes to launch them one by one and to replay them, and
@@ -21,13 +21,18 @@ from torch import Tensor
 
 from benchmarks.gpu.tune_gemv import graph_us
 from benchmarks.gpu.versions import versions
-from server.continuous_batching.decoding.device_choice import DeviceChoice
-from server.continuous_batching.decoding.device_rows import DeviceRows
-from server.continuous_batching.decoding.params import SamplingParams
-from server.continuous_batching.decoding.processors import apply_filters, apply_processors
-from server.continuous_batching.decoding.rows import RowTable
-from server.continuous_batching.decoding.step_logits import StepLogits
-from server.continuous_batching.kernels.triton_beams import best_continuations
+from protocol.generation import GenerationConfig
+from server.sampling.choice import choose_by_torch, choose_tokens
+from server.sampling.gpu_sampler import GpuSampler
+from server.sampling.lines import Lines
+from server.sampling.pipeline import change_scores
+from server.sampling.sampling_state import SamplingState
+from server.sampling.step_logits import StepLogits
+from server.sampling.token_table import TokenTable
+from server.sampling.triton.beams import best_continuations
+from server.scheduling.params import SamplingParams
+from server.scheduling.step import SlotStart
+from utils.commands import with_interpreter
 
 OPTIONS: dict[str, dict[str, float]] = {
     "none": {},
@@ -46,34 +51,34 @@ CALLS = 10
 Figures = dict[str, float | str]
 
 
-def table_of(options: dict[str, float], vocab: int, device: torch.device) -> RowTable:
-    """Rows that sample with `options`."""
-    device_rows = DeviceRows(max(ROWS), device)
-    table = RowTable(max(ROWS), vocab, device, device_rows)
-    params = SamplingParams(do_sample=True, temperature=0.8, max_new_tokens=64, **options)
-    for row in range(max(ROWS)):
-        table.assign(row, params, row, [1, 2, 3], [4, 5])
-    device_rows.flush()
-    return table
+def state_of(options: dict[str, float], vocab: int, device: torch.device) -> SamplingState:
+    """Slots that sample with `options`."""
+    state = SamplingState(max(ROWS), vocab, device, TokenTable(max(ROWS), 64, device))
+    config = GenerationConfig.model_validate({"do_sample": True, "temperature": 0.8, **options})
+    params = SamplingParams.of(config, model_eos=())
+    for slot in range(max(ROWS)):
+        state.assign(SlotStart(slot, params, slot, 3, np.arange(1, 6, dtype=np.int32)))
+    state.flush()
+    return state
 
 
-def time_choice(table: RowTable, logits: Tensor) -> Figures:
+def time_choice(state: SamplingState, logits: Tensor) -> Figures:
     """Choosing a token for each line of `logits`."""
-    lines = len(logits)
-    rows, generated = np.arange(lines), np.full(lines, 9)
-    placed = torch.arange(lines, dtype=torch.int32, device=logits.device)
-    assert table.device_rows is not None
-    choose = DeviceChoice(table, table.device_rows).choose
-    launch = partial(choose, StepLogits(logits, placed, placed), rows, [])
-    replay = partial(choose, StepLogits(logits, placed, placed, placed), rows, [])
+    count = len(logits)
+    lines = Lines.of_step(np.arange(count), np.full(count, 9))
+    slots = torch.arange(count, dtype=torch.int32, device=logits.device)
+    places = torch.full_like(slots, 9)
+    choose = GpuSampler(state).choose
+    launch = partial(choose, StepLogits(logits, slots, places), lines.slots, lines.positions)
+    replay = partial(choose, StepLogits(logits, slots, places, slots), lines.slots, lines.positions)
 
-    def by_torch() -> Tensor:
+    def by_torch() -> np.ndarray:
         scores = logits.float()
-        apply_processors(scores, table, rows, generated)
-        return apply_filters(scores, table, rows).softmax(dim=-1).cumsum(dim=-1).argmax(dim=-1)
+        change_scores(scores, state, lines)
+        return choose_tokens(scores, state, lines, choose_by_torch)
 
     return {
-        "rows": lines,
+        "rows": count,
         "gpu": graph_us(launch, 1, replays=30),
         "host_launching": call_us(launch, wait=False),
         "host_replaying": call_us(replay, wait=False),
@@ -116,7 +121,7 @@ def time_beams(logits: Tensor, count: int) -> Figures:
 @torch.inference_mode()
 def main() -> None:
     """Print the figures, and write them."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = torch.device("cuda")
@@ -130,9 +135,9 @@ def main() -> None:
         torch.manual_seed(0)
         logits = (3 * torch.randn(max(ROWS), vocab, device=device)).bfloat16()
         for name, options in OPTIONS.items():
-            table = table_of(options, vocab, device)
+            state = state_of(options, vocab, device)
             for rows in ROWS:
-                note(vocab, {"options": name, **time_choice(table, logits[:rows].clone())})
+                note(vocab, {"options": name, **time_choice(state, logits[:rows].clone())})
         for count in CANDIDATES:
             note(vocab, time_beams(logits, count))
     if arguments.out is not None:

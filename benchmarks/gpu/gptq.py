@@ -1,7 +1,8 @@
-"""Weights of 4 bits on a GPU: ``python -m benchmarks.gpu.gptq kernels,steps [--shape 8b] [--out DIR]``.
+"""Weights of 4 bits on a GPU:
+``.venv/bin/python -m benchmarks.gpu.gptq kernels,steps [--shape 8b] [--out DIR]``.
 
 `kernels` times the products of one layer by rows: own, vLLM's Marlin and Machete where it is installed,
-dequantised first, and bfloat16. `steps` times whole decode steps of the engine, graphs replayed back to
+dequantized first, and bfloat16. `steps` times whole decode steps of the engine, graphs replayed back to
 back: in bfloat16, and in 4 bits with each kernel. Ways take turns, several times; medians are told.
 Weights are random, groups of 128.
 """
@@ -26,11 +27,15 @@ from benchmarks.gpu.own import load as load_float
 from benchmarks.gpu.step_time import replay_ms
 from benchmarks.gpu.tune_gemv import graph_us
 from benchmarks.gpu.versions import versions
-from server.gptq.checkpoint import GPTQCheckpoint
-from server.gptq.config import GPTQConfig
-from server.gptq.kernels.marlin import MarlinKernel
-from server.gptq.kernels.triton import TritonKernel
-from server.gptq.weight import QuantisedWeight
+from server.checkpoints.files import StoredTensor
+from server.models.decoder import Decoder
+from server.quantization.formats.gptq import OpenGPTQ
+from server.quantization.gptq.checkpoint import GPTQCheckpoint
+from server.quantization.gptq.config import GPTQConfig
+from server.quantization.gptq.kernels.marlin import MarlinKernel
+from server.quantization.gptq.kernels.triton import TritonKernel
+from server.quantization.gptq.weight import QuantizedWeight
+from utils.commands import with_interpreter
 
 GROUP = 128
 ROWS = (1, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -44,10 +49,11 @@ PROJECTIONS = {"self_attn": ("q", "k", "v", "o"), "mlp": ("gate", "up", "down")}
 Product = Callable[[Tensor], Tensor]
 
 
-def quantised_weights(path: Path, targets: dict[str, Tensor], **_: Any) -> None:
+def quantized_weights(path: Path, model: Decoder, quantized: OpenGPTQ) -> None:
     """Random codes around a zero point of 8, and floats as `benchmarks.gpu.own` makes them up."""
     torch.manual_seed(0)
-    for name, tensor in targets.items():
+    for name, target in model.weights().items():
+        tensor = target.tensor
         if name.endswith("g_idx"):
             tensor.copy_(torch.arange(len(tensor), device=tensor.device) // GROUP)
         elif name.endswith("qzeros"):
@@ -68,24 +74,28 @@ def checkpoint_of(path: Path, shape: LlamaShape) -> GPTQCheckpoint:
         for part, names in PROJECTIONS.items()
         for name in names
     ]
-    tensors = {f"{layer}.{kind}" for layer in layers for kind in ("qweight", "qzeros", "scales", "g_idx")}
+    tensors = {
+        f"{layer}.{kind}": StoredTensor(path, "F16" if kind == "scales" else "I32", ())
+        for layer in layers
+        for kind in ("qweight", "qzeros", "scales", "g_idx")
+    }
     config = GPTQConfig(bits=4, group_size=GROUP, desc_act=False, sym=True, zero_offset=1)
-    return GPTQCheckpoint(path, config, path, (path,), frozenset(tensors), torch.float16)
+    return GPTQCheckpoint(path, config, path, tensors, torch.float16)
 
 
-def load_quantised(shape: str, directory: Path, kernel: type[TritonKernel | MarlinKernel]) -> Any:
+def load_quantized(shape: str, directory: Path, kernel: type[TritonKernel | MarlinKernel]) -> Any:
     """An `LLM` of that shape with random 4-bit weights on the GPU, multiplied with by `kernel`."""
     from server.continuous_batching import LLM
 
     path = directory / f"{shape}-int4"
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[shape])
-    module = "server.continuous_batching.models.load"
+    module = "server.models.load"
     checkpoint = checkpoint_of(path, SHAPES[shape])
     with (
-        mock.patch(f"{module}.load_weights", quantised_weights),
-        mock.patch(f"{module}.open_checkpoint", lambda *_: checkpoint),
-        mock.patch("server.gptq.kernels.select.cuda_kernels", lambda *_: (kernel,)),
+        mock.patch(f"{module}.load_weights", quantized_weights),
+        mock.patch(f"{module}.open_format", lambda *_: OpenGPTQ.of(checkpoint)),
+        mock.patch("server.quantization.gptq.kernels.select.cuda_kernels", lambda *_: (kernel,)),
     ):
         return LLM(
             path,
@@ -103,10 +113,10 @@ def steps(shape: str, directory: Path) -> dict[str, Any]:
     """Milliseconds of decode steps: way → rows → context → time of each turn."""
     engines = {
         "bfloat16": load_float(shape, directory, num_blocks=BLOCKS),
-        "own": load_quantised(shape, directory, TritonKernel),
+        "own": load_quantized(shape, directory, TritonKernel),
     }
     if MarlinKernel.refuses(4, torch.device("cuda"), torch.bfloat16) is None:
-        engines["marlin"] = load_quantised(shape, directory, MarlinKernel)
+        engines["marlin"] = load_quantized(shape, directory, MarlinKernel)
     found: dict[str, Any] = {"capabilities": {}, "ms": {}}
     for name, llm in engines.items():
         found["capabilities"][name] = {part: llm.capabilities[part] for part in ("weights", "kernels")}
@@ -133,7 +143,7 @@ def layer_sizes(shape: LlamaShape) -> list[tuple[int, int]]:
     return [(hidden, qkv), (hidden, hidden), (hidden, 2 * inner), (inner, hidden)]
 
 
-def machete(weight: QuantisedWeight, dtype: torch.dtype) -> Product:
+def machete(weight: QuantizedWeight, dtype: torch.dtype) -> Product:
     """vLLM's kernel for Hopper, which it prefers to Marlin there."""
     from vllm import _custom_ops as ops
     from vllm.scalar_type import scalar_types
@@ -144,15 +154,15 @@ def machete(weight: QuantisedWeight, dtype: torch.dtype) -> Product:
     return lambda x: ops.machete_mm(x, words, kind, b_group_scales=scales, b_group_size=GROUP)  # type: ignore[no-any-return]
 
 
-def ways_of(weights: list[QuantisedWeight], dtype: torch.dtype) -> dict[str, list[Product]]:
+def ways_of(weights: list[QuantizedWeight], dtype: torch.dtype) -> dict[str, list[Product]]:
     """Products with each of `weights`, by name of the kernel."""
     own = [TritonKernel(weight, dtype) for weight in weights]
-    floats = [kernel.dequantised(dtype) for kernel in own]
+    floats = [kernel.dequantized(dtype) for kernel in own]
     ways: dict[str, list[Product]] = {
         "bfloat16": [lambda x, w=w: torch.nn.functional.linear(x, w) for w in floats],  # type: ignore[misc]
         "own": [kernel.fused for kernel in own],
-        "dequantised": [
-            lambda x, k=k: torch.nn.functional.linear(x, k.dequantised(x.dtype))  # type: ignore[misc]
+        "dequantized": [
+            lambda x, k=k: torch.nn.functional.linear(x, k.dequantized(x.dtype))  # type: ignore[misc]
             for k in own
         ],
     }
@@ -171,7 +181,7 @@ def kernels(shape: str) -> dict[str, Any]:
         copies = max(2, int(1.2e8 / (inputs * outputs / 2)))
         weights = [random_weight(inputs, outputs, GROUP, device) for _ in range(copies)]
         ways = ways_of(weights, dtype)
-        exact = weights[0].dequantised(torch.float32).double()
+        exact = weights[0].dequantized(torch.float32).double()
         by_way: dict[str, Any] = found.setdefault(f"{inputs} -> {outputs}", {name: {} for name in ways})
         for rows in ROWS:
             x = torch.randn(rows, inputs, device=device, dtype=dtype)
@@ -200,7 +210,7 @@ def print_layer(found: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print it and write it down."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("parts", type=lambda names: names.split(","))
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))

@@ -1,11 +1,8 @@
-"""This project's engine on the workloads: ``python -m benchmarks.gpu.own SHAPE W1,W2 OUT.json``."""
+"""This project's engine on the workloads: ``.venv/bin/python -m benchmarks.gpu.own SHAPE W1,W2 OUT.json``."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -14,19 +11,20 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoints import SHAPES, describe_llama
-from benchmarks.gpu import swap
-from benchmarks.gpu.workloads import Workload, figures, workload
+from benchmarks.gpu import swap, timing
+from benchmarks.gpu.workloads import Workload
 from protocol.generation import GenerationConfig
+from server.models.decoder import Decoder
 
 
-def random_weights(path: Path, targets: dict[str, torch.Tensor], **_: Any) -> None:
+def random_weights(path: Path, model: Decoder, quantized: None = None) -> None:
     """Weights made up in place, as vLLM's ``load_format=dummy`` does: norms about 1, others small."""
     torch.manual_seed(0)
-    for name, tensor in targets.items():
+    for name, target in model.weights().items():
         if name.endswith("norm.weight"):
-            tensor.fill_(1.0)
+            target.tensor.fill_(1.0)
         else:
-            tensor.normal_(0.0, 0.02)
+            target.tensor.normal_(0.0, 0.02)
 
 
 def load(shape: str, directory: Path, *, num_blocks_cpu: int = 0, **cache: Any) -> Any:
@@ -40,7 +38,7 @@ def load(shape: str, directory: Path, *, num_blocks_cpu: int = 0, **cache: Any) 
     path = directory / shape
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[shape])
-    with mock.patch("server.continuous_batching.models.load.load_weights", random_weights):
+    with mock.patch("server.models.load.load_weights", random_weights):
         return LLM(
             path,
             model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
@@ -74,14 +72,9 @@ def run(llm: Any, load: Workload) -> float:
 
 def main() -> None:
     """Time the workloads and write the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("workloads", type=lambda names: names.split(","))
-    parser.add_argument("out", type=Path)
+    parser = timing.parser(__doc__)
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
     parser.add_argument("--host-blocks", type=int, default=0, help="size of the swap pool")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()
     begin = time.perf_counter()
     sizes = {"num_blocks": arguments.blocks, "num_blocks_cpu": arguments.host_blocks}
@@ -96,17 +89,11 @@ def main() -> None:
     for name in arguments.workloads:
         if name == "SWAP":
             result["swap"] = swap.measure(llm)
-            print(arguments.shape, name, result["swap"], flush=True)
-            arguments.out.write_text(json.dumps(result, indent=1))
+            timing.write(result, name, result["swap"], arguments.out)
             continue
-        timed = workload(name)
-        run(llm, timed.shortened(24))
-        seconds = [run(llm, timed) for _ in range(arguments.repeats)]
-        median = statistics.median(seconds)
-        result["workloads"][name] = {"seconds": seconds, **figures(name, timed, median)}
+        seconds = timing.repeat(lambda work: run(llm, work), name, arguments.repeats)
         result["stats"] = dataclasses.asdict(llm.engine.stats())
-        print(arguments.shape, name, result["workloads"][name], flush=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+        timing.note(result, name, seconds, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""transformers on the workloads: ``python -m benchmarks.gpu.peer_transformers SHAPE W1,W3 OUT.json``.
+"""transformers on the workloads:
+``.venv/bin/python -m benchmarks.gpu.peer_transformers SHAPE W1,W3 OUT.json``.
 
 W1 through its continuous batching, with FlashAttention 3 where vLLM brings it (without, its cost grows
 with all tokens held, and W1 would take minutes: it is left out); W2 and W3 through ``generate`` with
@@ -7,11 +8,8 @@ its defaults; W4, one new token, likewise.
 
 from __future__ import annotations
 
-import argparse
 import glob
 import importlib.util
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -21,7 +19,8 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES, describe_llama
-from benchmarks.gpu.workloads import Workload, figures, workload
+from benchmarks.gpu import timing
+from benchmarks.gpu.workloads import Workload, workload
 
 FLASH_INTERFACE = """
 import torch
@@ -148,15 +147,13 @@ def measure_continuous(shape: str, name: str, directory: Path, repeats: int) -> 
     with model.continuous_batching_context_manager(
         generation_config=options, continuous_batching_config=sizes
     ) as manager:
-        batch_continuously(manager, timed.shortened(24))
-        return [batch_continuously(manager, timed) for _ in range(repeats)]
+        return timing.repeat(lambda work: batch_continuously(manager, work), name, repeats)
 
 
 def measure_generate(shape: str, name: str, directory: Path, repeats: int) -> list[float]:
     """Times of a workload through ``generate``."""
-    model, timed = make_model(shape, directory, "sdpa"), workload(name)
-    generate(model, timed.shortened(24))
-    return [generate(model, timed) for _ in range(repeats)]
+    model = make_model(shape, directory, "sdpa")
+    return timing.repeat(lambda work: generate(model, work), name, repeats)
 
 
 def main() -> None:
@@ -164,13 +161,7 @@ def main() -> None:
     has_flash = offer_flash_attention()  # before transformers looks what there is
     import transformers
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("workloads", type=lambda names: names.split(","))
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
-    arguments = parser.parse_args()
+    arguments = timing.parser(__doc__).parse_args()
     result: dict[str, Any] = {
         "engine": f"transformers {transformers.__version__}",
         "shape": arguments.shape,
@@ -182,10 +173,7 @@ def main() -> None:
             continue
         time_it = measure_continuous if name == "W1" else measure_generate
         seconds = time_it(arguments.shape, name, arguments.models, arguments.repeats)
-        median = statistics.median(seconds)
-        result["workloads"][name] = {"seconds": seconds, **figures(name, workload(name), median)}
-        print(arguments.shape, name, result["workloads"][name], flush=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+        timing.note(result, name, seconds, arguments.out)
 
 
 if __name__ == "__main__":

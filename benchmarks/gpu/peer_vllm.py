@@ -1,4 +1,4 @@
-"""vLLM on the workloads: ``python -m benchmarks.gpu.peer_vllm SHAPE W1,W2 OUT.json``.
+"""vLLM on the workloads: ``.venv/bin/python -m benchmarks.gpu.peer_vllm SHAPE W1,W2 OUT.json``.
 
 Its defaults (CUDA graphs, asynchronous scheduling, FlashAttention 3 on Hopper), random weights, no
 prefix cache, token ids in and out, as for this project's engine.
@@ -6,15 +6,12 @@ prefix cache, token ids in and out, as for this project's engine.
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES, describe_llama
-from benchmarks.gpu.workloads import Workload, figures, workload
+from benchmarks.gpu import timing
+from benchmarks.gpu.workloads import Workload
 
 
 def run(llm: Any, load: Workload) -> float:
@@ -33,13 +30,8 @@ def run(llm: Any, load: Workload) -> float:
 
 def main() -> None:
     """Time the workloads and write the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("workloads", type=lambda names: names.split(","))
-    parser.add_argument("out", type=Path)
+    parser = timing.parser(__doc__)
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()
     begin = time.perf_counter()
     import vllm
@@ -65,16 +57,8 @@ def main() -> None:
         "start_seconds": time.perf_counter() - begin,
         "workloads": {},
     }
-    for name in arguments.workloads:
-        timed = workload(name)
-        run(llm, timed.shortened(24))
-        seconds = [run(llm, timed) for _ in range(arguments.repeats)]
-        result["workloads"][name] = {
-            "seconds": seconds,
-            **figures(name, timed, statistics.median(seconds)),
-        }
-        print(arguments.shape, name, result["workloads"][name], flush=True)
-        arguments.out.write_text(json.dumps(result, indent=1))
+    names, repeats = arguments.workloads, arguments.repeats
+    timing.time_workloads(lambda work: run(llm, work), names, repeats, result, arguments.out)
 
 
 if __name__ == "__main__":

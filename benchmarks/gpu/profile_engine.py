@@ -1,4 +1,4 @@
-"""Where a step's time goes: ``python -m benchmarks.gpu.profile_engine SHAPE WORKLOAD``.
+"""Where a step's time goes: ``.venv/bin/python -m benchmarks.gpu.profile_engine SHAPE WORKLOAD``.
 
 Prints the share of the time in which the GPU computes, and the kernels that it spends most on.
 """
@@ -18,14 +18,15 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load, run
 from benchmarks.gpu.workloads import workload
+from utils.commands import with_interpreter
 
 
 def main() -> None:
     """Profile one workload."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("workload")
-    parser.add_argument("--new-tokens", type=int, default=10**6, help="cut answers to so many")
+    parser.add_argument("--new-tokens", type=int, default=10**6, help="longest answer, in tokens")
     parser.add_argument("--rows", type=int, default=22)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()

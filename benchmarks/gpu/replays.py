@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from server.continuous_batching.scheduler.plan import Plan
+from server.scheduling.step import StepInput
 
 
 @torch.inference_mode()
 def place_decodes(llm: Any, rows: int, context: int) -> None:
     """Let replays of `rows` decodes attend to `context` tokens each, and to the new one."""
-    runner = llm.engine.runner
-    runner._builder.send_decodes(Plan())
+    runner = llm.engine.worker.runner
+    runner._builder.send_decodes(StepInput())
     batch = runner._builder.decode_batch(rows)
     blocks = -(-(context + 1) // llm.engine.cache.block_size)
-    tables = batch.attention.tables
+    tables = batch.attention[0].tables
     spread = (
         torch.arange(rows * blocks, device=tables.device, dtype=torch.int32) % llm.engine.limits.num_blocks
     )

@@ -1,4 +1,5 @@
-"""Products of a few rows, cuBLAS beside a candidate in Triton: ``python -m benchmarks.gpu.skinny SHAPE``.
+"""Products of a few rows, cuBLAS beside a candidate in Triton:
+``.venv/bin/python -m benchmarks.gpu.skinny SHAPE``.
 
 The candidate has the norm, SiLU·mul and the residual inside, as the one-token product has; cuBLAS is
 timed alone and with the kernels around it. What is printed decides whether the server gets the kernel.
@@ -18,8 +19,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu.tune_gemv import graph_us
-from server.continuous_batching.kernels.triton_norm import rms_norm, silu_mul
-from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
+from server.device.triton_support import launch_options, next_power_of_two
+from server.ops.triton.norm import rms_norm, silu_mul
+from utils.commands import with_interpreter
 
 
 @triton.jit
@@ -200,7 +202,7 @@ def measure(product: Product, rows: int) -> None:
 
 def main() -> None:
     """Measure every product of a shape at some numbers of rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument(
         "--rows", type=lambda names: [int(n) for n in names.split(",")], default=[2, 4, 8, 16, 32]

@@ -1,4 +1,4 @@
-"""Where a replayed decode step waits: ``python -m benchmarks.gpu.step_gaps SHAPE ROWS [CONTEXT]``.
+"""Where a replayed decode step waits: ``.venv/bin/python -m benchmarks.gpu.step_gaps SHAPE ROWS [CONTEXT]``.
 
 Prints, kernel by kernel, its own time and the time between the end of the kernel before and its beginning,
 which is negative where it was launched early.
@@ -19,6 +19,7 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load
 from benchmarks.gpu.profile_engine import gpu_events
 from benchmarks.gpu.replays import place_decodes
+from utils.commands import with_interpreter
 
 _REPLAYS = 20
 
@@ -26,7 +27,7 @@ _REPLAYS = 20
 def kernels(llm: Any, rows: int, context: int) -> dict[str, list[tuple[float, float]]]:
     """(own µs, µs since the kernel before) of each kernel's runs, by name."""
     place_decodes(llm, rows, context)
-    graphs = llm.engine.runner._graphs
+    graphs = llm.engine.worker.runner._graphs
     graphs.replay(rows)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(_REPLAYS):
@@ -44,7 +45,7 @@ def kernels(llm: Any, rows: int, context: int) -> dict[str, list[tuple[float, fl
 
 def main() -> None:
     """Print a table, the kernels that take most time first."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("rows", type=int, help="one of the sizes that are captured")
     parser.add_argument("context", type=int, nargs="?", default=384)

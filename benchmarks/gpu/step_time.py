@@ -1,4 +1,4 @@
-"""Time of a decode step on the GPU alone: ``python -m benchmarks.gpu.step_time SHAPE``.
+"""Time of a decode step on the GPU alone: ``.venv/bin/python -m benchmarks.gpu.step_time SHAPE``.
 
 Replays the captured graphs back to back, without the host's part: the floor of what a step can take.
 """
@@ -15,6 +15,7 @@ import torch
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load
 from benchmarks.gpu.replays import place_decodes
+from utils.commands import with_interpreter
 
 
 @torch.inference_mode()
@@ -26,7 +27,7 @@ def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(replays):
-            llm.engine.runner._graphs.replay(rows)
+            llm.engine.worker.runner._graphs.replay(rows)
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / replays)
@@ -35,12 +36,12 @@ def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
 
 def main() -> None:
     """Print a table of rows × context."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     arguments = parser.parse_args()
     llm = load(arguments.shape, arguments.models)
-    weights = sum(p.numel() * p.element_size() for p in llm.engine.runner.model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in llm.engine.worker.runner.model.parameters())
     print(f"{arguments.shape}: weights {weights / 1e9:.2f} GB; ms a step:")
     contexts = (1, 384, 1024)
     print("rows   " + "".join(f"{f'context {c}':>14}" for c in contexts))

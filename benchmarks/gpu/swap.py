@@ -17,7 +17,7 @@ SHOTS = 7
 HEAD_START_CYCLES = 40_000_000
 """The GPU waits for so long (some 20 ms) before a shot, while the host launches all of it."""
 
-Pairs = list[tuple[int, int]]
+Moves = list[tuple[int, int, int]]
 
 
 def measure(llm: Any, rows: int = 128, context: int = 512) -> dict[str, Any]:
@@ -28,14 +28,14 @@ def measure(llm: Any, rows: int = 128, context: int = 512) -> dict[str, Any]:
         rows: decodes of a step.
         context: tokens that each attends to.
     """
-    cache, storage = llm.engine.cache, llm.engine.runner._storage
+    (group,), storage = llm.engine.cache.groups, llm.engine.worker.runner._storage
     rng = random.Random(0)
-    device_blocks = rng.sample(range(cache.device.num_blocks), BLOCKS)  # far apart: nothing to join
-    host_blocks = rng.sample(range(cache.host.num_blocks), BLOCKS)
-    out = list(zip(device_blocks, host_blocks, strict=True))
-    back = [(host, device) for device, host in out]
-    size = storage.device[0].nbytes
-    directions: dict[str, tuple[Pairs, Pairs]] = {"out": (out, []), "in": ([], back)}
+    device_blocks = rng.sample(range(group.size.num_blocks), BLOCKS)  # far apart: nothing to join
+    host_blocks = rng.sample(range(group.size.num_host_blocks), BLOCKS)
+    out = [(0, *pair) for pair in zip(device_blocks, host_blocks, strict=True)]
+    back = [(0, host, device) for _, device, host in out]
+    size = storage.device[0][0].nbytes
+    directions: dict[str, tuple[Moves, Moves]] = {"out": (out, []), "in": ([], back)}
     place_decodes(llm, rows, context)
     alone, _ = _shoot(llm, rows, ([], []))
     result: dict[str, Any] = {"block_bytes": size, "rows": rows, "context": context, "step_ms": alone}
@@ -51,9 +51,9 @@ def measure(llm: Any, rows: int = 128, context: int = 512) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _shoot(llm: Any, rows: int, pairs: tuple[Pairs, Pairs]) -> tuple[float, float]:
+def _shoot(llm: Any, rows: int, pairs: tuple[Moves, Moves]) -> tuple[float, float]:
     """Median milliseconds of (a step, all copies), launched together; `rows` 0: no steps."""
-    runner = llm.engine.runner
+    runner = llm.engine.worker.runner
     steps, copies = [], []
     for _ in range(SHOTS):
         heard: list[float] = []

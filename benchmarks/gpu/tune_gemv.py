@@ -1,5 +1,6 @@
-"""Finds the tiling of the one-token product for each weight of a model: ``python -m
-benchmarks.gpu.tune_gemv SHAPE``; what it prints is what ``kernels.triton_gemv.tiling`` knows.
+"""Finds the tiling of the one-token product for each weight of a model:
+``.venv/bin/python -m benchmarks.gpu.tune_gemv SHAPE``; what it prints is what
+``kernels.triton_gemv.tiling`` knows.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.checkpoints import SHAPES
-from server.continuous_batching.kernels.triton_gemv import _gemv, tiling
-from server.continuous_batching.kernels.triton_support import launch_options, next_power_of_two
+from server.device.triton_support import launch_options, next_power_of_two
+from server.ops.triton.gemv import _gemv, tiling
+from utils.commands import with_interpreter
 
 Tiling = tuple[int, int, int]
 
@@ -88,7 +90,7 @@ def measure(outputs: int, inputs: int, *, gated: bool, norm: bool) -> None:
 
 def main() -> None:
     """Measure every weight of a shape."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     s = SHAPES[parser.parse_args().shape]
     head = s.hidden // s.heads

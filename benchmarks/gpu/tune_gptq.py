@@ -1,5 +1,6 @@
-"""Finds tilings of products with 4-bit weights: ``python -m benchmarks.gpu.tune_gptq SHAPE ROWS [ROWS …]``;
-what it prints is what ``server.gptq.kernels.triton_product.tiling`` knows."""
+"""Finds tilings of products with 4-bit weights:
+``.venv/bin/python -m benchmarks.gpu.tune_gptq SHAPE ROWS [ROWS …]``;
+what it prints is what ``server.quantization.gptq.kernels.triton_product.tiling`` knows."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.gptq import GROUP, layer_sizes
 from benchmarks.gpu.tune_gemv import graph_us
-from server.gptq.kernels.triton import TritonKernel
-from server.gptq.kernels.triton_product import Tiling, gpu_of, product, stage_bytes, tiling
+from server.quantization.gptq.kernels.triton import TritonKernel
+from server.quantization.gptq.kernels.triton_product import Tiling, gpu_of, product, stage_bytes, tiling
+from utils.commands import with_interpreter
 
 ROW_TILES = (16, 32, 64, 128, 256)
 BITS = 4
@@ -49,7 +51,7 @@ def measure(kernels: list[TritonKernel], x: Tensor, cut: Tiling) -> float:
 @torch.inference_mode()
 def main() -> None:
     """For each product of a layer the best tilings, beside the one in use."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("rows", type=int, nargs="+")
     options = parser.parse_args()

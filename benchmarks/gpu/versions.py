@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 
 import torch
+
+from benchmarks.machine import today
 
 
 def versions(*more: str) -> dict[str, str]:
     """Date, GPU, CUDA and packages, `more` of them where they are installed."""
     found = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": today(),
         "gpu": torch.cuda.get_device_name(),
         "cuda": torch.version.cuda or "",
     }

@@ -1,4 +1,4 @@
 """A load generator for this stack and for any OpenAI-compatible endpoint.
 
-``python -m benchmarks.loadgen --help``; what it measures and how is described in `measures`.
+``.venv/bin/python -m benchmarks.loadgen --help``; what it measures and how is described in `measures`.
 """

@@ -1,6 +1,6 @@
 """Load an endpoint and measure how it answers.
 
-    python -m benchmarks.loadgen --url http://127.0.0.1:8000 --model demo \\
+    .venv/bin/python -m benchmarks.loadgen --url http://127.0.0.1:8000 --model demo \\
         --traffic exponential --arrivals closed:16 --arrivals poisson:8 --requests 200 --repeats 3
 
 Times are in seconds; how each figure is computed is written in benchmarks/loadgen/measures.py.
@@ -26,13 +26,15 @@ from benchmarks.loadgen.measures import ObjectiveError, parse_objective
 from benchmarks.loadgen.plots import write_plots
 from benchmarks.loadgen.repeats import WARM_UP_SEED, Result, measure, table
 from benchmarks.loadgen.traffic import BUILT_IN, Request, TraceError, parse_traffic, read_trace
+from utils.addresses import redacted
+from utils.commands import command, with_interpreter
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loadgen",
-        description=__doc__,
+        prog=command("-m", "benchmarks.loadgen"),
+        description=with_interpreter(__doc__),
         epilog=f"lengths:\n{lengths_module.__doc__}\narrivals:\n{arrivals_module.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -128,7 +130,7 @@ def _endpoint(args: argparse.Namespace) -> Endpoint:
     if key and key.startswith("env:"):
         key = os.environ[key.removeprefix("env:")]
     return Endpoint(
-        name=args.url,
+        name=redacted(args.url),
         url=args.url.rstrip("/"),
         model=args.model,
         api=args.api,

@@ -1,6 +1,6 @@
 """When requests are sent.
 
-Closed loop: so many clients, each sends its next request when the last one is answered. Open loop:
+Closed loop: a number of clients, each sends its next request when the last one is answered. Open loop:
 requests are due at times that do not depend on the answers, as with real users; a slow server then
 has a growing queue, which a closed loop hides.
 
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.loadgen.traffic import Request
+from benchmarks.loadgen.written import split
 
 
 class ArrivalError(ValueError):
@@ -34,7 +35,7 @@ class Arrivals:
 
     text: str
     clients: int | None = None
-    """Closed loop with so many clients; None: open loop."""
+    """Clients of the closed loop; None: open loop."""
     rates: tuple[float, float] = (float("inf"), float("inf"))
     """Requests a second at the start and at the end."""
     variation: float = 1.0
@@ -66,13 +67,7 @@ def parse_arrivals(text: str) -> Arrivals:
     Raises:
         ArrivalError: it describes none.
     """
-    name, *rest = text.split(":")
-    try:
-        numbers = [float(number) for number in rest]
-    except ValueError:
-        raise ArrivalError(f"{text!r}: what follows the name must be numbers") from None
-    if any(number <= 0 for number in numbers):
-        raise ArrivalError(f"{text!r}: numbers must be above 0")
+    name, numbers = split(text, ArrivalError)
     match name, numbers:
         case "closed", [clients] if clients == int(clients):
             return Arrivals(text, clients=int(clients))

@@ -1,10 +1,10 @@
 """The same requests through GuideLLM, a public load generator, and through this one.
 
     python3 -m venv /tmp/guidellm && /tmp/guidellm/bin/pip install guidellm==0.8.1
-    python -m benchmarks.loadgen.crosscheck --guidellm /tmp/guidellm/bin/guidellm \\
+    .venv/bin/python -m benchmarks.loadgen.crosscheck --guidellm /tmp/guidellm/bin/guidellm \\
         --url http://127.0.0.1:8001 --model demo --tokenizer demo_model/checkpoint
 
-Both keep so many streams of ``/v1/completions`` open, in turn; the figures should agree within 5 %
+Both keep the same number of streams of ``/v1/completions`` open, in turn; the figures should agree within 5 %
 on a machine that does nothing else. GuideLLM starts several processes, which a small machine that
 also runs the server does not have the cores for: then it, not the server, is what is measured.
 """
@@ -27,6 +27,7 @@ from benchmarks.loadgen.endpoint import Endpoint
 from benchmarks.loadgen.measures import Objective, summarise
 from benchmarks.loadgen.run import run
 from benchmarks.loadgen.traffic import Request
+from utils.commands import with_interpreter
 
 TEXT = "the cat sat on a mat and then it ran far away to see the sun rise over hills"
 
@@ -93,7 +94,7 @@ def guidellm(
 def main() -> None:
     """Run both in turn and print the medians beside each other."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--guidellm", type=Path, required=True, help="its program")
     parser.add_argument("--url", required=True)

@@ -22,6 +22,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.loadgen.written import split
+
 Lengths = Callable[[np.random.Generator, int], np.ndarray]
 """(random numbers, count) → as many lengths, integers of at least 1."""
 
@@ -51,13 +53,7 @@ def parse_lengths(text: str) -> Lengths:
     Raises:
         LengthError: it names none.
     """
-    name, *rest = text.split(":")
-    try:
-        numbers = [float(number) for number in rest]
-    except ValueError:
-        raise LengthError(f"{text!r}: what follows the name must be numbers") from None
-    if any(number <= 0 for number in numbers):
-        raise LengthError(f"{text!r}: numbers must be above 0")
+    name, numbers = split(text, LengthError)
     match name, numbers:
         case "fixed", [value]:
             return lambda random, count: np.full(count, round(value))

@@ -1,6 +1,6 @@
 """How many requests the load generator itself can drive from one core, against a stub server.
 
-python -m benchmarks.loadgen.selfcheck
+.venv/bin/python -m benchmarks.loadgen.selfcheck
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A server that answers at once, to find out what the load generator itself can do.
 
-    python -m benchmarks.loadgen.stub [PORT]        prints the port, answers until it is stopped
+    .venv/bin/python -m benchmarks.loadgen.stub [PORT]        prints the port, answers until it is stopped
 
 It takes any request for a completion: whole answers, or streams of `TOKENS` events. It reads no
 more of HTTP than that takes and is no server for any other purpose.

@@ -49,7 +49,7 @@ class Traffic:
     """Share of requests that sample, at temperature 0.8 and each with its own seed."""
 
     def requests(self, count: int, seed: int) -> list[Request]:
-        """So many requests, the same for the same seed."""
+        """`count` requests, the same for the same seed."""
         random = np.random.default_rng([seed, *self.name.encode()])
         prompts = parse_lengths(self.prompt)(random, count)
         answers = parse_lengths(self.answer)(random, count)

@@ -5,13 +5,15 @@ const HEIGHT = 140; // in pixels, as all lengths here
 const LEFT = 54;
 const TOP = 8;
 const BOTTOM = 120;
+const FEW = 5; // samples of a slot below which its values are points, not a line
+const NAMES = ["first", "second", "third"];
 const SHORTEST_AGE = 300; // seconds that a chart reaches back at least
 const SVG = "http://www.w3.org/2000/svg";
 
 const KINDS = [
   {
     title: "Requests per second",
-    series: [["finished", "requests_per_second"], ["failed", "failed_per_second"]],
+    series: [["all", "requests_per_second"], ["server faults", "failed_per_second"], ["client errors", "client_errors_per_second"]],
     show: (value) => rounded(value),
   },
   {
@@ -22,11 +24,13 @@ const KINDS = [
   {
     title: "Latency of answers",
     series: [["median", "latency_p50"], ["95 %", "latency_p95"]],
+    samples: "answers",
     show: (value) => seconds(value),
   },
   {
     title: "Time to first event of streams",
     series: [["median", "first_event_p50"], ["95 %", "first_event_p95"]],
+    samples: "streams",
     show: (value) => seconds(value),
   },
 ];
@@ -36,13 +40,13 @@ export function charts(parent) {
   return (points) => all.forEach((draw) => draw(points));
 }
 
-function chart(parent, { title, series, show }) {
+function chart(parent, { title, series, show, samples }) {
   const figure = parent.appendChild(document.createElement("figure"));
   const caption = figure.appendChild(document.createElement("figcaption"));
   caption.appendChild(document.createElement("b")).textContent = title;
   const keys = series.map(([name], i) => {
     const key = caption.appendChild(document.createElement("span"));
-    key.className = `key ${i ? "second" : "first"}`;
+    key.className = `key ${NAMES[i]}`;
     return (value) => (key.textContent = `${name} ${value === null || value === undefined ? "–" : show(value)}`);
   });
   const svg = figure.appendChild(node("svg", { class: "chart", role: "img", tabindex: 0 }));
@@ -62,7 +66,11 @@ function chart(parent, { title, series, show }) {
     ]);
     parts.push(label(LEFT, HEIGHT - 4, "start", `${Math.round(oldest() / 60)} min ago`), label(right, HEIGHT - 4, "end", "now"));
     series.forEach(([, field], i) => {
-      parts.push(node("path", { class: i ? "second" : "first", d: line(points, field, x, y) }));
+      const few = (point) => samples !== undefined && point[samples] < FEW;
+      parts.push(node("path", { class: NAMES[i], d: line(points.map((p) => (few(p) ? { ...p, [field]: null } : p)), field, x, y) }));
+      for (const point of points.filter((each) => few(each) && each[field] !== null)) {
+        parts.push(node("circle", { class: NAMES[i], cx: x(point), cy: y(point[field]), r: 2 }));
+      }
     });
     if (cursor !== null && at) {
       parts.push(node("line", { class: "cursor", x1: x(at), x2: x(at), y1: TOP, y2: BOTTOM }));

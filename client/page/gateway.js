@@ -1,7 +1,12 @@
-// Requests to the gateway, with the API key where it asks for one.
+// Requests to the gateway, with the API key where it asks for one. The key is kept in this page alone: a reload
+// forgets it, and no storage holds it.
 
 const form = document.getElementById("key-form");
-let key = sessionStorage.getItem("key");
+let key = "";
+
+export function keyed() {
+  return Boolean(key);
+}
 
 export async function call(path, options = {}) {
   const headers = { ...options.headers };
@@ -30,8 +35,9 @@ async function reason(response) {
 export function keyForm(then) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    key = document.getElementById("key").value;
-    sessionStorage.setItem("key", key);
+    const field = document.getElementById("key");
+    key = field.value;
+    field.value = "";
     then().catch(() => {}); // the next turn shows what is wrong
   });
 }

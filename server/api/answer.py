@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -15,19 +16,19 @@ from starlette.types import Receive, Scope, Send
 
 from protocol import sse
 from protocol.completion import Usage
+from protocol.error_shapes import error_body
 from protocol.errors import ApiError, internal
-from protocol.headers import STREAM_CHECKPOINT
-from server.api.deltas import Coalescer, close_all, collect, merge, submit_all
-from server.api.jobs import Call
+from protocol.headers import CACHE_SALT, STREAM_CHECKPOINT
+from server.api.deltas import close_all, collect, merge, submit_all
+from server.api.jobs import Call, work
 from server.api.live import LiveRequests
 from server.api.metrics import RequestMetrics
 from server.api.service import Delta, Service
 from server.api.shapes import Shape
+from server.api.writing import EventWriter, already_sent
+from utils.http_errors import CLIENT_CLOSED_REQUEST
 
 logger = logging.getLogger(__name__)
-
-CLIENT_CLOSED_REQUEST = 499
-"""Status under which a request is counted whose client went away (nginx's convention)."""
 
 
 @dataclass(slots=True)
@@ -48,19 +49,29 @@ async def running(context: Context, call: Call, request_id: str) -> AsyncIterato
     ):
         streams = await submit_all(context.service, call.jobs(ids))
         try:
-            async with aclosing(merge(streams, call.config.num_choices, observe)) as deltas:
+            made = merge(streams, call.config.num_choices, observe)
+            async with aclosing(_empty(call, made) if call.empty else made) as deltas:
                 yield deltas
         finally:
             await close_all(streams)
 
 
+async def _empty(call: Call, made: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+    """Answers of which no token was asked for; `made` tells of their prompts, where that is wanted."""
+    async with aclosing(made):
+        reports = {delta.index: delta.prompt_logprobs async for delta in made}
+    for index in range(call.choices):
+        if call.resume is None or not call.resume.choices[index].finished:
+            yield Delta(index, "", [], "length", prompt_logprobs=reports.get(index))
+
+
 async def answer(context: Context, request: Request, call: Call, shape: Shape) -> Response:
     """The response to `request`: generated already, or generating while it is sent."""
-    request_id = request.state.request_id
+    if (salt := request.headers.get(CACHE_SALT)) is not None:
+        call.cache_salt = b"%d:%s%s" % (len(salt), salt.encode(), call.cache_salt)
     if call.stream:
-        checkpoints = request.headers.get(STREAM_CHECKPOINT) == "1"
-        return EventStream(context, request_id, call, shape, checkpoints)
-    body = await unless_gone(request.receive, _whole(context, request_id, call, shape))
+        return EventStream(context, request, call, shape)
+    body = await unless_gone(request.receive, _whole(context, request.state.request_id, call, shape))
     if body is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     return Response(body, media_type="application/json")
@@ -69,8 +80,12 @@ async def answer(context: Context, request: Request, call: Call, shape: Shape) -
 async def _whole(context: Context, request_id: str, call: Call, shape: Shape) -> bytes:
     async with running(context, call, request_id) as deltas:
         answers = await collect(deltas, call.choices)
+    if call.reader is not None:
+        for answer in answers:
+            call.reader.read(answer)
     completion_tokens = sum(len(delta.token_ids) for delta in answers)
-    return shape.whole(answers, Usage.of(call.prompt_tokens, completion_tokens))
+    usage = Usage.of(call.prompt_tokens, completion_tokens)
+    return await work(8 * call.prompt_reports, lambda: shape.whole(answers, usage))
 
 
 class EventStream(Response):
@@ -80,18 +95,15 @@ class EventStream(Response):
     which a gateway can safely try elsewhere; one after it ends the stream with an error event.
     """
 
-    media_type = sse.MEDIA_TYPE
-
-    def __init__(
-        self, context: Context, request_id: str, call: Call, shape: Shape, checkpoints: bool
-    ) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+    def __init__(self, context: Context, request: Request, call: Call, shape: Shape) -> None:
+        super().__init__(headers=sse.HEADERS)
         del self.headers["content-length"]
         self._context = context
-        self._request_id = request_id
+        self._request_id = request.state.request_id
+        self._path = request.url.path
         self._call = call
         self._shape = shape
-        self._checkpoints = checkpoints
+        self._checkpoints = request.headers.get(STREAM_CHECKPOINT) == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_gone(receive, self._send(send))
@@ -101,55 +113,47 @@ class EventStream(Response):
         end = b""
         try:
             async with running(self._context, self._call, self._request_id) as deltas:
-                async for event in self._events(deltas):
+                writer = await self._writer()
+                async for delta in deltas:
+                    if delta.prompt_logprobs is None:
+                        events = writer.write(delta)
+                    else:
+                        events = await work(8 * self._call.prompt_reports, partial(writer.write, delta))
+                    if events is None:
+                        continue
                     if not started:
                         started = True
-                        await send(
-                            {
-                                "type": "http.response.start",
-                                "status": self.status_code,
-                                "headers": self.raw_headers,
-                            }
-                        )
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                        await self._start(send)
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+            end = writer.end()
+            if not started:  # all that a resumed stream lacked was its end
+                await self._start(send)
         except ApiError as error:
             if not started:
                 raise
-            end = sse.event(error.json(), name="error")
+            end = self._error_event(error)
         except Exception:
             if not started:
                 raise
             logger.exception("request %s failed after its first event", self._request_id)
-            end = sse.event(internal("the server failed to answer").json(), name="error")
+            end = self._error_event(internal("the server failed to answer"))
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    async def _events(self, deltas: AsyncGenerator[Delta]) -> AsyncGenerator[bytes]:
-        shape, checkpoints, coalescer = self._shape, self._checkpoints, Coalescer()
-        sent = already_sent(self._call)
-        tokens = sum(map(len, sent))
-        begun = {index for index, token_ids in enumerate(sent) if token_ids}
-        async for piece in deltas:
-            delta = coalescer.feed(piece)
-            if delta is None:
-                continue
-            tokens += len(delta.token_ids)
-            index = delta.index
-            first = index not in begun
-            begun.add(index)
-            comments = b""
-            if checkpoints:
-                comments = sse.checkpoint(index, delta.token_ids, delta.finish_reason is not None)
-            yield sse.event(shape.event(delta, first, tokens), comments=comments)
-        last = shape.last_event(Usage.of(self._call.prompt_tokens, tokens))
-        # in one piece: a stream that is cut between the two could not be continued exactly
-        yield sse.DONE if last is None else sse.event(last) + sse.DONE
+    async def _writer(self) -> EventWriter:
+        vocabulary = self._context.service.tokenizer.vocabulary
+        characters = 4 * sum(map(len, already_sent(self._call)))  # about as many are written anew
+        return await work(
+            characters,
+            lambda: EventWriter(self._call, self._shape, vocabulary, checkpoints=self._checkpoints),
+        )
 
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
 
-def already_sent(call: Call) -> Sequence[Sequence[int]]:
-    """The tokens of each answer that an earlier server sent."""
-    if call.resume is None:
-        return [[]] * call.choices
-    return [choice.token_ids for choice in call.resume.choices]
+    def _error_event(self, error: ApiError) -> bytes:
+        """`error` as the stream's last event; a gateway puts it into the words of the route."""
+        body = error.json() if self._checkpoints else error_body(self._path, error)
+        return sse.event(body, name="error")
 
 
 Result = TypeVar("Result")

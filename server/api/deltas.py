@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from server.api.service import Delta, DeltaStream, Job, Service
+from server.text.formats.parts import join
 
 
 async def close_all(streams: Sequence[DeltaStream | None]) -> None:
@@ -82,8 +83,12 @@ def extend(delta: Delta, more: Delta) -> None:
     delta.text += more.text
     delta.token_ids += more.token_ids
     delta.finish_reason = more.finish_reason
+    if more.parts is not None:
+        delta.parts = join(delta.parts or [], more.parts)
     if more.logprobs is not None:
         delta.logprobs = (delta.logprobs or []) + more.logprobs
+    if more.prompt_logprobs is not None:
+        delta.prompt_logprobs = more.prompt_logprobs
 
 
 class Coalescer:
@@ -102,7 +107,7 @@ class Coalescer:
         if held is not None:
             extend(held, delta)
             delta = held
-        if delta.text or delta.finish_reason:
+        if delta.text or delta.parts or delta.finish_reason:
             return delta
         self._held[delta.index] = delta
         return None

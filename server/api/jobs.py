@@ -9,21 +9,23 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from protocol.completion import CompletionRequest, Resume
-from protocol.errors import ApiError, from_validation, model_not_found, unavailable, unprocessable
+from protocol.completion import CompletionRequest, Resume, ResumedChoice
+from protocol.errors import from_validation, model_not_found, unavailable, unprocessable
 from protocol.generation import GenerationConfig
-from protocol.openai import ChatCompletionRequest, OpenAICompletionRequest, OpenAIPrompt, SharedRequest
-from protocol.status import ServerState
-from server.api.service import Job, Service
+from protocol.openai import OpenAICompletionRequest, OpenAIPrompt, SharedRequest
+from server.api.reading import AnswerReader
+from server.api.service import Job, Service, check_ready
+from server.text import checks
+from server.text.bad_words import with_tokens
 
 OPENAI_DEFAULT_MAX_TOKENS = 16
 """`max_tokens` of ``/v1/completions`` where it is not given."""
 
+MAX_PROMPT_REPORTS = 2**18
+"""Log probabilities of prompts that one answer holds: some 20 MB of JSON."""
+
 LONG_TEXT = 16_384
 """Characters from which a text is worked on in a thread, so that the event loop stays free."""
-
-_TOO_LONG = "context_length_exceeded"
-"""OpenAI's code for a prompt that does not fit."""
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -39,10 +41,24 @@ class Call:
     resume: Resume | None
     field_of: Callable[[str], str]
     """As for `Job`."""
+    shown_markers: str | None = ""
+    """As for `Job`."""
+    reader: AnswerReader | None = None
+    """Sorts the answers; None where they are plain text."""
+    empty: bool = False
+    """No token is to be generated, or one that is not shown: every answer is empty."""
+    cache_salt: bytes = b""
+    """As for `Job`."""
 
     @property
     def prompt_tokens(self) -> int:
         return sum(map(len, self.prompts))
+
+    @property
+    def prompt_reports(self) -> int:
+        """How many log probabilities of prompts the response holds."""
+        top = self.config.prompt_logprobs
+        return 0 if top is None else self.prompt_tokens * (top + 1) * self.config.num_choices
 
     @property
     def choices(self) -> int:
@@ -58,14 +74,32 @@ class Call:
 
     def jobs(self, ids: Sequence[str]) -> list[Job | None]:
         """A job for each prompt, named by `ids`; None where a resumed stream has its answers."""
-        size = self.config.num_choices
+        size, silent = self.config.num_choices, self.empty and self.config.prompt_logprobs is None
         jobs: list[Job | None] = []
         for i, (prompt, job_id) in enumerate(zip(self.prompts, ids, strict=True)):
             resume = None if self.resume is None else self.resume.choices[i * size : (i + 1) * size]
-            done = resume is not None and all(choice.finished for choice in resume)
-            job = Job(job_id, prompt, self.config, self.priority, self.stream, resume, self.field_of)
-            jobs.append(None if done else job)
+            if silent or (resume is not None and all(choice.finished for choice in resume)):
+                jobs.append(None)
+                continue
+            job = Job(
+                job_id,
+                prompt,
+                self._config_of(resume),
+                self.priority,
+                self.stream,
+                resume,
+                self.field_of,
+                self.shown_markers,
+                self.cache_salt,
+            )
+            jobs.append(job)
         return jobs
+
+    def _config_of(self, resume: Sequence[ResumedChoice] | None) -> GenerationConfig:
+        """What is told of a prompt is told with the first piece of each answer: not where all have begun."""
+        if resume is None or not all(choice.finished or choice.token_ids for choice in resume):
+            return self.config
+        return self.config.model_copy(update={"prompt_logprobs": None})
 
 
 def parse(model: type[Body], body: bytes) -> Body:
@@ -82,66 +116,64 @@ def parse(model: type[Body], body: bytes) -> Body:
 
 def check_service(service: Service, model: str) -> None:
     """Raise 503 unless the service takes requests, 404 unless it serves `model`."""
-    if service.state is not ServerState.READY:
-        state = service.state.value
-        raise unavailable(f"the server is {state}", code=state, retry_after=2)
-    if model != service.model_id:
-        raise model_not_found(model, [service.model_id])
+    check_ready(service)
+    served = [service.model_id, *service.model_aliases]
+    if model not in served:
+        raise model_not_found(model, served)
 
 
 async def completion_call(service: Service, request: CompletionRequest) -> Call:
     """The call that a native completion request makes."""
     check_service(service, request.model)
     config = request.generation_config
-    prompt = await _token_ids(service, request.prompt, config.max_new_tokens)
+    prompt = await _token_ids(service, request.prompt, config.max_new_tokens, _native_field("max_new_tokens"))
     call = Call([prompt], config, request.priority, request.stream, request.resume, _native_field)
-    return _checked(service, call)
+    call.cache_salt = (request.cache_salt or "").encode()
+    return checked(service, call)
 
 
 async def openai_completion_call(service: Service, request: OpenAICompletionRequest) -> Call:
     """The call that ``/v1/completions`` makes; it may hold several prompts."""
     check_service(service, request.model)
-    max_tokens = request.max_tokens or OPENAI_DEFAULT_MAX_TOKENS
-    config = _config(request, max_tokens, request.logprobs)
+    empty = request.max_tokens == 0  # the prompt is checked, and with `echo` given back
+    max_tokens = request.max_tokens or (1 if empty else OPENAI_DEFAULT_MAX_TOKENS)
+    config = openai_config(service, request, max_tokens, request.logprobs)
     prompts = split_prompts(request.prompt)
     if len(prompts) > 1:
         _check_count(service, len(prompts))
-    ids = [await _token_ids(service, prompt, max_tokens) for prompt in prompts]
-    call = Call(ids, config, request.priority or 0, bool(request.stream), request.resume, _openai_field)
-    return _checked(service, call)
+    room = 0 if empty and config.prompt_logprobs is None else max_tokens
+    limit = openai_field("max_new_tokens") if request.max_tokens else None
+    ids = [await _token_ids(service, prompt, room, limit) for prompt in prompts]
+    call = Call(
+        ids,
+        config,
+        request.priority or 0,
+        bool(request.stream),
+        request.resume,
+        openai_field if request.prompt_logprobs is not None else _echo_field,
+        shown_markers(request.skip_special_tokens),
+        empty=empty,
+        cache_salt=(request.cache_salt or "").encode(),
+    )
+    return checked(service, call)
 
 
-async def chat_call(service: Service, request: ChatCompletionRequest) -> Call:
-    """The call that ``/v1/chat/completions`` makes; unless limited, it may fill the context."""
-    check_service(service, request.model)
-    max_tokens = request.max_completion_tokens or request.max_tokens
-    text = await _render(service, request)
-    prompt = await _token_ids(service, text, max_tokens or 1, param="messages", special=False)
-    if max_tokens is None:
-        max_tokens = service.max_new_tokens(len(prompt), max(request.n or 1, request.num_beams or 1))
-        if max_tokens < 1:
-            raise _too_long(service, len(prompt), 1, "messages")
-    logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    config = _config(request, max_tokens, logprobs)
-    field_of = _chat_field if request.max_completion_tokens else _old_chat_field
-    call = Call([prompt], config, request.priority or 0, bool(request.stream), request.resume, field_of)
-    return _checked(service, call)
+def shown_markers(skip_special_tokens: bool | None) -> str | None:
+    """Which special tokens answers show that are plain text; see `Job.shown_markers`."""
+    return None if skip_special_tokens is False else ""
 
 
 def _native_field(option: str) -> str:
     return f"generation_config.{option}" if option in GenerationConfig.model_fields else option
 
 
-def _openai_field(option: str) -> str:
+def openai_field(option: str) -> str:
     return {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}.get(option, option)
 
 
-def _old_chat_field(option: str) -> str:
-    return "messages" if option == "prompt" else _openai_field(option)
-
-
-def _chat_field(option: str) -> str:
-    return "max_completion_tokens" if option == "max_new_tokens" else _old_chat_field(option)
+def _echo_field(option: str) -> str:
+    """The same where log probabilities of prompts are told because they are echoed."""
+    return "echo" if option == "prompt_logprobs" else openai_field(option)
 
 
 def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
@@ -153,21 +185,8 @@ def split_prompts(prompt: OpenAIPrompt) -> list[str | list[int]]:
     return [part for part in prompt if not isinstance(part, int)]
 
 
-async def _render(service: Service, request: ChatCompletionRequest) -> str:
-    try:
-        messages = [
-            {"role": message.role, "content": message.text()}
-            | ({"name": message.name} if message.name else {})
-            for message in request.messages
-        ]
-        size = sum(len(text) for message in messages for text in message.values())
-        return await _work(size, lambda: service.tokenizer.render_chat(messages))
-    except ValueError as error:
-        raise unprocessable(str(error), param="messages") from None
-
-
 async def _token_ids(
-    service: Service, prompt: str | list[int], new_tokens: int, *, param: str = "prompt", special: bool = True
+    service: Service, prompt: str | list[int], new_tokens: int, limit: str | None, *, param: str = "prompt"
 ) -> list[int]:
     """The tokens of one prompt that the service can continue by `new_tokens`.
 
@@ -175,22 +194,20 @@ async def _token_ids(
         service: gives tokenizer and limits.
         prompt: text or token ids.
         new_tokens: how many shall come.
+        limit: the field that says so, where the request sets one.
         param: the field that the prompt is from.
-        special: put the special tokens around a text that the model expects there.
     """
+    size, tokenizer = size_of(service), service.tokenizer
     if isinstance(prompt, str):
         text = prompt
-        # a text that cannot fit costs seconds and gigabytes to tokenise; normalisers may shorten it
-        if len(text) > 2 * service.model_max_length * service.tokenizer.vocabulary.longest:
-            message = f"{len(text)} characters are far more than {service.model_max_length} tokens can hold"
-            raise unprocessable(message, param=param, code=_TOO_LONG)
-        prompt = await _work(len(text), lambda: service.tokenizer.encode(text, special=special))
-    if not prompt:
-        raise unprocessable("the prompt has no tokens", param=param)
-    _check_ids(service, prompt, param)
-    if len(prompt) + new_tokens > service.model_max_length:
-        raise _too_long(service, len(prompt), new_tokens, param)
+        checks.check_text(size, tokenizer, text, param)
+        prompt = await work(len(text), lambda: checks.encode(tokenizer, text, param))
+    checks.check_prompt(size, prompt, new_tokens, param, limit)
     return prompt
+
+
+def size_of(service: Service) -> checks.ModelSize:
+    return checks.ModelSize(service.vocab_size, service.model_max_length)
 
 
 def _check_count(service: Service, prompts: int) -> None:
@@ -204,54 +221,45 @@ def _check_count(service: Service, prompts: int) -> None:
 Result = TypeVar("Result")
 
 
-async def _work(size: int, function: Callable[[], Result]) -> Result:
+async def work(size: int, function: Callable[[], Result]) -> Result:
     """What `function` makes of a text of `size` characters."""
     return function() if size < LONG_TEXT else await asyncio.to_thread(function)
 
 
-def _config(request: SharedRequest, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
+def openai_config(
+    service: Service, request: SharedRequest, max_new_tokens: int, logprobs: int | None
+) -> GenerationConfig:
+    """The options of `request`, with those of the checkpoint for what it leaves out; a stream that goes on
+    has those with which it was begun.
+
+    Raises:
+        ApiError: an option is out of range.
+    """
+    begun = None if request.resume is None else request.resume.sampling
+    defaults = dict(service.sampling_defaults if begun is None else begun)
+    if (request.num_beams or 1) > 1:  # beams are searched for, unless the request says otherwise
+        defaults.pop("temperature", None)
+    missing = {name: value for name, value in defaults.items() if getattr(request, name) is None}
     try:
-        return request.generation_config(max_new_tokens, logprobs)
+        return request.model_copy(update=missing).generation_config(max_new_tokens, logprobs)
     except ValidationError as error:
         raise from_validation(error) from None
 
 
-def _checked(service: Service, call: Call) -> Call:
-    """`call`, unless it names tokens that do not exist, or its answers cannot be streamed."""
-    config = call.config
-    _check_ids(service, config.stop_token_ids, call.field_of("stop_token_ids"))
-    _check_ids(service, config.logit_bias, call.field_of("logit_bias"))
-    _check_ids(service, config.eos_token_ids or (), call.field_of("eos_token_id"))
-    if call.stream and not service.can_stream:
-        raise unprocessable(f"stream: a {service.kind} server answers whole", param="stream")
+def checked(service: Service, call: Call) -> Call:
+    """`call`, unless it names tokens that do not exist, or goes on with a stream that is not its own."""
+    size, config = size_of(service), call.config
+    checks.check_config(size, config, call.field_of)
+    if config.prompt_logprobs is not None and call.prompt_reports > MAX_PROMPT_REPORTS:
+        field = call.field_of("prompt_logprobs")
+        message = f"{field}: {call.prompt_reports} log probabilities of prompts; at most {MAX_PROMPT_REPORTS}"
+        raise unprocessable(f"{message} are told at once", param=field)
+    call.config = with_tokens(config, service.tokenizer, call.field_of("bad_words"))
     if call.resume is not None:
-        _check_resume(service, call, call.resume)
+        if not call.stream:
+            raise unprocessable("only a stream can be resumed", param="resume")
+        if call.resume.weights not in (None, service.fingerprint):
+            # 503: the gateway learned of this server's weights before they changed, and shall ask another
+            raise unavailable("the stream was begun with other weights", code="other_weights")
+        checks.check_resume(size, config, call.resume.choices, call.choices)
     return call
-
-
-def _check_ids(service: Service, ids: Sequence[int] | dict[int, float], param: str) -> None:
-    highest = max(ids, default=0)
-    if highest >= service.vocab_size:
-        message = f"{param}: token id {highest} is not below the vocabulary size {service.vocab_size}"
-        raise unprocessable(message, param=param)
-
-
-def _check_resume(service: Service, call: Call, resume: Resume) -> None:
-    if not call.stream:
-        raise unprocessable("only a stream can be resumed", param="resume")
-    if len(resume.choices) != call.choices:
-        message = f"resume has {len(resume.choices)} choices, the request {call.choices}"
-        raise unprocessable(message, param="resume.choices")
-    for choice in resume.choices:
-        _check_ids(service, choice.token_ids, "resume.choices")
-        if len(choice.token_ids) > call.config.max_new_tokens:
-            message = f"resume.choices: an answer has more than {call.config.max_new_tokens} tokens already"
-            raise unprocessable(message, param="resume.choices")
-
-
-def _too_long(service: Service, prompt_tokens: int, new_tokens: int, param: str) -> ApiError:
-    message = (
-        f"the prompt has {prompt_tokens} tokens, which with {new_tokens} new ones exceeds "
-        f"the {service.model_max_length} tokens that the model can handle"
-    )
-    return unprocessable(message, param=param, code=_TOO_LONG)

@@ -12,8 +12,6 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from protocol.errors import ErrorResponse
-
 _REF = "#/components/schemas/{model}"
 
 
@@ -21,11 +19,6 @@ def document_body(model: type[BaseModel]) -> dict[str, Any]:
     """``openapi_extra`` of a route that takes a `model` as JSON."""
     schema = {"$ref": _REF.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def document_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """``responses`` of a route that may fail with these statuses."""
-    return {status: {"model": ErrorResponse} for status in statuses}
 
 
 def add_schemas(app: FastAPI, *models: type[BaseModel]) -> None:

@@ -7,15 +7,18 @@ know which batching strategy runs behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import Metric
 
+from protocol.accepts import Refusal
 from protocol.completion import FinishReason, ResumedChoice
+from protocol.errors import unavailable
 from protocol.generation import GenerationConfig
 from protocol.status import ServerState, ServerStatus, ServiceKind
+from server.text.formats.parts import Part
 from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 
@@ -38,6 +41,10 @@ class Job:
     field_of: Callable[[str], str] = str
     """What the request calls the prompt (``prompt``) or an option of `GenerationConfig`: errors shall
     name that."""
+    shown_markers: str | None = ""
+    """Special tokens that stand in this text are shown in answers; None: all are (`Vocabulary.showing`)."""
+    cache_salt: bytes = b""
+    """Jobs may reuse each other's cached prompts only if theirs are equal."""
 
 
 @dataclass(slots=True)
@@ -49,6 +56,12 @@ class Delta:
     token_ids: list[int]
     finish_reason: FinishReason | None = None
     logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
+    """Of the prompt's tokens from the second on, where they are wanted; with the first piece of an answer."""
+    queue_seconds: float | None = None
+    """How long the job had to wait, where the service knows; in a first piece."""
+    parts: list[Part] | None = None
+    """`text`, sorted (`server.text.formats`); None where answers are plain text."""
 
 
 class DeltaStream(Protocol):
@@ -70,20 +83,29 @@ class Service(Protocol):
     """A model that is being served.
 
     Life: made (`LOADING`, cheap, no I/O) → `start` → `READY` → `drain` → `close`. `state`,
-    `status`, `pending_tokens`, `kind` and `model_id` can be read at any time, the rest once ready.
+    `status`, `health`, `pending_tokens`, `refusals`, `fingerprint`, `kind` and `model_id` can be read at any
+    time, the rest once ready.
 
-    `submit` validates at once: it raises `ApiError` (422 what can never be done, 429 a full
+    `submit` validates at once: it raises `ApiError` (422 what can never be done, by `refusals`
+    (`server.api.refusals.check_refusals`) or by size, 429 a full
     queue, 503 not ready) before anything is queued. Errors later on (408 queue timeout, 503 lost
     engine, 409 cancelled by id) are raised by the iterator.
     """
 
     kind: ServiceKind
     model_id: str
+    model_aliases: tuple[str, ...]
+    """Further names of the model."""
     tokenizer: Tokenizer
     vocab_size: int
     """Rows of the model's output layer: token ids at or above it do not exist."""
     model_max_length: int
-    can_stream: bool
+    refusals: tuple[Refusal, ...] | None
+    """What it does not take, told in ``/status``; None until the model is loaded."""
+    sampling_defaults: Mapping[str, float]
+    """What requests to ``/v1/*`` leave out, by its name there (`server.checkpoints.sampling_defaults`)."""
+    fingerprint: str | None
+    """That of the checkpoint (`server.checkpoints.fingerprint`); None until it is loaded."""
 
     @property
     def state(self) -> ServerState: ...
@@ -118,6 +140,12 @@ class Service(Protocol):
 
     def status(self) -> ServerStatus: ...
 
+    def health(self) -> str | None:
+        """None while the service makes progress, is idle, or loads for the first time; otherwise one
+        line that says what is wrong. ``/health`` answers 503 with it, and so does a request for an answer.
+        """
+        ...
+
     def collect(self) -> Iterable[Metric]:
         """Its own metrics (queue, cache, …), read at each scrape: a service is a Prometheus
         collector. What can be measured at the HTTP routes (`server.api.metrics`) is not among them.
@@ -127,3 +155,17 @@ class Service(Protocol):
     def cancel(self, request_id: str) -> bool:
         """Cancel by id: the iterator raises `protocol.errors.cancelled`; False if none lives."""
         ...
+
+
+def check_ready(service: Service) -> None:
+    """Return if the service takes requests.
+
+    Raises:
+        ApiError: 503; its code is the state of the service, or ``unhealthy``, and its message the reason.
+    """
+    state, problem = service.state, service.health()
+    if state is ServerState.READY and problem is None:
+        return
+    code = "unhealthy" if state is ServerState.READY else state.value
+    message = f"the server is {code}" if problem is None else f"the server is {code}: {problem}"
+    raise unavailable(message, code=code, retry_after=2)

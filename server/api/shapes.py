@@ -15,7 +15,8 @@ import orjson
 
 from protocol.completion import Usage
 from protocol.openai import StreamOptions
-from server.api.logprobs import TextLogprobs, chat_logprobs
+from protocol.sse import Event
+from server.api.logprobs import TextLogprobs, prompt_logprobs
 from server.api.service import Delta
 from server.text.tokenizer import Tokenizer
 
@@ -25,8 +26,14 @@ Json = dict[str, Any]
 class Shape(Protocol):
     """The answers of one request in the terms of one API, as JSON."""
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
-        """A stream's event for the next piece of an answer.
+    has_done: bool
+    """Whether its streams end with ``[DONE]``; otherwise with the events of the last piece."""
+    counts_events: bool
+    """Whether events depend on those before: a stream that is resumed is then written anew, unsent, up
+    to where it was cut."""
+
+    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+        """A stream's events for the next piece of an answer; at least one.
 
         Args:
             delta: the piece.
@@ -44,12 +51,58 @@ class Shape(Protocol):
         ...
 
 
+class PromptTold:
+    """``prompt_logprobs`` of an answer: with its first piece.
+
+    Args:
+        tokenizer: gives the text of tokens.
+        top: how many of the likeliest tokens to tell; None: nothing is.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, top: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._top = top
+
+    def fields(self, delta: Delta) -> Json:
+        """The field, where `delta` has something to tell of the prompt."""
+        if self._top is None or delta.prompt_logprobs is None:
+            return {}
+        return {"prompt_logprobs": prompt_logprobs(self._tokenizer, delta.prompt_logprobs, self._top)}
+
+
+class TokensTold:
+    """``return_token_ids`` of OpenAI's routes: the tokens of answers and prompts, as vLLM tells them.
+
+    Args:
+        prompts: tokens of each prompt.
+        size: answers of each.
+        wanted: whether anything is told.
+    """
+
+    def __init__(self, prompts: Sequence[list[int]], size: int, *, wanted: bool) -> None:
+        self._prompts = prompts
+        self._size = size
+        self._wanted = wanted
+
+    def answer(self, token_ids: Sequence[int]) -> Json:
+        """The field of a piece of an answer."""
+        return {"token_ids": token_ids} if self._wanted else {}
+
+    def prompt(self, index: int) -> Json:
+        """The field of the prompt of answer `index`."""
+        return {"prompt_token_ids": self._prompts[index // self._size]} if self._wanted else {}
+
+
 class NativeShape:
     """``/completion/v1`` and ``/completion/v2``: `protocol.completion.CompletionResponse`."""
 
-    def __init__(self, *, token_ids: bool, logprobs: TextLogprobs | None) -> None:
+    has_done = True
+    counts_events = False
+
+    def __init__(self, *, token_ids: bool, logprobs: TextLogprobs | None, prompt: PromptTold) -> None:
         self._token_ids = token_ids
         self._logprobs = logprobs
+        self._prompt = prompt
 
     def _choice(self, delta: Delta) -> Json:
         choice: Json = {"text": delta.text, "index": delta.index, "finish_reason": delta.finish_reason}
@@ -57,10 +110,10 @@ class NativeShape:
             choice["token_ids"] = delta.token_ids
         if self._logprobs is not None:
             choice["logprobs"] = self._logprobs.write(delta.index, delta.logprobs)
-        return choice
+        return choice | self._prompt.fields(delta)
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
-        return orjson.dumps({"choices": [self._choice(delta)]})
+    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+        return [(None, orjson.dumps({"choices": [self._choice(delta)]}))]
 
     def last_event(self, usage: Usage) -> bytes | None:
         return orjson.dumps({"choices": [], "usage": usage.model_dump()})
@@ -79,10 +132,15 @@ class Envelope:
     model: str
     prompt_tokens: int
     stream_options: StreamOptions | None = None
+    fingerprint: str | None = None
+    """Of the weights."""
 
 
-class _OpenAIShape:
+class OpenAIShape:
     """What the two OpenAI routes share: the envelope, and usage in streams that ask for it."""
+
+    has_done = True
+    counts_events = False
 
     def __init__(self, envelope: Envelope, prefix: str, kind: str) -> None:
         self._envelope: Json = {
@@ -90,91 +148,91 @@ class _OpenAIShape:
             "object": kind,
             "created": envelope.created,
             "model": envelope.model,
+            "system_fingerprint": envelope.fingerprint,
         }
         self._prompt_tokens = envelope.prompt_tokens
         options = envelope.stream_options or StreamOptions()
         self._usage_at_end = options.include_usage
         self._usage_always = options.continuous_usage_stats
 
-    def _chunk(self, choice: Json, tokens: int) -> bytes:
+    def _chunk(self, choice: Json, tokens: int, more: Json | None = None) -> bytes:
+        """An event with `choice`, and with `more` beside it."""
         chunk = {**self._envelope, "choices": [choice]}
+        if more:
+            chunk |= more
         if self._usage_always:
             chunk["usage"] = Usage.of(self._prompt_tokens, tokens).model_dump()
         elif self._usage_at_end:
             chunk["usage"] = None  # once it is asked for, every chunk has the field
         return orjson.dumps(chunk)
 
-    def _whole(self, choices: list[Json], usage: Usage) -> bytes:
-        return orjson.dumps({**self._envelope, "choices": choices, "usage": usage.model_dump()})
+    def _whole(self, choices: list[Json], usage: Usage, more: Json | None = None) -> bytes:
+        body = {**self._envelope, "choices": choices, "usage": usage.model_dump()}
+        return orjson.dumps(body | (more or {}))
 
     def last_event(self, usage: Usage) -> bytes | None:
         return self._whole([], usage) if self._usage_at_end else None
 
 
-class TextShape(_OpenAIShape):
-    """``/v1/completions``: `protocol.openai.OpenAICompletionResponse`.
+@dataclass(slots=True, frozen=True)
+class Echo:
+    """A prompt that is given back before its answer."""
+
+    text: str
+    first_token: int
+
+
+class TextShape(OpenAIShape):
+    """``/v1/completions``: `protocol.openai_answers.OpenAICompletionResponse`.
 
     Args:
-        echo: the text to put before each answer (its prompt, where that is wanted).
+        echo: what to put before each answer (its prompt, where that is wanted).
+        logprobs: writes those of the answers, and of what is echoed.
+        top: how many of the likeliest tokens to tell of what is echoed.
+        prompt: writes ``prompt_logprobs``.
+        tokens: writes ``token_ids`` and ``prompt_token_ids``.
     """
 
     def __init__(
-        self, envelope: Envelope, *, echo: Sequence[str] | None, logprobs: TextLogprobs | None
+        self,
+        envelope: Envelope,
+        *,
+        echo: Sequence[Echo] | None,
+        logprobs: TextLogprobs | None,
+        top: int = 0,
+        prompt: PromptTold,
+        tokens: TokensTold,
     ) -> None:
         super().__init__(envelope, "cmpl", "text_completion")
+        self._tokens = tokens
         self._echo = echo
         self._logprobs = logprobs
+        self._top = top
+        self._prompt = prompt
 
     def _choice(self, delta: Delta, first: bool) -> Json:
-        text = delta.text if self._echo is None or not first else self._echo[delta.index] + delta.text
-        logprobs = None if self._logprobs is None else self._logprobs.write(delta.index, delta.logprobs)
-        return {
+        text, logprobs = delta.text, None
+        if self._logprobs is not None:
+            logprobs = self._logprobs.write(delta.index, delta.logprobs)
+        if first and self._echo is not None:
+            echo = self._echo[delta.index]
+            text = echo.text + text
+            if self._logprobs is not None:
+                known = self._logprobs.write_echo(
+                    echo.text, echo.first_token, delta.prompt_logprobs or (), self._top
+                )
+                logprobs = {name: known[name] + values for name, values in (logprobs or {}).items()}
+        choice: Json = {
             "index": delta.index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
         }
+        choice |= self._prompt.fields(delta) | self._tokens.answer(delta.token_ids)
+        return choice | self._tokens.prompt(delta.index) if first else choice
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
-        return self._chunk(self._choice(delta, first), tokens)
+    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+        return [(None, self._chunk(self._choice(delta, first), tokens))]
 
     def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
         return self._whole([self._choice(delta, True) for delta in answers], usage)
-
-
-class ChatShape(_OpenAIShape):
-    """``/v1/chat/completions``: `ChatCompletionResponse` and `ChatCompletionChunk`.
-
-    The first chunk of an answer names the role beside its first text, so that whether the role was
-    sent follows from whether any token was: a stream that is resumed never repeats it.
-    """
-
-    def __init__(self, envelope: Envelope, *, stream: bool, tokenizer: Tokenizer | None) -> None:
-        super().__init__(envelope, "chatcmpl", "chat.completion.chunk" if stream else "chat.completion")
-        self._tokenizer = tokenizer
-        """Set where log probabilities are wanted."""
-
-    def _logprobs(self, delta: Delta) -> Json | None:
-        return None if self._tokenizer is None else chat_logprobs(self._tokenizer, delta.logprobs)
-
-    def event(self, delta: Delta, first: bool, tokens: int) -> bytes:
-        message: Json = {"content": delta.text} if delta.text or first else {}
-        choice = {
-            "index": delta.index,
-            "delta": {"role": "assistant", **message} if first else message,
-            "logprobs": self._logprobs(delta),
-            "finish_reason": delta.finish_reason,
-        }
-        return self._chunk(choice, tokens)
-
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": delta.index,
-                "message": {"role": "assistant", "content": delta.text, "refusal": None},
-                "logprobs": self._logprobs(delta),
-                "finish_reason": delta.finish_reason,
-            }
-            for delta in answers
-        ]
-        return self._whole(choices, usage)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from protocol.generation import MAX_LOOKUP_TOKENS, MAX_NGRAM_SIZE
-from server.continuous_batching.decoding.params import PromptLookup
-from server.continuous_batching.scheduler.cost import SwapPolicy
-from utils.config import ConfigModel, ModelDirectory, Secret, TokenizerPath
+from server.api.config import ApiConfig
+from server.checkpoints.hub import find_checkpoint
+from server.models.registry import FAMILIES
+from server.models.source import ModelSource
+from server.quantization.formats.registry import FormatName, Quantization, check_agreement
+from server.scheduling.params import PromptLookup
+from server.scheduling.policies import POLICIES, SchedulingPolicy
+from server.scheduling.preemption import SwapPolicy
+from server.text.formats.registry import AUTO, NAMES
+from utils.choices import one_of
+from utils.config import ConfigModel, ModelPath, TokenizerPath
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -18,13 +27,21 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class ModelLoadingConfig(ConfigModel):
     """Which model, and how to hold it."""
 
-    model_type: Literal["llama", "mistral", "qwen2", "qwen3"] | None = None
+    model_type: Annotated[str, one_of(FAMILIES)] | None = None
     """What the checkpoint must be; null: what it says it is."""
-    model_name_or_path: ModelDirectory
+    model_name_or_path: ModelPath
     torch_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     tokenizer_name_or_path: TokenizerPath | None = None
     use_fast_tokenizer: bool = True
     trust_remote_code: bool = False
+    chat_format: Annotated[str, one_of(NAMES)] = AUTO
+    """How answers hold tool calls and reasoning: a name of `server.text.formats.registry`; auto: as the
+    checkpoint's chat template shows; none: answers are plain text."""
+    sanitize_control_tokens: bool = False
+    """Encode control tokens that stand in the messages of a chat as ordinary text; false: as transformers
+    does by default, they become control tokens."""
+    quantization: FormatName | None = None
+    """How the weights are quantized; null: as `quantize_method` says."""
     quantize_method: Literal["gptq"] | None = None
     model_max_length: Annotated[int, Field(ge=2)] | None = None
     gptq_model_base_name: str | None = None
@@ -32,12 +49,40 @@ class ModelLoadingConfig(ConfigModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: PositiveInt | None = None
     """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
-    attention_backend: Literal["auto", "triton", "flash", "varlen"] = "auto"
+    attention_backend: Literal["auto", "triton", "flash", "varlen", "xformers"] = "auto"
     """On a GPU, what computes attention; auto: what was measured fastest of those that run there."""
+
+    @model_validator(mode="after")
+    def _check_quantization(self) -> ModelLoadingConfig:
+        check_agreement(self.quantization, "quantize_method", self.quantize_method, self.quantize_method)
+        return self
+
+    @property
+    def source(self) -> ModelSource:
+        """The checkpoint that this names."""
+        names = ("gptq_model_base_name", "gptq_config_base_name")
+        options = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return ModelSource(
+            Path(self.model_name_or_path),
+            self.model_type,
+            Quantization(self.quantization or self.quantize_method, options),
+        )
 
     @property
     def tokenizer_path(self) -> str:
         return self.tokenizer_name_or_path or self.model_name_or_path
+
+    def located(self) -> ModelLoadingConfig:
+        """The same with paths on this machine; what is on a hub is downloaded.
+
+        Raises:
+            ModelError: it cannot be.
+        """
+        model, tokenizer = self.model_name_or_path, self.tokenizer_name_or_path
+        found = {"model_name_or_path": str(find_checkpoint(model))}
+        if tokenizer is not None:
+            found["tokenizer_name_or_path"] = str(find_checkpoint(tokenizer, weights=False))
+        return self.model_copy(update=found)
 
 
 class BatcherConfig(ConfigModel):
@@ -49,6 +94,11 @@ class BatcherConfig(ConfigModel):
     """Prompt tokens of one step; null: 512 on CPU, `batch_max_tokens` elsewhere."""
     max_waiting: PositiveInt = 1024
     queue_timeout_seconds: Annotated[float, Field(gt=0)] | None = 300.0
+    step_timeout_seconds: Annotated[float, Field(ge=1)] | None = None
+    """Seconds without a step, with work to do, after which the engine is taken for stuck, killed and
+    started again; null: 300 on a CPU, 60 on a GPU."""
+    policy: Annotated[str, one_of(POLICIES)] = SchedulingPolicy.name
+    """Which requests run and wait: a name of `server.scheduling.policies`."""
 
     @model_validator(mode="after")
     def _check(self) -> BatcherConfig:
@@ -65,6 +115,9 @@ class CacheConfig(ConfigModel):
 
     num_blocks: PositiveInt | None = None
     """Blocks on the device; null: as many as memory allows."""
+    num_window_blocks: PositiveInt | None = None
+    """Blocks on the device for each group of layers with a window, where other layers have none; null: as
+    many as all sequences and a step can use, and at most `num_blocks`."""
     num_blocks_cpu: Annotated[int, Field(ge=0)] | None = None
     """Blocks in host memory for swapping; null: a quarter of `num_blocks`."""
     block_size: Annotated[int, Field(ge=1, le=256)] = 16
@@ -88,12 +141,14 @@ class SpeculationConfig(ConfigModel):
         return PromptLookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
 
 
-class ServerConfig(ConfigModel):
+class ServerConfig(ApiConfig):
     """The whole file."""
 
     model_loading_config: ModelLoadingConfig
     batcher_config: BatcherConfig = BatcherConfig()
     cache_config: CacheConfig = CacheConfig()
     speculation_config: SpeculationConfig = SpeculationConfig()
-    event_token: Secret | None = None
-    """Shared secret for announcing this server to the gateway."""
+
+    def located(self) -> ServerConfig:
+        """As `ModelLoadingConfig.located`."""
+        return self.model_copy(update={"model_loading_config": self.model_loading_config.located()})

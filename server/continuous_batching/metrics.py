@@ -8,14 +8,20 @@ from collections.abc import Iterable
 from prometheus_client import Histogram, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from server.continuous_batching.engine.stats import EngineStats
+from server.continuous_batching.stats import EngineStats
 
 _GAUGES = {
     "vllm:num_requests_running": ("running", "Requests in the batch."),
     "vllm:num_requests_waiting": ("waiting", "Requests in the queue."),
     "vllm:num_requests_swapped": ("swapped", "Requests swapped out to host memory."),
-    "vllm:kv_cache_usage_perc": ("cache_usage", "Share of cache blocks in use, 0 to 1."),
-    "vllm:cpu_cache_usage_perc": ("host_cache_usage", "Share of swap blocks in use, 0 to 1."),
+    "vllm:kv_cache_usage_perc": (
+        "cache_usage",
+        "Share of cache blocks in use, 0 to 1, in the fullest group.",
+    ),
+    "vllm:cpu_cache_usage_perc": (
+        "host_cache_usage",
+        "Share of swap blocks in use, 0 to 1, in the fullest group.",
+    ),
     "engine:running_beams": ("running_rows", "Sequences in the batch."),
     "engine:pending_tokens": ("pending_tokens", "Work not yet done, in generated tokens."),
 }
@@ -82,6 +88,14 @@ class EngineMetrics:
             gauge = GaugeMetricFamily(name, text, labels=["model_name"])
             gauge.add_metric([self._model], getattr(self.stats, field))
             yield gauge
+        groups = GaugeMetricFamily(
+            "engine:cache_group_usage_perc",
+            "Share of cache blocks in use, 0 to 1, of each group of layers.",
+            labels=["model_name", "group"],
+        )
+        for group, usage in self.stats.cache_usage_by_group.items():
+            groups.add_metric([self._model, group], usage)
+        yield groups
         counters = {name: (getattr(self.stats, field), text) for name, (field, text) in _COUNTERS.items()}
         preemptions = self.stats.preempted_by_swap + self.stats.preempted_by_recompute
         counters["vllm:num_preemptions"] = (preemptions, "Running requests that had to leave the batch.")

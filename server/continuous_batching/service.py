@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from prometheus_client import Metric
 
 from protocol import __version__
-from protocol.errors import (
-    ApiError,
-    cancelled,
-    internal,
-    queue_full,
-    queue_timeout,
-    unavailable,
-    unprocessable,
-)
+from protocol.accepts import Refusal
+from protocol.errors import cancelled, internal, queue_full, unavailable, unprocessable
 from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus, ServiceKind
 from protocol.work import expected_tokens
-from server.api.service import Job
+from server.api.refusals import check_refusals
+from server.api.service import Job, check_ready
+from server.checkpoints.sampling_defaults import sampling_defaults
+from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
-from server.continuous_batching.decoding.params import SamplingParams
-from server.continuous_batching.engine import messages
-from server.continuous_batching.engine.outputs import RequestFailure
-from server.continuous_batching.engine.stats import EngineStats
-from server.continuous_batching.engine.supervisor import EngineSupervisor
+from server.continuous_batching.failures import api_error
 from server.continuous_batching.metrics import EngineMetrics
-from server.continuous_batching.scheduler.limits import Limits
+from server.continuous_batching.outputs import AnswerDelta
+from server.continuous_batching.refusals import refusals
+from server.continuous_batching.stats import EngineStats
 from server.continuous_batching.stream import JobStream
+from server.continuous_batching.supervisor import EngineSupervisor
 from server.continuous_batching.tokenizer import load_tokenizer
+from server.scheduling.limits import Limits
+from server.scheduling.params import SamplingParams
+from server.text.checks import check_goes_on
 from server.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class ContinuousBatchingService:
@@ -46,17 +48,20 @@ class ContinuousBatchingService:
     """
 
     kind: ServiceKind = "continuous_batching"
-    can_stream = True
+    refusals: tuple[Refusal, ...] | None = None
+    fingerprint: str | None = None
     tokenizer: Tokenizer
     vocab_size: int
     model_max_length: int
 
     def __init__(self, config: ServerConfig, model_id: str) -> None:
-        self.model_id = model_id
+        self.model_id, self.model_aliases = model_id, config.model_aliases
+        self.sampling_defaults: Mapping[str, float] = {}
         self._config = config
         self._born = time.monotonic()
-        self._state = ServerState.LOADING
-        self._loaded = False
+        self._engine_state = ServerState.LOADING
+        self._loaded = False  # both the engine and the tokenizer
+        self._ending: ServerState | None = None
         self._metrics = EngineMetrics(model_id)
         self._streams: dict[str, JobStream] = {}
         self._idle = asyncio.Event()
@@ -70,42 +75,53 @@ class ContinuousBatchingService:
 
     @property
     def state(self) -> ServerState:
-        return self._state
+        if self._ending is not None:
+            return self._ending
+        return self._engine_state if self._loaded else ServerState.LOADING
 
     async def start(self) -> None:
-        self._supervisor = EngineSupervisor(self._config, self._on_ready, self._on_report, self._on_lost)
+        self._config = await asyncio.to_thread(self._config.located)
+        self._supervisor = EngineSupervisor(
+            self._config, self._on_ready, self._on_report, self._on_lost, lambda: bool(self._streams)
+        )
         engine = asyncio.create_task(self._supervisor.start())
         try:
             self.tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model_loading_config)
             await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
+            if self._config.generation_config == "auto":
+                path = Path(self._config.model_loading_config.model_name_or_path)
+                self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path)
         except Exception:
             engine.cancel()
             raise
         await engine
         self._loaded = True
-        self._state = ServerState.READY
 
     async def drain(self) -> None:
-        self._state = ServerState.DRAINING
+        self._ending = ServerState.DRAINING
         await self._idle.wait()
 
     async def close(self) -> None:
-        if self._state is not ServerState.DRAINING:
-            self._state = ServerState.FAILED
+        if self._ending is None:
+            self._ending = ServerState.FAILED
         if self._supervisor is not None:
             await self._supervisor.close()
+        self._fail_streams()
 
     # -- jobs ----------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> JobStream:
-        if self._state is not ServerState.READY or self._limits is None or self._supervisor is None:
-            raise unavailable(f"the server is {self._state}", code=str(self._state))
-        self._check(job, self._limits)
+        check_ready(self)
+        assert self._limits is not None and self._supervisor is not None
+        params = SamplingParams.of(
+            job.config, self._eos_token_ids, self._config.speculation_config.prompt_lookup
+        )
+        self._check(job, params, self._limits)
         waiting = sum(not stream.started for stream in self._streams.values())
         if waiting >= self._limits.max_waiting:
             raise queue_full(f"{waiting} requests are waiting already")
         stream = JobStream(job, self.tokenizer.vocabulary, lambda: self._close_stream(job.request_id))
-        self._supervisor.send(self._message(job))  # first: a job that cannot be sent is not kept
+        self._supervisor.send(self._message(job, params))  # first: a job that cannot be sent is not kept
         self._streams[job.request_id] = stream
         self._idle.clear()
         config = job.config
@@ -114,22 +130,21 @@ class ContinuousBatchingService:
         )
         return stream
 
-    def _message(self, job: Job) -> messages.Add:
+    def _message(self, job: Job, params: SamplingParams) -> messages.Add:
         resumed = job.resume if job.resume is not None and job.config.num_beams == 1 else None
         return messages.Add(
             request_id=job.request_id,
             prompt=job.prompt_token_ids,
-            params=SamplingParams.of(
-                job.config, self._eos_token_ids, self._config.speculation_config.prompt_lookup
-            ),
+            params=params,
             priority=job.priority,
             stream=job.stream,
             patience=self._config.batcher_config.queue_timeout_seconds,
             emitted=None if resumed is None else [choice.token_ids for choice in resumed],
+            cache_salt=job.cache_salt,
             finished_answers=[i for i, choice in enumerate(resumed or ()) if choice.finished],
         )
 
-    def _check(self, job: Job, limits: Limits) -> None:
+    def _check(self, job: Job, params: SamplingParams, limits: Limits) -> None:
         """Refuse what can never be done."""
         if job.request_id in self._streams:
             raise unprocessable(f"a request with the id {job.request_id!r} is being answered")
@@ -139,10 +154,9 @@ class ContinuousBatchingService:
             options = {"prompt_tokens": "prompt", "rows": config.rows_option, "new_tokens": "max_new_tokens"}
             field = job.field_of(options[objection[0]])
             raise unprocessable(f"{field}: {objection[1]}", param=field, code="cannot_fit")
-        for choice in job.resume or ():
-            if not choice.finished and len(choice.token_ids) >= config.max_new_tokens:
-                message = f"an unfinished answer has all of its {config.max_new_tokens} tokens already"
-                raise unprocessable(message, param="resume")
+        check_refusals(job, self.refusals or ())
+        if job.resume is not None:
+            check_goes_on(job.resume, params.eos_token_ids, params.stop, self.tokenizer.vocabulary)
 
     def cancel(self, request_id: str) -> bool:
         stream = self._streams.get(request_id)
@@ -153,7 +167,7 @@ class ContinuousBatchingService:
         return True
 
     def _close_stream(self, request_id: str) -> None:
-        """Nobody wants the rest of an answer."""
+        """The rest of an answer is not wanted any more."""
         if self._forget(request_id) is not None and self._supervisor is not None:
             self._supervisor.send(messages.Cancel(request_id))
 
@@ -172,10 +186,11 @@ class ContinuousBatchingService:
         self._limits = message.limits
         self._eos_token_ids = message.eos_token_ids
         self._capabilities = message.capabilities
+        self.refusals = refusals(message.limits)
+        self.fingerprint = message.fingerprint
         self.vocab_size = message.vocab_size
         self.model_max_length = message.limits.model_max_length
-        if self._loaded and self._state is ServerState.LOADING:
-            self._state = ServerState.READY
+        self._engine_state = ServerState.READY
 
     def _on_report(self, report: messages.Report) -> None:
         now = asyncio.get_running_loop().time()
@@ -184,11 +199,16 @@ class ContinuousBatchingService:
             stream = self._streams.get(request_id)
             if stream is not None:
                 stream.started = True
-                self._metrics.observe_queue_time(now - stream.submitted_at)
+                stream.queue_seconds = now - stream.submitted_at
+                self._metrics.observe_queue_time(stream.queue_seconds)
+        for prompt in output.prompts:
+            stream = self._streams.get(prompt.request_id)
+            if stream is not None:
+                stream.feed_prompt(prompt)
         for delta in output.deltas:
             stream = self._streams.get(delta.request_id)
             if stream is not None:
-                stream.feed(delta)
+                self._feed(stream, delta)
         for request_id in output.done:
             stream = self._forget(request_id)
             if stream is not None:
@@ -196,15 +216,26 @@ class ContinuousBatchingService:
         for failure in output.failures:
             stream = self._forget(failure.request_id)
             if stream is not None:
-                stream.end(_error(failure))
+                stream.end(api_error(failure, stream.job))
         if report.stats is not None:
             self._metrics.update(report.stats, now)
 
-    def _on_lost(self) -> None:
-        """The engine died, and all it was doing with it; the supervisor starts another."""
-        if self._state is ServerState.READY:
-            self._state = ServerState.LOADING
+    def _feed(self, stream: JobStream, delta: AnswerDelta) -> None:
+        """Hand on new tokens; where they cannot be made into text, that request fails alone."""
+        try:
+            stream.feed(delta)
+        except Exception as error:
+            logger.exception("the answer of request %s cannot be written", delta.request_id)
+            self._close_stream(delta.request_id)
+            stream.end(internal(f"this request failed: {error}"))
+
+    def _on_lost(self, state: ServerState) -> None:
+        """The engine is gone, and all it was doing with it; `state` is that of its replacement."""
+        self._engine_state = state
         self._metrics.update(EngineStats(), asyncio.get_running_loop().time())
+        self._fail_streams()
+
+    def _fail_streams(self) -> None:
         lost = unavailable("the engine was lost while it worked on this request", code="engine_lost")
         unheard = unavailable("the engine was lost before it began with this request", code="loading")
         for stream in self._streams.values():
@@ -243,7 +274,8 @@ class ContinuousBatchingService:
         }
         return ServerStatus(
             service=self.kind,
-            state=self._state,
+            state=self.state,
+            problem=self.health(),
             model_id=self.model_id,
             version=__version__,
             uptime_seconds=time.monotonic() - self._born,
@@ -253,16 +285,9 @@ class ContinuousBatchingService:
             details={**processes, "engine": msgspec.to_builtins(stats)},
         )
 
+    def health(self) -> str | None:
+        return None if self._supervisor is None else self._supervisor.problem
+
     def collect(self) -> Iterable[Metric]:
         restarts = 0 if self._supervisor is None else self._supervisor.restarts
         return self._metrics.collect(restarts)
-
-
-def _error(failure: RequestFailure) -> ApiError:
-    if failure.status == 408:
-        return queue_timeout(failure.message)
-    if failure.status == 429:
-        return queue_full(failure.message)
-    if failure.status == 422:
-        return unprocessable(failure.message, code=failure.code)
-    return internal(failure.message)

@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 from protocol.errors import ApiError
 from server.api.service import Delta, Job
-from server.continuous_batching.engine.outputs import AnswerDelta
+from server.continuous_batching.outputs import AnswerDelta, PromptReport
 from server.text.detokenizer import Detokenizer
+from server.text.logprob import TokenLogprob
 from server.text.vocabulary import Vocabulary
 
 
@@ -22,12 +23,14 @@ class JobStream:
     Args:
         job: what was asked for.
         vocabulary: bytes of each token.
-        on_close: called once, when nobody will read on; the engine may forget the job.
+        on_close: called once, when the reader is gone; the engine may forget the job.
     """
 
     def __init__(self, job: Job, vocabulary: Vocabulary, on_close: Callable[[], None]) -> None:
         self.job = job
         self.started = False
+        self.queue_seconds: float | None = None
+        """How long it waited before its first step."""
         self.submitted_at = asyncio.get_running_loop().time()
         self._on_close = on_close
         self._closed = False
@@ -35,15 +38,25 @@ class JobStream:
         self._error: ApiError | None = None
         self._done = False
         self._news = asyncio.Event()
-        self._writers = [Detokenizer(vocabulary, job.config.stop) for _ in range(job.config.num_choices)]
+        self._prompt: list[TokenLogprob] | None = None if job.config.prompt_logprobs is None else []
+        self._begun: set[int] = set()  # answers of which a piece was given out, here or elsewhere
+        shown = vocabulary.showing(job.shown_markers)
+        self._writers = [Detokenizer(shown, job.config.stop) for _ in range(job.config.num_choices)]
         self._finished_before: set[int] = set()
         for index, choice in enumerate(job.resume or ()):
+            if choice.token_ids:
+                self._begun.add(index)
             if choice.finished:
                 self._finished_before.add(index)
             elif job.config.num_beams == 1:
                 self._writers[index].feed(choice.token_ids)  # its text was given out elsewhere
 
     # -- the engine's side -------------------------------------------------------------------
+
+    def feed_prompt(self, report: PromptReport) -> None:
+        """Take what there is to tell of the next tokens of the prompt."""
+        if self._prompt is not None:
+            self._prompt += report.logprobs
 
     def feed(self, answer: AnswerDelta) -> None:
         """Take the next tokens of an answer."""
@@ -53,7 +66,17 @@ class JobStream:
         text = writer.feed(answer.token_ids)
         if answer.finish_reason is not None:
             text += writer.finish()
-        delta = Delta(answer.index, text, answer.token_ids, answer.finish_reason, answer.logprobs)
+        delta = Delta(
+            answer.index,
+            text,
+            answer.token_ids,
+            answer.finish_reason,
+            answer.logprobs,
+            queue_seconds=self.queue_seconds,
+        )
+        if answer.index not in self._begun:
+            self._begun.add(answer.index)
+            delta.prompt_logprobs = self._prompt
         self._pending.append(delta)
         self._news.set()
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from server.checkpoints.tokenizer import read_tokenizer
 from server.continuous_batching.config import ModelLoadingConfig
 from server.text.light_transformers import import_transformers_without_torch
 from server.text.tokenizer import Tokenizer
 
 
 def load_tokenizer(loading: ModelLoadingConfig) -> Tokenizer:
-    """Load it; in a process that has not imported torch, without importing torch."""
+    """Load it; in a process that has not imported torch, without importing torch.
+
+    Raises:
+        ModelError: it cannot be loaded, or not with the configuration of the model beside it.
+    """
     if not loading.trust_remote_code:  # code that comes with a model may want any part of transformers
         import_transformers_without_torch()
-    return Tokenizer(
-        loading.tokenizer_path,
+    hf = read_tokenizer(
+        Path(loading.tokenizer_path),
         use_fast=loading.use_fast_tokenizer,
         trust_remote_code=loading.trust_remote_code,
+    )
+    return Tokenizer(
+        hf, chat_format=loading.chat_format, sanitize_control_tokens=loading.sanitize_control_tokens
     )

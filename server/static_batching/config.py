@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from utils.config import ConfigModel, ModelPath, Secret, TokenizerPath
+from protocol.status import ServerCapacity
+from server.api.config import ApiConfig
+from server.checkpoints.hub import find_checkpoint
+from server.quantization.formats.registry import FormatName, Quantization, check_agreement
+from server.text.formats.registry import AUTO, NAMES
+from utils.choices import one_of
+from utils.config import ConfigModel, ModelPath, TokenizerPath
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -22,6 +28,17 @@ class BatcherConfig(ConfigModel):
     """Requests that may wait to be packed; more are refused with 429."""
     queue_timeout_seconds: Annotated[float, Field(gt=0)] | None = 300.0
     """How long a request may wait to be packed; then it fails with 408."""
+    step_timeout_seconds: Annotated[float, Field(ge=1)] | None = None
+    """Seconds without a step of a running package after which the server is unhealthy; null: 600 on a CPU,
+    120 on a GPU."""
+
+    def capacity(self, model_max_length: int) -> ServerCapacity:
+        """What a server takes, of a model whose context holds as many tokens."""
+        return ServerCapacity(
+            max_beams=self.package_max_workload,
+            max_waiting=self.max_waiting,
+            model_max_length=model_max_length,
+        )
 
 
 class WorkerConfig(ConfigModel):
@@ -36,12 +53,22 @@ class WorkerConfig(ConfigModel):
     torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     use_fast_tokenizer: bool = True
     trust_remote_code: bool = False
+    chat_format: Annotated[str, one_of(NAMES)] = AUTO
+    """How answers hold tool calls and reasoning: a name of `server.text.formats.registry`; auto: as the
+    checkpoint's chat template shows; none: answers are plain text."""
+    sanitize_control_tokens: bool = False
+    """Encode control tokens that stand in the messages of a chat as ordinary text; false: as transformers
+    does by default, they become control tokens."""
     use_safetensors: bool = True
     """Load safetensors weights alone; false: pickled ones (``*.bin``) where there are any."""
     batch_size: int = -1
     """Prompts that `generate` takes at once; -1: the whole package."""
+    quantization: FormatName | None = None
+    """How the weights are quantized; null: as `is_gptq_quantized` says."""
     is_gptq_quantized: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: PositiveInt | None = None
+    """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
     model_max_length: Annotated[int, Field(ge=2)] | None = None
     """Prompt and new tokens together; null: what the checkpoint says."""
 
@@ -52,11 +79,40 @@ class WorkerConfig(ConfigModel):
             raise ValueError(f"batch_size is -1 (the whole package) or at least 1, not {value}")
         return value
 
+    @model_validator(mode="after")
+    def _check_quantization(self) -> WorkerConfig:
+        check_agreement(self.quantization, "is_gptq_quantized", self.is_gptq_quantized, self._flagged)
+        return self
 
-class ServerConfig(ConfigModel):
+    @property
+    def weights(self) -> Quantization:
+        """What this says of the checkpoint's weights."""
+        return Quantization(self.quantization or self._flagged)
+
+    @property
+    def tokenizer_path(self) -> str:
+        return self.tokenizer_name_or_path or self.model_name_or_path
+
+    def located(self) -> WorkerConfig:
+        """The same with paths on this machine; what is on a hub is downloaded.
+
+        Raises:
+            ModelError: it cannot be.
+        """
+        revision = None if self.revision == "main" else self.revision  # ModelScope's is called otherwise
+        found = {"model_name_or_path": str(find_checkpoint(self.model_name_or_path, revision))}
+        if self.tokenizer_name_or_path is not None:
+            tokenizer = find_checkpoint(self.tokenizer_name_or_path, revision, weights=False)
+            found["tokenizer_name_or_path"] = str(tokenizer)
+        return self.model_copy(update=found)
+
+    @property
+    def _flagged(self) -> str | None:
+        return "gptq" if self.is_gptq_quantized else None
+
+
+class ServerConfig(ApiConfig):
     """The whole file."""
 
     batcher_config: BatcherConfig = BatcherConfig()
     worker_config: WorkerConfig
-    event_token: Secret | None = None
-    """Shared secret for announcing this server to the gateway."""

@@ -11,12 +11,13 @@ from transformers import GenerationConfig as HFGenerationConfig
 from transformers import StoppingCriteriaList
 
 from protocol.generation import GenerationConfig
-from server.offline import Answer
 from server.static_batching.model import LoadedModel
-from server.static_batching.processors import LogprobRecorder, build_processors
+from server.static_batching.processors import LogprobRecorder, Package, build_processors
+from server.static_batching.prompt_scores import prompt_logprobs
 from server.static_batching.prompts import PaddedPrompts, Prompt
 from server.static_batching.stopping import RowStopping, cut
 from server.text.detokenizer import Detokenizer
+from server.text.offline import Answer
 
 
 @dataclass(slots=True)
@@ -42,7 +43,10 @@ def generate(model: LoadedModel, prompts: Sequence[Prompt]) -> Batch:
     config = prompts[0].config
     eos = eos_token_ids(config, model)
     padded = PaddedPrompts(prompts, model.pad_token_id, model.device)
-    processors = build_processors(config, padded, eos)
+    form, grammar = config.structured_outputs, None
+    if form is not None:
+        grammar = model.grammars.compile(form.model_dump(), eos)
+    processors = build_processors(Package(config, padded, eos, grammar))
     recorder = _recorder(prompts)
     if recorder is not None:
         processors.insert(0, recorder)
@@ -60,11 +64,13 @@ def generate(model: LoadedModel, prompts: Sequence[Prompt]) -> Batch:
     per_prompt = len(new) // len(prompts) if config.num_beams > 1 else None
     answers, row = [], 0
     for prompt in prompts:
+        scored = prompt_logprobs(model, prompt)
         rows = range(row, row + (per_prompt or prompt.rows))
         row = rows.stop
-        answers.append(
-            [_answer(model, prompt, new[i], i, eos, recorder) for i in rows[: prompt.config.num_choices]]
-        )
+        group = [_answer(model, prompt, new[i], i, eos, recorder) for i in rows[: prompt.config.num_choices]]
+        for answer in group:
+            answer.prompt_logprobs = scored
+        answers.append(group)
     if config.num_beams > 1:
         useful = sum(config.num_beams * max(len(answer.token_ids) for answer in group) for group in answers)
     else:
@@ -139,7 +145,7 @@ def _answer(
 ) -> Answer:
     vocabulary = model.tokenizer.vocabulary
     token_ids, reason = cut(new, prompt, eos, vocabulary)
-    writer = Detokenizer(vocabulary, prompt.config.stop)
+    writer = Detokenizer(vocabulary.showing(prompt.shown_markers), prompt.config.stop)
     text = writer.feed(token_ids) + writer.finish()
     logprobs = None
     if recorder is not None and prompt.config.logprobs is not None:

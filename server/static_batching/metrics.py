@@ -66,7 +66,7 @@ class PackageMetrics:
         self._recent: deque[tuple[float, int]] = deque()
 
     def packed(self, waited: float) -> None:
-        """A request was packed after so many seconds."""
+        """A request was packed after it had waited for `waited` seconds."""
         self._queue_time.labels(self._model).observe(waited)
 
     def ran(self, batch: Batch, now: float) -> None:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from server.gptq.checkpoint import is_gptq
-from server.gptq.config import GPTQError
+from protocol.accepts import Refusal
+from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.files import find_pickled, pickled_entry, read_headers, read_json, stored_tensors
+from server.checkpoints.fingerprint import fingerprint
+from server.checkpoints.hf_config import read_hf_config
+from server.checkpoints.lengths import eos_token_ids, positions, trained_length, warn_beyond
+from server.checkpoints.loading_report import LOADING_OPTIONS, difference
+from server.checkpoints.tokenizer import read_tokenizer
 from server.static_batching.config import WorkerConfig
 from server.static_batching.memory import keep_memory_pages
-from server.static_batching.problems import ModelError, one_line, told
-from server.static_batching.quantised import load_gptq
+from server.static_batching.options import refusals
+from server.static_batching.problems import told
+from server.static_batching.quantized import load_quantized
 from server.static_batching.tryout import try_out
+from server.text.grammars.compiler import GrammarCompiler
 from server.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +49,17 @@ class LoadedModel:
     can_draft: bool = True
     """Whether it can take back tokens that were guessed wrong."""
     capabilities: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    """That of the checkpoint (`server.checkpoints.fingerprint`)."""
+    grammars: GrammarCompiler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = GrammarCompiler(self.tokenizer.hf, self.vocab_size, self.eos_token_ids)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What cannot be asked of it."""
+        return refusals(self.max_length, self.can_batch, self.can_draft)
 
 
 def load_model(config: WorkerConfig) -> LoadedModel:
@@ -50,14 +70,16 @@ def load_model(config: WorkerConfig) -> LoadedModel:
     """
     from transformers import GenerationConfig
 
-    path = config.model_name_or_path
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    config = config.located()
+    path = Path(config.model_name_or_path)
     device = _device(config)
     if device.type == "cpu":
         keep_memory_pages()
     weights, reason = _weights(config)
     tokenizer = _tokenizer(config)
     hf, kept = _hf_model(config, device, weights, reason)
-    eos = hf.generation_config.eos_token_id
     # what a request leaves open has this project's defaults, not those of the checkpoint
     hf.generation_config = GenerationConfig()
     pad = tokenizer.hf.pad_token_id
@@ -65,19 +87,20 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         hf=hf,
         tokenizer=tokenizer,
         device=device,
-        eos_token_ids=[] if eos is None else [eos] if isinstance(eos, int) else list(eos),
+        eos_token_ids=list(eos_token_ids(path, hf.config)),
         pad_token_id=0 if pad is None else int(pad),
         vocab_size=_vocab_size(hf),
         max_length=_max_length(config, hf, tokenizer),
         can_draft=not hf._is_stateful,
         capabilities={
             "device": told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
-            "dtype": told(str(hf.dtype).removeprefix("torch."), f"torch_dtype is {config.torch_dtype}"),
+            "dtype": _dtype(hf, config),
             "weights": kept,
             "attention": told(str(hf.config._attn_implementation), "transformers' choice"),
         },
     )
-    model.can_batch, model.capabilities["padding"] = try_out(hf, model.pad_token_id, path)
+    model.can_batch, model.capabilities["padding"] = try_out(hf, model.pad_token_id, str(path))
+    model.fingerprint = fingerprint(path, config.tokenizer_path)
     return model
 
 
@@ -92,70 +115,111 @@ def _device(config: WorkerConfig) -> torch.device:
     return device
 
 
-def _weights(config: WorkerConfig) -> tuple[str | None, str]:
-    """The format of weights to load ("safetensors", "pickle", or None for either) and why."""
-    if config.use_safetensors:
-        return "safetensors", "use_safetensors is true"
+def _weights(config: WorkerConfig) -> tuple[str, str]:
+    """The format of weights to load ("safetensors" or "pickle") and why.
+
+    Raises:
+        ModelError: it is not the one that is wanted.
+    """
     directory = Path(config.model_name_or_path)
-    if not directory.is_dir():
-        return None, "use_safetensors is false"
-    if any(directory.glob("*.bin")):
-        return "pickle", "use_safetensors is false"
-    logger.info("use_safetensors is false, but %s has no pickled weights: loading safetensors", directory)
-    return "safetensors", "use_safetensors is false, but there are no pickled weights"
+    pickled = find_pickled(directory)
+    if not config.use_safetensors:
+        files = directory.glob("*.bin")
+        if any(files):
+            return "pickle", "use_safetensors is false"
+        logger.info("use_safetensors is false, but %s has no pickled weights: loading safetensors", directory)
+        return "safetensors", "use_safetensors is false, but there are no pickled weights"
+    if pickled is not None:
+        raise ModelError(f"{pickled} holds pickled weights: set use_safetensors to false to load them")
+    return "safetensors", "use_safetensors is true"
 
 
 def _tokenizer(config: WorkerConfig) -> Tokenizer:
-    path = config.tokenizer_name_or_path or config.model_name_or_path
-    try:
-        return Tokenizer(
-            path,
-            use_fast=config.use_fast_tokenizer,
-            trust_remote_code=config.trust_remote_code,
-            revision=None if Path(path).is_dir() else config.revision,
-        )
-    except Exception as error:  # transformers raises whatever its parts raise
-        raise ModelError(f"the tokenizer in {path} cannot be loaded: {one_line(error)}") from error
+    hf = read_tokenizer(
+        Path(config.tokenizer_path),
+        use_fast=config.use_fast_tokenizer,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return Tokenizer(
+        hf, chat_format=config.chat_format, sanitize_control_tokens=config.sanitize_control_tokens
+    )
 
 
 def _hf_model(
-    config: WorkerConfig, device: torch.device, weights: str | None, reason: str
+    config: WorkerConfig, device: torch.device, weights: str, reason: str
 ) -> tuple[Any, dict[str, str]]:
     """The model, and in what form its weights are and why."""
     from transformers import AutoModelForCausalLM
 
-    path = config.model_name_or_path
-    _check_quantisation(config, weights)
+    path = Path(config.model_name_or_path)
     dtype = _DTYPES.get(config.torch_dtype)
-    options: dict[str, Any] = {"device_map": device} if config.low_cpu_mem_usage else {}
-    if not Path(path).is_dir():
-        options["revision"] = config.revision
     try:
-        if config.is_gptq_quantized:
-            return load_gptq(config, device, dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
+        quantized = load_quantized(config, device, dtype, weights)
+        if quantized is not None:
+            return quantized
+        _check_files(path, weights)
+        _check_generation_config(path)
+        hf_config = read_hf_config(path, trust_remote_code=config.trust_remote_code)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(path),
+            config=hf_config,
             dtype=dtype or "auto",
             trust_remote_code=config.trust_remote_code,
-            use_safetensors={"safetensors": True, "pickle": False, None: None}[weights],
-            **options,
+            use_safetensors=weights == "safetensors",
+            **LOADING_OPTIONS,
+            **({"device_map": device} if config.low_cpu_mem_usage else {}),
         )
-        return model.to(device).eval(), told(weights or "any", reason)
-    except GPTQError as error:
-        raise ModelError(str(error)) from error
+        problem = difference(model, report)
+        model = model.to(device).eval()
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"the model in {path} cannot be loaded: {one_line(error)}") from error
+    if problem is not None:
+        raise ModelError(f"{path} {problem}")
+    return model, told(weights, reason)
 
 
-def _check_quantisation(config: WorkerConfig, weights: str | None) -> None:
-    """That configuration and checkpoint agree."""
-    path = config.model_name_or_path
-    if config.is_gptq_quantized and weights == "pickle":
-        raise ModelError(
-            f"{path}: GPTQ weights are loaded from safetensors alone: set use_safetensors to true"
-        )
-    if not config.is_gptq_quantized and is_gptq(Path(path)):
-        raise ModelError(f"{path} holds a GPTQ checkpoint: set is_gptq_quantized to true")
+def _check_files(path: Path, weights: str) -> None:
+    """That the files of a local checkpoint agree with each other: where they do not, transformers reads on.
+
+    Raises:
+        ModelError: they do not.
+    """
+    try:
+        entry = pickled_entry(path) if weights == "pickle" else None
+        if entry is not None:
+            read_headers(entry)
+        else:
+            stored_tensors(path)
+    except ModelError as error:
+        raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+
+
+def _check_generation_config(path: Path) -> None:
+    """That the file can be read, where there is one; transformers' error does not name it."""
+    file = path / "generation_config.json"
+    if file.is_file():
+        read_json(file)
+
+
+def _dtype(hf: Any, config: WorkerConfig) -> dict[str, str]:
+    """In what most weights are computed and why; an architecture may keep some in float32.
+
+    Raises:
+        ModelError: it is not the configured type, as code of a checkpoint's own may have it.
+    """
+    weights: Counter[torch.dtype] = Counter()
+    for weight in hf.parameters():
+        if weight.is_floating_point():
+            weights[weight.dtype] += weight.numel()
+    (dtype, _), *others = weights.most_common()
+    name = str(dtype).removeprefix("torch.")
+    reason = f"torch_dtype is {config.torch_dtype}"
+    if config.torch_dtype not in ("auto", name):
+        raise ModelError(f"{config.model_name_or_path}: {reason}, but the model computes in {name}")
+    kept = [f"{str(other).removeprefix('torch.')} ({count} values)" for other, count in others]
+    return told(name, f"{reason}; the model keeps {', '.join(kept)}" if kept else reason)
 
 
 def _vocab_size(hf: Any) -> int:
@@ -164,14 +228,24 @@ def _vocab_size(hf: Any) -> int:
 
 
 def _max_length(config: WorkerConfig, hf: Any, tokenizer: Tokenizer) -> int:
-    text = hf.config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-    known = [getattr(text, name) for name in names if isinstance(getattr(text, name, None), int)]
-    limit = known[0] if known else tokenizer.hf.model_max_length
-    if config.model_max_length is not None:
-        if known and config.model_max_length > limit:
-            raise ModelError(f"model_max_length {config.model_max_length} is above the model's {limit}")
-        return config.model_max_length
-    if limit > 2**31:
+    """Tokens of the longest sequence.
+
+    Raises:
+        ModelError: the checkpoint does not say, or is configured for more positions than it has.
+    """
+    path, wanted = Path(config.model_name_or_path), config.model_max_length
+    limit = trained_length(hf.config)
+    if wanted is not None:
+        if limit is not None and wanted > limit and not _rotates(hf):
+            raise ModelError(f"model_max_length {wanted} is above the model's {limit}")
+        warn_beyond(path, hf.config, wanted)
+        return wanted
+    length = positions(hf.config) or tokenizer.hf.model_max_length
+    if length > 2**31:
         raise ModelError("the checkpoint does not say how long its context is: set model_max_length")
-    return int(limit)
+    return int(length)
+
+
+def _rotates(hf: Any) -> bool:
+    """Whether positions are angles, of which there are as many as one wants."""
+    return getattr(hf.config.get_text_config(), "rope_parameters", None) is not None

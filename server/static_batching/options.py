@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from protocol.errors import ApiError, unprocessable
+from protocol.accepts import GIVEN, TRUE, Condition, Refusal, above
+from server.api.refusals import length_refusals
 from server.api.service import Job
 
-_NO_CONCERN_OF_OTHERS = {"pad_token_id", "stop", "prompt_lookup_num_tokens", "max_matching_ngram_size"}
-"""An answer holds no padding, stop strings are looked for row by row, and who wants drafts runs alone."""
+_NO_CONCERN_OF_OTHERS = {
+    "pad_token_id", "stop", "prompt_lookup_num_tokens", "max_matching_ngram_size", "prompt_logprobs",
+}  # fmt: skip
+"""An answer holds no padding, stop strings are looked for row by row, who wants drafts runs alone, and
+prompts are scored one by one."""
 
 _PER_ROW = {"max_new_tokens", "seed", "n", "num_return_sequences", "logprobs"}
 """Row by row as well, unless beams are searched."""
 
 _OF_BEAMS = {"early_stopping", "length_penalty"}
+FORM = "structured_outputs"
+_DRAFTS = "prompt_lookup_num_tokens"
 _OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
 
 
@@ -41,31 +47,29 @@ def package_key(job: Job, can_batch: bool = True) -> Hashable:
     return config.model_dump_json(exclude=irrelevant)
 
 
-def check_options(job: Job, can_batch: bool = True, can_draft: bool = True) -> None:
-    """Raise 422 for what this server cannot do.
+def refusals(max_length: int, can_batch: bool = True, can_draft: bool = True) -> tuple[Refusal, ...]:
+    """What this server cannot do.
 
     Args:
-        job: the request.
+        max_length: tokens that the model's context holds.
         can_batch: as for `package_key`.
         can_draft: false for a model whose state cannot take tokens back.
     """
-    config = job.config
-    if config.num_rows > 1 and not can_batch:
+    drafts, logprobs = {"prompt_lookup_num_tokens": above(0)}, {"logprobs": GIVEN}
+    rules: list[tuple[str, dict[str, Condition], str]] = [
+        ("stream", {"stream": TRUE}, "a static-batching server answers whole"),
+        ("resume", {"resume": GIVEN}, "a static-batching server has no streams"),
+        ("logprobs", logprobs | {"num_beams": above(1)}, "a static-batching server has none for beam search"),
+        (_DRAFTS, drafts | {"do_sample": TRUE}, "a static-batching server drafts for greedy answers alone"),
+        (FORM, {FORM: GIVEN, "num_beams": above(1)}, "transformers goes on with beams without any chance"),
+        (_DRAFTS, drafts | logprobs, "a static-batching server has no logprobs beside drafts"),
+    ]
+    if not can_draft:
+        rules.append((_DRAFTS, drafts, "this model keeps a state that cannot take tokens back"))
+    if not can_batch:
         reason = "this model answers one sequence at a time (its batches change answers)"
-        raise _refusal(job, config.rows_option, reason)
-    if config.logprobs is not None and config.num_beams > 1:
-        raise _refusal(job, "logprobs", "a static-batching server has none for beam search")
-    if config.prompt_lookup_num_tokens:
-        obstacles = {
-            "this model keeps a state that cannot take tokens back": not can_draft,
-            "a static-batching server drafts for greedy answers alone": config.do_sample,
-            "a static-batching server has no logprobs beside drafts": config.logprobs is not None,
-        }
-        for obstacle, is_there in obstacles.items():
-            if is_there:
-                raise _refusal(job, "prompt_lookup_num_tokens", obstacle)
-
-
-def _refusal(job: Job, option: str, reason: str) -> ApiError:
-    field = job.field_of(option)
-    return unprocessable(f"{field}: {reason}", param=field)
+        rules += [
+            (option, {option: above(1)}, reason) for option in ("num_beams", "n", "num_return_sequences")
+        ]
+    told = [Refusal(option=option, when=when, reason=reason) for option, when, reason in rules]
+    return (*told, *length_refusals(max_length))

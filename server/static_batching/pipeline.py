@@ -6,42 +6,45 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
+from server.api.refusals import check_refusals
 from server.api.service import Job
-from server.offline import Generation, start_generations
-from server.static_batching.batcher import Batcher, Ticket
-from server.static_batching.config import BatcherConfig, ServerConfig, WorkerConfig
+from server.checkpoints.errors import ModelError
+from server.static_batching.batcher import Batcher, QueuedRequest
+from server.static_batching.config import ServerConfig
 from server.static_batching.generate import Batch
 from server.static_batching.model import load_model
-from server.static_batching.options import check_options, package_key
+from server.static_batching.options import package_key
 from server.static_batching.prompts import Prompt
 from server.static_batching.worker import Worker
+from server.text.checks import ModelSize
+from server.text.offline import Generation, start_generations
+from utils.validation import first_problem
 
 
 class StaticPipeline:
     """A model in this process, whose prompts run package by package.
 
     Args:
-        model: checkpoint directory, or a whole `ServerConfig`.
+        model: checkpoint directory, GGUF file or hub name, or a whole `ServerConfig`.
         options: sections of the configuration with the keys to change, e.g.
             ``batcher_config={"package_max_workload": 32}``; not with a `ServerConfig`.
 
     Raises:
-        ModelError: the checkpoint cannot be served.
+        ModelError: the checkpoint cannot be served, or not as configured.
     """
 
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
         if not isinstance(model, ServerConfig):
-            worker = WorkerConfig.model_validate(
-                {"model_name_or_path": str(model), **options.pop("worker_config", {})}
-            )
-            batcher = BatcherConfig.model_validate(options.pop("batcher_config", {}))
-            model = ServerConfig(worker_config=worker, batcher_config=batcher)
-        if options:
-            raise TypeError(f"unknown sections: {', '.join(options)}")
+            worker = {"model_name_or_path": str(model), **options.pop("worker_config", {})}
+            try:
+                model = ServerConfig.model_validate({"worker_config": worker, **options})
+            except ValidationError as error:
+                raise ModelError(first_problem(error)) from error
         self._model = load_model(model.worker_config)
         self._worker = Worker(self._model, model.worker_config.batch_size)
         self._max_workload = model.batcher_config.package_max_workload
@@ -63,18 +66,20 @@ class StaticPipeline:
             progress: show a bar of finished prompts.
 
         Raises:
-            ApiError: an option is not supported, or a package failed.
+            ApiError: a prompt or an option that cannot be served, or a package that failed.
+            TypeError, ValueError: arguments that are no prompts or options at all.
         """
-        generations, configs = start_generations(prompts, config, self.tokenizer)
+        size = ModelSize(self._model.vocab_size, self._model.max_length)
+        generations, configs = start_generations(prompts, config, self.tokenizer, size)
         ids = [generation.prompt_token_ids for generation in generations]
         batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
         for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):
             job = Job(str(i), prompt, options)
-            check_options(job, self._model.can_batch)
+            check_refusals(job, self._model.refusals)
             key = package_key(job, self._model.can_batch)
-            batcher.add(Ticket(key, options.num_rows, len(prompt), 0.0, i))
+            batcher.add(QueuedRequest(key, options.num_rows, len(prompt), 0.0, i))
         with tqdm(total=len(prompts), unit="prompt", disable=not progress) as bar:
-            while package := [ticket.load for ticket in batcher.take(0.0)]:
+            while package := [queued.item for queued in batcher.take(0.0)]:
 
                 def deliver(part: slice, outcome: Batch | ApiError, package: list[int] = package) -> None:
                     if isinstance(outcome, ApiError):

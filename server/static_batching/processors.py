@@ -6,14 +6,18 @@ Where transformers has a processor it is used; the rest is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -22,53 +26,89 @@ from transformers import (
 )
 
 from protocol.generation import GenerationConfig
-from server.random import uniform
+from server.sampling.choice import choose_function
+from server.scheduling.step import FAILED
+from server.static_batching.grammar_mask import GrammarMask
 from server.static_batching.prompts import PaddedPrompts
+from server.text.grammars.compiler import Grammar
 from server.text.logprob import TokenLogprob
-
-
-def build_processors(
-    config: GenerationConfig, prompts: PaddedPrompts, eos_token_ids: list[int]
-) -> LogitsProcessorList:
-    """The processors of a package whose rows share `config` (`options.package_key`)."""
-    processors = LogitsProcessorList()
-    device = prompts.input_ids.device
-    if config.logit_bias:
-        processors.append(LogitBias(config.logit_bias))
-    if config.repetition_penalty != 1.0:
-        processors.append(UnpaddedRepetitionPenalty(config.repetition_penalty, prompts))
-    if config.presence_penalty or config.frequency_penalty:
-        penalty = OccurrencePenalty(config.presence_penalty, config.frequency_penalty, prompts.width)
-        processors.append(penalty)
-    if config.min_new_tokens and eos_token_ids:
-        processors.append(
-            MinNewTokensLengthLogitsProcessor(
-                prompts.width, config.min_new_tokens, eos_token_ids, device=str(device)
-            )
-        )
-    if config.do_sample and config.num_beams == 1:
-        processors.extend(_filters(config))
-        processors.append(SeededChoice(prompts))
-    return processors
-
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """(token ids so far, [rows, tokens]; scores, [rows, vocab]) → scores."""
 
 
-def _filters(config: GenerationConfig) -> list[Processor]:
-    filters: list[Processor] = []
-    if config.temperature != 1.0:
-        filters.append(TemperatureLogitsWarper(config.temperature))
-    if config.top_k:
-        filters.append(TopKLogitsWarper(config.top_k))
-    if config.top_p < 1.0:
-        filters.append(TopPLogitsWarper(config.top_p))
-    if config.min_p:
-        filters.append(MinPLogitsWarper(config.min_p))
-    if config.typical_p < 1.0:
-        filters.append(TypicalLogitsWarper(config.typical_p))
-    return filters
+@dataclass(frozen=True, slots=True)
+class Package:
+    """What processors are made for.
+
+    Attributes:
+        config: options that all rows share (`options.package_key`).
+        prompts: of the rows.
+        eos_token_ids: tokens that end an answer.
+        grammar: of `config.structured_outputs`.
+    """
+
+    config: GenerationConfig
+    prompts: PaddedPrompts
+    eos_token_ids: list[int]
+    grammar: Grammar | None = None
+
+
+def _made(package: Package) -> Iterator[Processor]:
+    """A line for each option that changes scores."""
+    c, prompts, ends = package.config, package.prompts, package.eos_token_ids
+    if c.logit_bias:
+        yield LogitBias(c.logit_bias)
+    if c.repetition_penalty != 1.0:
+        yield Unpadded(RepetitionPenaltyLogitsProcessor(c.repetition_penalty), prompts)
+    if c.presence_penalty or c.frequency_penalty:
+        yield OccurrencePenalty(c.presence_penalty, c.frequency_penalty, prompts.width)
+    if c.no_repeat_ngram_size:
+        yield Unpadded(NoRepeatNGramLogitsProcessor(c.no_repeat_ngram_size), prompts)
+    if words := [tokens for tokens in c.bad_words_ids if len(tokens) > 1 or tokens[0] not in ends]:
+        yield Unpadded(NoBadWordsLogitsProcessor(words), prompts)
+    if c.allowed_token_ids is not None:
+        yield AllowedTokens(c.allowed_token_ids)
+    if c.min_new_tokens and ends:
+        device = str(prompts.input_ids.device)
+        yield MinNewTokensLengthLogitsProcessor(prompts.width, c.min_new_tokens, ends, device=device)
+    if package.grammar is not None:
+        yield GrammarMask(package.grammar, prompts, ends)
+
+
+def _filters(c: GenerationConfig) -> Iterator[Processor]:
+    """The same for tokens that are drawn here; for beams transformers' own `generate` makes them."""
+    if c.temperature != 1.0:
+        yield TemperatureLogitsWarper(c.temperature)
+    if c.top_k:
+        yield TopKLogitsWarper(c.top_k)
+    if c.top_p < 1.0:
+        yield TopPLogitsWarper(c.top_p)
+    if c.min_p:
+        yield MinPLogitsWarper(c.min_p)
+    if c.typical_p < 1.0:
+        yield TypicalLogitsWarper(c.typical_p)
+
+
+def build_processors(package: Package) -> LogitsProcessorList:
+    """The processors of a package, in their order."""
+    config = package.config
+    if config.do_sample and config.num_beams == 1:
+        made = [*_made(package), *_filters(config), SeededChoice(package.prompts)]
+    else:
+        made = [*_made(package), check_finite]
+    return LogitsProcessorList(made)
+
+
+def check_finite(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """`scores`, of which the likeliest token is to be taken: among nan and infinities there is none.
+
+    Raises:
+        FloatingPointError: the scores of a row are not finite.
+    """
+    if not scores.max(dim=-1).values.isfinite().all():
+        raise FloatingPointError("scores are not finite")
+    return scores
 
 
 class LogitBias:
@@ -84,19 +124,31 @@ class LogitBias:
         return scores
 
 
-class UnpaddedRepetitionPenalty:
-    """Repetition penalty (Keskar et al., 2019) that does not take padding for a token seen."""
+class AllowedTokens:
+    """Excludes all tokens but some."""
 
-    def __init__(self, penalty: float, prompts: PaddedPrompts) -> None:
-        self._penalty: Processor = RepetitionPenaltyLogitsProcessor(penalty)
+    def __init__(self, token_ids: Sequence[int]) -> None:
+        self._ids = torch.tensor(token_ids)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ids = self._ids.to(scores.device)
+        allowed = torch.full_like(scores, float("-inf"))
+        allowed[:, ids] = scores[:, ids]
+        return allowed
+
+
+class Unpadded:
+    """One of transformers' processors, for which padding is no token: its id becomes the vocabulary's size,
+    which they leave out."""
+
+    def __init__(self, processor: Processor, prompts: PaddedPrompts) -> None:
+        self._processor = processor
         self._prompts = prompts
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         padding = self._prompts.of_rows(self._prompts.padding, input_ids).unsqueeze(1)
         is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) < padding
-        # the first real token stands in: it was seen anyway
-        seen = torch.where(is_padding, input_ids.gather(1, padding), input_ids)
-        return self._penalty(seen, scores)
+        return self._processor(input_ids.masked_fill(is_padding, scores.shape[-1]), scores)
 
 
 class OccurrencePenalty:
@@ -116,25 +168,26 @@ class OccurrencePenalty:
 class SeededChoice:
     """Draws each row's token and leaves only that: the argmax that follows is a sample.
 
-    The draw is inverse-CDF sampling with a number that is a pure function of (seed, answer,
-    position), so that a request is answered alike alone and in any package.
+    The noise is a pure function of (seed, answer, position, token), so that a request is answered alike alone
+    and in any package, and by the continuous-batching server (`server.sampling.random`).
 
     Raises (when called):
         FloatingPointError: the scores of a row are not finite.
     """
 
     def __init__(self, prompts: PaddedPrompts) -> None:
-        self._prompts = prompts
+        self._seeds = prompts.seeds.cpu().numpy()
+        self._answers = prompts.answers.cpu().numpy()
+        self._padding = prompts.padding.cpu().numpy()
+        self._choose, _ = choose_function(prompts.input_ids.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        positions = input_ids.shape[1] - self._prompts.padding
-        numbers = uniform(self._prompts.seeds, self._prompts.answers, positions).unsqueeze(1)
-        cumulative = scores.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-        # strictly above the target: a token of probability zero adds nothing and is never hit
-        chosen = torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True)
-        if (chosen == scores.shape[1]).any():  # in a sum that is not finite nothing is above
+        undivided = np.ones(len(scores), np.float32)  # by the temperature they are divided already
+        positions = input_ids.shape[1] - self._padding
+        chosen = self._choose(scores.float(), undivided, self._seeds, self._answers, positions)
+        if (chosen == FAILED).any():
             raise FloatingPointError("scores are not finite")
-        return torch.full_like(scores, float("-inf")).scatter_(1, chosen, 0.0)
+        return torch.full_like(scores, float("-inf")).scatter_(1, chosen.unsqueeze(1), 0.0)
 
 
 class LogprobRecorder:
@@ -155,7 +208,7 @@ class LogprobRecorder:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self._record(input_ids)
         self._last = scores.log_softmax(dim=-1)
-        values, ids = self._last.topk(self._top, dim=-1)
+        values, ids = self._last.topk(min(self._top, scores.shape[-1]), dim=-1)
         self._best.append((values.cpu(), ids.cpu()))
         return scores
 

@@ -18,7 +18,9 @@ class Prompt:
     token_ids: list[int]
     config: GenerationConfig
     cancelled: Callable[[], bool] = lambda: False
-    """Asked at every step: nobody wants the answer any more."""
+    """Asked at every step: is the answer not wanted any more?"""
+    shown_markers: str | None = ""
+    """As for `server.api.service.Job`."""
 
     @property
     def rows(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from protocol.errors import ApiError
 from server.api.service import Delta, Job
-from server.offline import Answer
+from server.text.offline import Answer
 
 
 class AnswerStream:
@@ -15,14 +15,14 @@ class AnswerStream:
 
     Args:
         job: what is answered.
-        on_close: called when nobody wants the answers any more.
+        on_close: called when the answers are not wanted any more.
     """
 
     def __init__(self, job: Job, on_close: Callable[[], None]) -> None:
         self.job = job
         self._on_close = on_close
         self._answers: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
-        # a failure that nobody waits for any more is no news
+        # a failure of an abandoned answer is no news
         self._answers.add_done_callback(lambda future: future.cancelled() or future.exception())
         self._given = 0
 
@@ -48,7 +48,14 @@ class AnswerStream:
             raise StopAsyncIteration
         index, answer = self._given, answers[self._given]
         self._given += 1
-        return Delta(index, answer.text, answer.token_ids, answer.finish_reason, answer.logprobs)
+        return Delta(
+            index,
+            answer.text,
+            answer.token_ids,
+            answer.finish_reason,
+            answer.logprobs,
+            answer.prompt_logprobs,
+        )
 
     async def aclose(self) -> None:
         self._answers.cancel()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from server.static_batching.problems import ModelError, one_line, told
+from server.checkpoints.errors import ModelError, one_line
+from server.static_batching.problems import told
 
 _SHORT, _LONG = range(3, 8), range(5, 14)
 """Prompts, as token ids."""
@@ -32,18 +33,14 @@ def try_out(hf: Any, pad_token_id: int, path: str) -> tuple[bool, dict[str, str]
     """
     short, long = list(_SHORT), list(_LONG)
     gap = len(long) - len(short)
-    try:
-        alone = _logits(hf, [short], [[1] * len(short)], pad_token_id)
-    except Exception as error:
-        what = f"in {str(hf.dtype).removeprefix('torch.')} on {hf.device.type}"
-        problem = f"the model does not run {what} ({one_line(error)}): try another torch_dtype"
-        raise ModelError(f"{path}: {problem}") from error
+    alone = _run_alone(hf, short, pad_token_id, path)
     if not torch.isfinite(alone).all():
         raise ModelError(f"{path}: the model computes NaN: try another torch_dtype")
     mask = [[0] * gap + [1] * len(short), [1] * len(long)]
     try:
         beside = _logits(hf, [[pad_token_id] * gap + short, long], mask, pad_token_id)
     except Exception as error:
+        _run_alone(hf, short, pad_token_id, path)  # or the failure was one of the device
         return False, told("none", f"one sequence at a time: in a batch the model fails ({one_line(error)})")
     tolerance = 1e-3 if hf.dtype == torch.float32 else 5e-2
     change = float((alone[0] - beside[0]).abs().max() / alone.abs().max())
@@ -51,6 +48,15 @@ def try_out(hf: Any, pad_token_id: int, path: str) -> tuple[bool, dict[str, str]
     if change <= tolerance:
         return True, told("left", found)
     return False, told("none", f"one sequence at a time: {found}")
+
+
+def _run_alone(hf: Any, prompt: list[int], pad_token_id: int, path: str) -> Tensor:
+    try:
+        return _logits(hf, [prompt], [[1] * len(prompt)], pad_token_id)
+    except Exception as error:
+        what = f"in {str(hf.dtype).removeprefix('torch.')} on {hf.device.type}"
+        problem = f"the model does not run {what} ({one_line(error)}): try another torch_dtype"
+        raise ModelError(f"{path}: {problem}") from error
 
 
 def _logits(hf: Any, input_ids: list[list[int]], mask: list[list[int]], pad_token_id: int) -> Tensor:

@@ -34,6 +34,8 @@ class Detokenizer:
         self._held = bytearray()  # as spelled
         self._visible = bytearray()  # for each byte of it: 1 if it is shown
         self.stopped = False
+        self.stop: str | None = None
+        """The stop string that ended the answer."""
 
     def feed(self, token_ids: Sequence[int]) -> str:
         """The text that can be shown after these further tokens (possibly empty)."""
@@ -46,11 +48,12 @@ class Detokenizer:
             spelled = vocabulary.spelled(token_id)
             self._held += spelled
             self._visible += bytes([bool(vocabulary[token_id])]) * len(spelled)
-        # (end, beginning): the first to end, and of these the longest
-        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        # (end, beginning, string): the first to end, and of these the longest
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            return self._utf8.decode(self._release(min(found)[1]), final=True)
+            _, begin, stop = min(found)
+            self.stopped, self.stop = True, stop.decode()
+            return self._utf8.decode(self._release(begin), final=True)
         keep = max(_overlap(self._held, stop) for stop in self._stop)
         return self._utf8.decode(self._release(len(self._held) - keep))
 

@@ -6,6 +6,7 @@ stop string, and bytes can be joined without looking back.
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -49,6 +50,8 @@ class Vocabulary:
             if token is not None:
                 table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)
         self._spelled = table
+        self._special = special
+        self._views: dict[str | None, Vocabulary] = {}
         self._shown = [b"" if token_id in special else text for token_id, text in enumerate(table)]
         self.longest = max(len(text.decode(errors="replace")) for text in table)
         """Characters that one token can stand for."""
@@ -63,6 +66,29 @@ class Vocabulary:
     def spelled(self, token_id: int) -> bytes:
         """The same, but a special token stands for its name, so that a stop string can name it."""
         return self._spelled[token_id] if token_id < len(self._spelled) else b""
+
+    def showing(self, markers: str | None) -> Vocabulary:
+        """The same, where special tokens that stand in the text `markers` are shown, too; None: all.
+
+        A view is kept: there are as many as formats of answers.
+        """
+        if markers not in self._views:
+            self._views[markers] = self._view(markers)
+        return self._views[markers]
+
+    def _view(self, markers: str | None) -> Vocabulary:
+        shown = [
+            token_id
+            for token_id in self._special
+            if token_id < len(self._spelled)
+            and (text := self._spelled[token_id])
+            and (markers is None or text.decode(errors="replace") in markers)
+        ]
+        view = copy.copy(self)
+        view._shown = self._shown.copy()
+        for token_id in shown:
+            view._shown[token_id] = self._spelled[token_id]
+        return view
 
 
 def _speller(tokenizer: Any, tokens: list[str | None]) -> Any:

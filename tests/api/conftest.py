@@ -7,9 +7,10 @@ import aiohttp
 import pytest
 
 from server.api.app import create_app
+from server.api.config import HttpConfig
 from server.text.tokenizer import Tokenizer
 from tests.api.fake import FakeService
-from tests.models import tiny_tokenizer
+from tests.checkpoints import tiny_tokenizer
 from tests.serving import serving
 
 
@@ -28,7 +29,7 @@ def service(tokenizer: Tokenizer) -> FakeService:
 @pytest.fixture
 def url(service: FakeService) -> Iterator[str]:
     """A real server around `service`."""
-    with serving(create_app(service, max_body_bytes=100_000)) as url:
+    with serving(create_app(service, http=HttpConfig(max_body_bytes=100_000))) as url:
         yield url
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import Metric
 from prometheus_client.core import GaugeMetricFamily
 
+from protocol.accepts import TRUE, Refusal
 from protocol.errors import ApiError, cancelled, unavailable
 from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus, ServiceKind
+from server.api.refusals import check_refusals
 from server.api.service import Delta, Job, TokenLogprob
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
@@ -24,21 +26,31 @@ class FakeService:
     Answer i of a prompt is `reply` without its first i tokens.
     """
 
-    can_stream = True
+    fingerprint: str | None = "weights"
     model_id = "fake"
+    model_aliases: tuple[str, ...] = ()
+    sampling_defaults: Mapping[str, float] = {}
     model_max_length = 256
     max_waiting = 64
 
-    def __init__(self, tokenizer: Tokenizer, kind: ServiceKind = "continuous_batching") -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        kind: ServiceKind = "continuous_batching",
+        reply: list[int] | None = None,
+    ) -> None:
         self.kind = kind
         self.tokenizer = tokenizer
         self.vocab_size = len(tokenizer.vocabulary)
         self.state = ServerState.LOADING
         self.pending_tokens = 17
-        self.reply = tokenizer.encode(REPLY, special=False)
+        whole = Refusal(option="stream", reason="answers whole", when={"stream": TRUE})
+        self.refusals: tuple[Refusal, ...] | None = () if kind == "continuous_batching" else (whole,)
+        self.reply = tokenizer.encode(REPLY, special=False) if reply is None else reply
         self.seconds_per_token = 0.0
         self.fail_after = math.inf  # tokens after which the iterator raises
         self.failure: Exception = unavailable("the engine was lost", code="engine_lost")
+        self.problem: str | None = None  # what `health` says
         self.refusal: ApiError | None = None  # raised by submit
         self.start_failure: Exception | None = None
         self.may_start = asyncio.Event()
@@ -67,6 +79,7 @@ class FakeService:
     def submit(self, job: Job) -> FakeStream:
         if self.refusal is not None:
             raise self.refusal
+        check_refusals(job, self.refusals or ())
         self.jobs.append(job)
         return FakeStream(self, job)
 
@@ -80,11 +93,15 @@ class FakeService:
             model_id=self.model_id,
             version="0",
             uptime_seconds=1.0,
+            problem=self.problem,
             load=ServerLoad(pending_tokens=self.pending_tokens),
             capacity=ServerCapacity(
                 max_beams=8, max_waiting=self.max_waiting, model_max_length=self.model_max_length
             ),
         )
+
+    def health(self) -> str | None:
+        return self.problem
 
     def collect(self) -> Iterable[Metric]:
         yield GaugeMetricFamily("vllm:num_requests_running", "Requests running.", len(self.live))
@@ -108,7 +125,7 @@ class FakeStream:
 
     def _deltas(self) -> Iterator[Delta]:
         job, reply = self._job, self._service.reply
-        vocabulary = self._service.tokenizer.vocabulary
+        vocabulary = self._service.tokenizer.vocabulary.showing(job.shown_markers)
         texts = [Detokenizer(vocabulary, job.config.stop) for _ in range(job.config.num_choices)]
         tokens = [reply[i:][: job.config.max_new_tokens] for i in range(job.config.num_choices)]
         full = [len(reply) - i for i in range(job.config.num_choices)]
@@ -127,7 +144,8 @@ class FakeStream:
                 elif at == len(ids) - 1:
                     text += texts[i].finish()
                     reason = "stop" if len(ids) == full[i] else "length"
-                yield Delta(i, text, [ids[at]], reason, self._logprobs(ids[at]))
+                told = None if at else self._prompt_logprobs()
+                yield Delta(i, text, [ids[at]], reason, self._logprobs(ids[at]), told)
 
     def _logprobs(self, token_id: int) -> list[TokenLogprob] | None:
         k = self._job.config.logprobs
@@ -135,6 +153,15 @@ class FakeStream:
             return None
         top = [(token_id, -0.5), (5, -math.inf)][:k]
         return [TokenLogprob(token_id, -0.5, top)]
+
+    def _prompt_logprobs(self) -> list[TokenLogprob] | None:
+        k = self._job.config.prompt_logprobs
+        if k is None:
+            return None
+        return [
+            TokenLogprob(token_id, -float(place), [(5, -0.5), (token_id, -float(place))][:k], 2)
+            for place, token_id in enumerate(self._job.prompt_token_ids[1:], start=1)
+        ]
 
     def __aiter__(self) -> FakeStream:
         return self

@@ -9,7 +9,8 @@ import pytest
 from fastapi import FastAPI, Request, Response
 
 from protocol import routes
-from protocol.events import ServerEvent
+from protocol.errors import forbidden
+from protocol.events import EventAccepted, ServerEvent
 from server.api.announce import GatewayAnnouncer
 from tests.serving import eventually, serving
 
@@ -21,7 +22,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self.events: list[tuple[str, ServerEvent, str | None]] = []
-        self.status = 200
+        self.answer = Response(EventAccepted().model_dump_json())
         self.app = FastAPI()
         for route in (routes.EVENT_SERVER_STARTUP, routes.EVENT_SERVER_SHUTDOWN):
             self.app.add_api_route(route, self._event, methods=["POST"])
@@ -29,7 +30,7 @@ class Gateway:
     async def _event(self, request: Request) -> Response:
         event = ServerEvent.model_validate_json(await request.body())
         self.events.append((request.url.path, event, request.headers.get("authorization")))
-        return Response("no such token", self.status)
+        return self.answer
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ async def test_never_started_announces_no_end(gateway: Gateway, url: str) -> Non
 async def test_refusal_is_told_once_and_without_the_token(
     gateway: Gateway, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    gateway.status = 401
+    gateway.answer = Response("no such token", 401)
     announcer = GatewayAnnouncer(url, EVENT, "secret", interval=0.02)
     await announcer.started()
     await eventually(lambda: len(gateway.events) >= 4)
@@ -80,8 +81,65 @@ async def test_refusal_is_told_once_and_without_the_token(
     assert "secret" not in caplog.text
 
 
-async def test_a_gateway_that_is_not_there_disturbs_nobody(unused_tcp_port: int) -> None:
+@pytest.mark.parametrize("said", [b"\xff\xfe", b"x" * 10_000_000], ids=["undecodable", "long"])
+async def test_what_a_gateway_says_does_not_end_the_announcing(
+    gateway: Gateway, url: str, said: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    gateway.answer = Response(said, 500, media_type="text/plain; charset=bogus")
+    announcer = GatewayAnnouncer(url, EVENT, None, interval=0.02)
+    await announcer.started()
+    await eventually(lambda: len(gateway.events) >= 4)
+    await announcer.stopping()
+    assert "Traceback" not in caplog.text and len(caplog.text) < 5000
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "\uffff"])
+async def test_a_name_that_no_gateway_can_have_does_not_stop_a_shutdown(host: str) -> None:
+    announcer = GatewayAnnouncer(f"http://{host}:1", EVENT, None)
+    await announcer.started()
+    await asyncio.sleep(0.05)
+    await announcer.stopping()
+
+
+async def test_a_gateway_that_is_not_there_does_no_harm(unused_tcp_port: int) -> None:
     announcer = GatewayAnnouncer(f"http://127.0.0.1:{unused_tcp_port}", EVENT, None)
     await announcer.started()
     await asyncio.sleep(0.05)
+    await announcer.stopping()
+
+
+REFUSAL = forbidden("http://here:1 is not configured").body.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "problem"),
+    [
+        (Response(EventAccepted().model_dump_json()), "accepted", None),
+        (Response(EventAccepted(trusted=False).model_dump_json()), "unconfirmed", "no event_token"),
+        (Response(f'{{"error": {REFUSAL}}}', 403), "refused", "status 403: http://here:1 is not configured"),
+        (Response(status_code=429), "refused", "status 429"),
+        (Response(status_code=503), "failed", "status 503"),
+        (Response("<html>Welcome</html>"), "refused", "status 200: not the answer of a gateway: '<html>"),
+        (Response(b"\xff\xfe" * 500, 500), "failed", "status 500: not the answer of a gateway"),
+        (Response(status_code=302, headers={"location": "/"}), "refused", "status 302"),
+    ],
+)
+async def test_what_became_of_it_is_kept(
+    gateway: Gateway, url: str, answer: Response, state: str, problem: str | None
+) -> None:
+    gateway.answer = answer
+    announcer = GatewayAnnouncer(url, EVENT, None)
+    assert announcer.announcement.state == "pending"
+    await announcer.started()
+    await eventually(lambda: announcer.announcement.state != "pending")
+    await announcer.stopping()
+    said = announcer.announcement
+    assert (said.state, said.gateway, said.server) == (state, url, EVENT.url)
+    assert said.problem is None if problem is None else problem in (said.problem or "")
+
+
+async def test_a_gateway_that_is_not_there_is_kept_too(unused_tcp_port: int) -> None:
+    announcer = GatewayAnnouncer(f"http://127.0.0.1:{unused_tcp_port}", EVENT, None)
+    await announcer.started()
+    await eventually(lambda: announcer.announcement.state == "failed")
     await announcer.stopping()

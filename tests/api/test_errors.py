@@ -25,23 +25,24 @@ async def error(http: aiohttp.ClientSession, method: str, path: str, **request: 
         (b"", 400, None, "invalid_json"),
         (b'{"model":', 400, None, "invalid_json"),
         (b"\xff\xfe", 400, None, "invalid_json"),
-        (b"[]", 422, None, "invalid_value"),
-        (b'{"prompt": "Hi"}', 422, "model", "missing_field"),
-        (b'{"model": "fake"}', 422, "prompt", "missing_field"),
-        (b'{"model": "fake", "prompt": ""}', 422, "prompt", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "promt": 1}', 422, "promt", "unknown_option"),
+        (b"[]", 400, None, "invalid_value"),
+        (b'{"prompt": "Hi"}', 400, "model", "missing_field"),
+        (b'{"model": "fake"}', 400, "prompt", "missing_field"),
+        (b'{"model": "fake", "prompt": []}', 400, "prompt", "invalid_value"),
+        (b'{"model": "fake", "prompt": ["a", []]}', 400, "prompt.1", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "promt": 1}', 400, "promt", "unknown_option"),
         (b'{"model": "other", "prompt": "Hi"}', 404, "model", "model_not_found"),
-        (b'{"model": "fake", "prompt": [5, 100000]}', 422, "prompt", None),
-        (b'{"model": "fake", "prompt": "Hi", "max_tokens": -1}', 422, "max_tokens", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "stop_token_ids": [100000]}', 422, "stop_token_ids", None),
-        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"100000": 1}}', 422, "logit_bias", None),
-        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"5": 101}}', 422, "logit_bias", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "stream": "true"}', 422, "stream", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "n": "2"}', 422, "n", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "max_tokens": 2.0}', 422, "max_tokens", "invalid_value"),
-        (b'{"model": "fake", "prompt": [5, true]}', 422, "prompt.1", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 422, "suffix", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}', 422, "resume", None),
+        (b'{"model": "fake", "prompt": [5, 100000]}', 400, "prompt", None),
+        (b'{"model": "fake", "prompt": "Hi", "max_tokens": -1}', 400, "max_tokens", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "stop_token_ids": [100000]}', 400, "stop_token_ids", None),
+        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"100000": 1}}', 400, "logit_bias", None),
+        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"5": 101}}', 400, "logit_bias", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "stream": "true"}', 400, "stream", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "n": "2"}', 400, "n", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "max_tokens": 2.5}', 400, "max_tokens", "invalid_value"),
+        (b'{"model": "fake", "prompt": [5, true]}', 400, "prompt.1", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 400, "suffix", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}', 400, "resume", None),
     ],
 )
 async def test_bad_bodies(
@@ -101,7 +102,7 @@ async def test_more_prompts_than_the_queue_holds_are_not_to_be_tried_again(
 ) -> None:
     service.max_waiting = 3
     status, answer = await error(http, "POST", "/v1/completions", json=BODY | {"prompt": ["a"] * 4})
-    assert (status, answer.param) == (422, "prompt") and not service.jobs
+    assert (status, answer.param) == (400, "prompt") and not service.jobs
     async with http.post("/v1/completions", json=BODY | {"prompt": ["a"] * 3}) as response:
         assert response.status == 200
 
@@ -146,4 +147,4 @@ async def test_wrong_resume(http: aiohttp.ClientSession) -> None:
     for choices in ([], [{}] * 2, [{"token_ids": [100_000]}], [{"token_ids": [5] * 17}]):
         body = BODY | {"stream": True, "resume": {"created": 1, "choices": choices}}
         status, answer = await error(http, "POST", "/v1/completions", json=body)
-        assert status == 422 and answer.param == "resume.choices"
+        assert status == 400 and answer.param == "resume.choices"

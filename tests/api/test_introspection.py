@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
+from protocol.accepts import TRUE, Refusal
 from protocol.status import ServiceKind
 from server.api.app import create_app
 from server.text.tokenizer import Tokenizer
@@ -50,6 +51,13 @@ async def test_metrics_count_tokens_and_answers(http: aiohttp.ClientSession, ser
     assert values["vllm:request_success_total", "error"] == 2
     assert values["vllm:e2e_request_latency_seconds_count", ""] == 2
     assert values["vllm:time_to_first_token_seconds_count", ""] == 1
+    assert values["vllm:inter_token_latency_seconds_count", ""] == 15
+    assert values["vllm:request_prompt_tokens_sum", ""] == 2 * prompt  # of requests that were answered
+    assert values["vllm:request_generation_tokens_sum", ""] == 16 + 16
+    assert values["vllm:request_max_num_generation_tokens_sum", ""] == 16 + 16
+    assert values["vllm:request_decode_time_seconds_count", ""] == 1
+    assert values["vllm:request_params_max_tokens_sum", ""] == 16 + 16
+    assert values["vllm:request_params_n_sum", ""] == 2
     assert values["vllm:num_requests_running", ""] == 0  # the service's own
     assert values["http_requests_total", "/v1/completions"] >= 1
 
@@ -65,11 +73,12 @@ async def test_unknown_paths_make_no_series(http: aiohttp.ClientSession) -> None
 @pytest.mark.parametrize("kind", ["continuous_batching", "static_batching"])
 def test_openapi_document_holds_for_generated_requests(tokenizer: Tokenizer, kind: ServiceKind) -> None:
     service = FakeService(tokenizer, kind)
-    service.can_stream = False  # a stream's body is not JSON
+    # a stream's body is not JSON
+    service.refusals = (Refusal(option="stream", reason="answers whole", when={"stream": TRUE}),)
     with serving(create_app(service)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [operation.ok() for operation in schema.get_all_operations()]
-        assert len(operations) == 11
+        assert len(operations) == 16
         for operation in operations:
             check_operation(operation.as_strategy())
 

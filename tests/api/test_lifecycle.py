@@ -11,6 +11,7 @@ import threading
 import aiohttp
 import pytest
 
+from protocol.status import Announcement, ServerState
 from server.api.app import create_app
 from server.api.lifecycle import Lifecycle
 from server.text.tokenizer import Tokenizer
@@ -21,6 +22,10 @@ BODY = {"model": "fake", "prompt": "Hi"}
 
 
 class Announcements:
+    announcement = Announcement(
+        gateway="http://gateway:1", server="http://here:1", state="refused", problem="no"
+    )
+
     def __init__(self) -> None:
         self.made: list[str] = []
 
@@ -40,6 +45,31 @@ async def status(http: aiohttp.ClientSession, path: str) -> int:
     return got
 
 
+async def test_a_service_without_progress_says_why(service: FakeService) -> None:
+    """Liveness, readiness and refusals have the reason, whatever the state."""
+    with serving(create_app(service)) as url:
+        async with aiohttp.ClientSession(url) as http:
+            assert await status(http, "/ready") == 200
+            for state, code in (
+                (ServerState.READY, "unhealthy"),
+                (ServerState.LOADING, "loading"),
+                (ServerState.FAILED, "failed"),
+            ):
+                service.state, service.problem = state, "no step for 60 s"
+                assert await status(http, "/health") == await status(http, "/ready") == 503
+                async with http.get("/health") as response:
+                    assert (await response.json())["error"]["message"] == "no step for 60 s"
+                async with http.get("/status") as response:
+                    assert (await response.json())["problem"] == "no step for 60 s"
+                for path in ("/v1/completions", "/completion/v2"):
+                    async with http.post(path, json=BODY) as response:
+                        assert response.status == 503 and response.headers["retry-after"]
+                        error = (await response.json())["error"]
+                        assert error["code"] == code and error["message"].endswith("no step for 60 s")
+            service.state, service.problem = ServerState.READY, None
+            assert await status(http, "/health") == await status(http, "/ready") == 200
+
+
 async def test_answers_while_the_model_loads(service: FakeService) -> None:
     service.may_start.clear()
     announcements, ready = Announcements(), threading.Event()
@@ -49,7 +79,9 @@ async def test_answers_while_the_model_loads(service: FakeService) -> None:
             assert await status(http, "/health") == 200
             assert await status(http, "/ready") == 503
             async with http.get("/status") as response:
-                assert (await response.json())["state"] == "loading"
+                told = await response.json()
+                assert told["state"] == "loading"
+                assert told["announcement"] == announcements.announcement.model_dump()
             async with http.get("/v1/models") as response:
                 assert (await response.json())["data"] == []
             async with http.get("/model_id") as response:
@@ -61,7 +93,9 @@ async def test_answers_while_the_model_loads(service: FakeService) -> None:
             assert announcements.made == [] and not ready.is_set()
             service.may_start._loop.call_soon_threadsafe(service.may_start.set)  # type: ignore[attr-defined]
             await eventually(lambda: service.state == "ready")
-            assert await status(http, "/ready") == 200
+            async with http.get("/ready") as response:  # which a server with a key answers to all, too
+                told = await response.json()
+            assert told == {"status": "ready", "announcement": announcements.announcement.model_dump()}
             await eventually(lambda: announcements.made == ["started"])
             assert ready.is_set()
     assert announcements.made == ["started", "stopping"]

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from protocol.errors import cancelled
+from server.text.conversation import Conversation, Message
 from tests.api.fake import REPLY, FakeService
 
 USER = {"role": "user", "content": "Hi"}
@@ -21,7 +22,9 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 
 def chat_prompt(service: FakeService) -> list[int]:
     """The tokens of a conversation that consists of `USER`."""
-    return service.tokenizer.encode(service.tokenizer.render_chat([USER]), special=False)
+    return service.tokenizer.encode(
+        service.tokenizer.render_chat(Conversation([Message("user", ["Hi"])])), special=False
+    )
 
 
 def test_chat(client: openai.OpenAI, service: FakeService) -> None:
@@ -155,13 +158,13 @@ def test_temperature_zero_is_greedy(client: openai.OpenAI, service: FakeService)
 def test_errors_are_those_of_the_sdk(client: openai.OpenAI, service: FakeService) -> None:
     with pytest.raises(openai.NotFoundError, match="model 'other' is not served here"):
         client.chat.completions.create(model="other", messages=[USER])
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="fake", prompt="a b " * 300)
     assert caught.value.code == "context_length_exceeded" and caught.value.param == "prompt"
-    with pytest.raises(openai.UnprocessableEntityError, match="unknown role"):
+    with pytest.raises(openai.BadRequestError, match="unknown role"):
         client.chat.completions.create(model="fake", messages=[{"role": "pirate", "content": "Arr"}])  # type: ignore[list-item]
     image = {"type": "image_url", "image_url": {"url": "x"}}
-    with pytest.raises(openai.UnprocessableEntityError, match="image_url"):
+    with pytest.raises(openai.BadRequestError, match="image_url"):
         client.chat.completions.create(model="fake", messages=[{"role": "user", "content": [image]}])  # type: ignore[list-item]
     service.fail_after = 2
     with pytest.raises(openai.APIError, match="engine was lost"):  # noqa: SIM117

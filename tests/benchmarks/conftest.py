@@ -8,7 +8,7 @@ import pytest
 from server.api.app import create_app
 from server.text.tokenizer import Tokenizer
 from tests.api.fake import FakeService
-from tests.models import tiny_tokenizer
+from tests.checkpoints import tiny_tokenizer
 from tests.serving import serving
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +16,13 @@ import pytest
 from benchmarks import compare
 from benchmarks.charts import Axis, Series, cumulative, line_chart, number
 from benchmarks.comparison.plan import Outcome
+from benchmarks.comparison.report import write_report
+from benchmarks.comparison.servers import ROOT
 from benchmarks.comparison.verdicts import verdict
 from benchmarks.loadgen.endpoint import Endpoint, Record
 from benchmarks.loadgen.measures import Objective, summarise
 from benchmarks.loadgen.repeats import Result
+from protocol.errors import unavailable
 from server.api.app import create_app
 from tests.api.fake import FakeService
 from tests.serving import serving
@@ -121,7 +128,62 @@ def test_compare_further_endpoints(
 def test_an_endpoint_that_answers_nothing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--strategies", "--endpoint", f"x={url},model=unknown", "--traffic", "equal"]
     assert compare.main(command) == 1
-    assert "x answers no request: status 404: model_not_found" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "x answers no request: status 404: model_not_found" in error and "nothing was measured yet" in error
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_was_measured_when_it_is_interrupted_is_kept(
+    url: str, service: FakeService, tmp_path: Path, number: signal.Signals
+) -> None:
+    report = tmp_path / "new" / "report.html"
+    service.seconds_per_token = 0.002
+    command = ["--strategies", "--beams", "2", "--repeats", "1", "--seconds", "0.1", "--sweep", "1"]
+    command += ["--traffic", "equal", "exponential", "beams", "--output", str(report)]
+    command += ["--endpoint", f"x={url},model=fake,api=v2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.compare", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not report.with_suffix(".json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    service.seconds_per_token = 60.0  # it waits for the next traffic when it is interrupted
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    if number is signal.SIGINT:
+        assert process.returncode == 130 and f"report of what was measured: {report}" in error
+        assert "Traceback" not in error
+    assert "equal" in json.loads(report.with_suffix(".json").read_text())["saturated"]
+    assert not list(report.parent.glob("*.part"))
+
+
+def test_what_was_measured_before_an_endpoint_was_lost_is_kept(
+    url: str,
+    service: FakeService,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    report = tmp_path / "report.html"
+
+    def lose(path: Path, outcome: Outcome, about: list[tuple[str, str]]) -> None:
+        write_report(path, outcome, about)
+        service.refusal = unavailable("lost")
+
+    monkeypatch.setattr(compare, "write_report", lose)
+    command = ["--strategies", "--beams", "2", "--repeats", "1", "--seconds", "0.05", "--sweep"]
+    command += ["--traffic", "equal", "exponential", "--output", str(report)]
+    assert compare.main([*command, "--endpoint", f"x={url},model=fake,api=v2"]) == 1
+    assert f"report of what was measured: {report}" in capsys.readouterr().err
+    assert set(json.loads(report.with_suffix(".json").read_text())["saturated"]) == {"equal"}
 
 
 @pytest.mark.parametrize("text", ["x", "x=ftp://a", "x=http://a,api=v9", "x=http://a,modle=m"])
@@ -135,7 +197,7 @@ def test_a_server_that_does_not_start_is_told_with_its_log(
 ) -> None:
     assert compare.main(["--model", str(tmp_path), "--strategies", "static", "--traffic", "equal"]) == 1
     error = capsys.readouterr().err
-    assert "static_batching_server_app.py did not start" in error and str(tmp_path) in error
+    assert "static batching did not start" in error and str(tmp_path) in error
 
 
 def test_charts() -> None:

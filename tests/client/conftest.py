@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ import pytest
 import uvicorn
 
 from client.app import create_app
-from client.asgi import CompletionFront
 from client.config import GatewayConfig
 from client.gateway import Gateway
+from client.http.asgi import CompletionFront
+from server.api.app import create_app as create_server
+from tests.api.fake import FakeService
 from tests.client.stub import Stub
-from tests.serving import eventually
+from tests.serving import HTTP, eventually, serving
 
 if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
@@ -72,7 +74,7 @@ class GatewayClient:
     def leaks(self) -> list[str]:
         """What is still held although nothing is in flight."""
         gateway = self.gateway
-        found = [f"watch {watch}" for watch in gateway.watchman.watches]
+        found = [f"deadline {deadline}" for deadline in gateway.deadlines.in_flight]
         for replica in gateway.registry:
             found += [f"lease at {replica.url}" for _ in replica.load.leases]
             if replica.load.tokens or replica.load.rows:
@@ -110,7 +112,8 @@ async def running_gateway(servers: Iterable[Stub] = (), **config: Any) -> AsyncI
 @asynccontextmanager
 async def serving_here(app: Any) -> AsyncIterator[str]:
     """Serve `app` in the running loop, on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2))
+    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2, **HTTP)
+    server = uvicorn.Server(config)
     # not `serve`, which would take the signals of the test runner
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started or task.done())
@@ -130,8 +133,27 @@ def make_gateway() -> MakeGateway:
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     from server.text.tokenizer import Tokenizer  # most tests of the gateway do without what it imports
-    from tests.models import tiny_tokenizer
+    from tests.checkpoints import tiny_tokenizer
 
     path = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer(path)
     return Tokenizer(path)
+
+
+@pytest.fixture
+def cb(tokenizer: Tokenizer) -> FakeService:
+    return FakeService(tokenizer)
+
+
+@pytest.fixture
+def cb_url(cb: FakeService) -> Iterator[str]:
+    with serving(create_server(cb)) as url:
+        yield url
+
+
+@pytest.fixture
+def sb_url(tokenizer: Tokenizer) -> Iterator[str]:
+    service = FakeService(tokenizer, "static_batching")
+    service.model_id = "static"
+    with serving(create_server(service)) as url:
+        yield url

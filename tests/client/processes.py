@@ -63,7 +63,12 @@ def process(
 
 @asynccontextmanager
 async def gateway(
-    tmp_path: Path, urls: Sequence[str], how: Any = foreground, patience: float = 30, **config: Any
+    tmp_path: Path,
+    urls: Sequence[str],
+    how: Any = foreground,
+    patience: float = 30,
+    headers: dict[str, str] | None = None,
+    **config: Any,
 ) -> AsyncIterator[tuple[subprocess.Popen[bytes], aiohttp.ClientSession]]:
     """A gateway process in front of the servers at `urls`, ready, and a client of it."""
     path = tmp_path / "client_config.json"
@@ -74,7 +79,7 @@ async def gateway(
     url = f"http://127.0.0.1:{options.port}"
     connector = aiohttp.TCPConnector(limit=0)
     with process(command, environment, log) as running:
-        async with aiohttp.ClientSession(url, connector=connector) as session:
+        async with aiohttp.ClientSession(url, connector=connector, headers=headers) as session:
             async with asyncio.timeout(patience):
                 while True:
                     try:

@@ -10,58 +10,21 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol.accepts import Accepts
 from protocol.completion import Resume
-from protocol.errors import ApiError, model_not_found
+from protocol.errors import ApiError, model_not_found, unavailable
 from protocol.sse import DONE, checkpoint, event
 from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
+from tests.client.calls import Call, text_of, tokens_of, usage_of
 
 CREATED = 1_700_000_000
-
-
-def tokens_of(prompt: str, count: int) -> list[int]:
-    """The token ids that follow `prompt`."""
-    return [zlib.crc32(f"{prompt}/{i}".encode()) % 1000 for i in range(count)]
-
-
-def text_of(token_ids: list[int]) -> str:
-    return "".join(f" {token}" for token in token_ids)
-
-
-def usage_of(call: Call) -> dict[str, Any]:
-    usage = {"prompt_tokens": 1, "completion_tokens": call.count, "total_tokens": call.count + 1}
-    return {"usage": usage}
-
-
-@dataclass
-class Call:
-    """A completion request that the stub got."""
-
-    path: str
-    headers: dict[str, str]
-    body: dict[str, Any]
-    finished: bool = False
-    """Whether the whole answer went out."""
-
-    @property
-    def prompt(self) -> str:
-        if "messages" in self.body:
-            return str(self.body["messages"][-1]["content"])
-        return str(self.body["prompt"])
-
-    @property
-    def count(self) -> int:
-        limit = self.body.get("generation_config", {}).get("max_new_tokens", 32)
-        return int(self.body.get("max_tokens", limit))
-
-    @property
-    def chat(self) -> bool:
-        return "chat" in self.path
+BUSY = 20
+"""`others` of a server that is not to be the first choice."""
 
 
 @dataclass
@@ -78,15 +41,22 @@ class Stub:
     refusal: ApiError | None = None
     """Answer to every completion."""
     die_after: int | None = None
-    """Abort the connection after so many events, or before a whole answer, once."""
+    """Abort the connection after this number of events, or before a whole answer, once."""
     stream_error: ApiError | None = None
     """Ends the next stream after two tokens."""
     raw: bytes | None = None
     """Sent in place of every completion answer; then the connection is closed."""
+    says: dict[str, Any] = field(default_factory=dict)
+    """Stands in its status in place of what is true."""
     raw_status: bytes | None = None
     """The same in place of the status."""
+    late_end: float = 0.0
+    """Seconds between the last event of a stream and the end of its HTTP message."""
     padding: str = ""
     """Follows every token's text in a stream."""
+    accepts: Accepts | None = None
+    weights: str | None = None
+    """Its fingerprint; without one it is a server that tells none, and knows nothing of it."""
     hung: bool = False
     """Read everything, answer nothing."""
     # ---
@@ -169,8 +139,11 @@ class Stub:
             version="stub",
             uptime_seconds=1.0,
             load=ServerLoad(running=self.live + self.others),
+            accepts=self.accepts,
+            fingerprint=self.weights,
         )
-        await self._whole(writer, 200, status.model_dump_json().encode())
+        said = status.model_dump(mode="json") | self.says
+        await self._whole(writer, 200, json.dumps(said).encode())
         return True
 
     async def _complete(self, call: Call, writer: asyncio.StreamWriter) -> bool:
@@ -199,12 +172,18 @@ class Stub:
         resume = Resume.model_validate(call.body["resume"]) if "resume" in call.body else None
         ids = tokens_of(call.prompt, call.count)
         done = len(resume.choices[0].token_ids) if resume else 0
+        if resume and resume.weights not in (None, self.weights):
+            error = unavailable("other weights", code="other_weights")
+            await self._whole(writer, error.status, error.json(), error.headers)
+            return True
         if resume and resume.choices[0].token_ids != ids[:done]:
             raise AssertionError("resumed from other tokens than were sent")
         created = resume.created if resume else CREATED
         writer.write(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"Transfer-Encoding: chunked\r\n"
+            + (b"" if self.weights is None else f"x-server-weights: {self.weights}\r\n".encode())
+            + b"\r\n"
         )
         for sent, i in enumerate(range(done, len(ids))):
             if self._dies(sent):
@@ -229,6 +208,7 @@ class Stub:
         else:
             data = self._envelope(call, [], created) | usage_of(call)
             self._piece(writer, event(json.dumps(data).encode()) + DONE)
+        await asyncio.sleep(self.late_end)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
         return True
@@ -287,7 +267,7 @@ async def stubs(*servers: Stub) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def short_lives(servers: Sequence[Stub], events: int) -> AsyncIterator[None]:
-    """Each of `servers` dies whenever it has sent so many events, or was about to answer whole."""
+    """Each of `servers` dies whenever it has sent `events` events, or was about to answer whole."""
 
     async def keep_killing() -> None:
         while True:

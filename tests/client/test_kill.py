@@ -16,8 +16,8 @@ from subprocess import Popen
 import aiohttp
 import pytest
 
+from tests.client.calls import text_of, tokens_of
 from tests.client.processes import complete, free_port, gateway, start
-from tests.client.stub import text_of, tokens_of
 
 Command = Callable[[int], Sequence[str]]
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.client.calls import text_of, tokens_of
 from tests.client.processes import ROOT, complete, foreground, free_port, gateway, gunicorn
-from tests.client.stub import Stub, stubs, text_of, tokens_of
+from tests.client.stub import Stub, stubs
 from tests.serving import eventually
 from utils.options import ClientAppOptions
 
@@ -75,3 +76,22 @@ def test_a_bad_configuration_is_one_line_and_an_exit_status(tmp_path: Path) -> N
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
     assert "heart_beat_interval_seconds" in line
+
+
+async def test_the_limits_of_gunicorn_are_kept(tmp_path: Path) -> None:
+    def strict(options: ClientAppOptions) -> Any:
+        command, environment = gunicorn(options)
+        limits = ("--limit-request-fields", "10", "--limit-request-line", "100")
+        return (*command, *limits, "--limit-request-field_size", "200"), environment
+
+    async with gateway(tmp_path, [], strict) as (_, session):
+        for path, headers, status in [
+            ("/health", {f"x-{i}": "a" for i in range(5)}, 200),
+            ("/health", {f"x-{i}": "a" for i in range(15)}, 431),
+            ("/health", {"x": "a" * 190}, 200),
+            ("/health", {"x": "a" * 210}, 431),
+            ("/health?" + "a" * 80, {}, 200),
+            ("/health?" + "a" * 100, {}, 414),
+        ]:
+            async with session.get(path, headers=headers) as response:
+                assert response.status == status, (path, headers)

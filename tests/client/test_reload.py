@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from client import reload
 from client.app import create_app
 from client.config import GatewayConfig
 from client.reload import ConfigFile
@@ -134,13 +136,42 @@ async def test_a_fault_while_taking_over_does_not_end_the_following(file: Writer
             raise ZeroDivisionError("a fault")
         taken.append(config.max_body_bytes)
 
-    task = asyncio.create_task(config_file.follow(apply))
-    file.write(max_body_bytes=1)
-    await eventually(lambda: config_file.error == "ZeroDivisionError: a fault")
-    file.write(max_body_bytes=2)
-    await eventually(lambda: taken == [2])
-    assert config_file.error is None
-    task.cancel()
+    async with config_file.following(apply):
+        file.write(max_body_bytes=1)
+        await eventually(lambda: config_file.error == "ZeroDivisionError: a fault")
+        file.write(max_body_bytes=2)
+        await eventually(lambda: taken == [2])
+        assert config_file.error is None
+
+
+@pytest.mark.parametrize("slow", ["read", "parse"])
+async def test_a_slow_file_keeps_no_request_waiting(
+    file: Writer, monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """On a network file system reading may take long; so may checking thousands of keys."""
+    server, answered, waited = Stub(), threading.Event(), []
+    async with stubs(server):
+        file.write(server)
+        async with following(file.path) as client:
+            await client.ready()
+
+            def held(function: Callable[..., Any]) -> Callable[..., Any]:
+                def wait_for_the_loop(*args: Any) -> Any:
+                    waited.append(answered.wait(5))
+                    return function(*args)
+
+                return wait_for_the_loop
+
+            if slow == "read":
+                monkeypatch.setattr(ConfigFile, "_read", held(ConfigFile._read))
+            else:
+                monkeypatch.setattr(reload, "load_config", held(reload.load_config))
+            file.write(server, max_body_bytes=1000)
+            await asyncio.sleep(0.8)  # it is being read by now
+            await client.complete()
+            answered.set()
+            await eventually(lambda: client.gateway.settings.config.max_body_bytes == 1000)
+            assert waited and all(waited)
 
 
 async def test_a_lost_file_is_a_bad_file(file: Writer) -> None:

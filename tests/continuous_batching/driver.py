@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.continuous_batching.decoding.params import SamplingParams
-from server.continuous_batching.engine.outputs import RequestFailure
-from server.continuous_batching.scheduler.request import Request
+from server.continuous_batching.outputs import RequestFailure
+from server.sampling.step_logits import StepLogits
+from server.scheduling.params import SamplingParams
+from server.scheduling.plan import Plan
+from server.scheduling.request import Request
+from server.scheduling.step import StepInput
+
+
+def around_forward(llm: LLM, forward: Callable[[Plan, Callable[[], StepLogits]], StepLogits]) -> None:
+    """Let `forward(plan, compute)` stand for every forward pass of the engine."""
+    builder, runner = llm.engine._builder, llm.engine.worker.runner
+    build, compute, plans = builder.build, runner.forward, [Plan()]
+
+    def remember(plan: Plan) -> StepInput:
+        plans[0] = plan
+        return build(plan)
+
+    builder.build = remember  # type: ignore[method-assign]
+    runner.forward = lambda step: forward(plans[0], lambda: compute(step))  # type: ignore[method-assign]
 
 
 class Driver:

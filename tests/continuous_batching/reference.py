@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from protocol.generation import GenerationConfig
-from server.offline import Answer, Generation
+from server.text.offline import Answer, Generation
 
 PADDING = -1
 """No token, so that padding cannot be taken for an answer's end."""
@@ -23,6 +23,8 @@ class Reference:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        if self.model._can_set_experts_implementation():
+            self.model.set_experts_implementation("eager")  # the others do not take odd sizes
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.vocab_size = self.model.config.vocab_size
 
@@ -64,12 +66,17 @@ class Reference:
             "num_beams": config.num_beams,
             "num_return_sequences": config.num_choices,
             "repetition_penalty": config.repetition_penalty,
+            "no_repeat_ngram_size": config.no_repeat_ngram_size,
+            "bad_words_ids": config.bad_words_ids or None,
             "do_sample": False,
             "pad_token_id": PADDING,
             "eos_token_id": config.eos_token_ids or 1,
         }
         if config.num_beams > 1:
             options |= {"early_stopping": config.early_stopping, "length_penalty": config.length_penalty}
+        if config.allowed_token_ids is not None:
+            allowed = config.allowed_token_ids
+            options["prefix_allowed_tokens_fn"] = lambda *_: allowed
         if config.stop:
             options |= {"stop_strings": config.stop, "tokenizer": self.tokenizer}
         ids = torch.tensor([prompt])

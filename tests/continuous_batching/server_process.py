@@ -23,10 +23,19 @@ class ServerProcess:
     Args:
         directory: for the configuration and the log.
         model: checkpoint directory.
+        environment: variables to add.
         config: sections to add to the configuration.
     """
 
-    def __init__(self, directory: Path, model: Path, **config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        model: Path,
+        *,
+        environment: dict[str, str] | None = None,
+        model_id: str = "tiny",
+        **config: dict[str, Any],
+    ) -> None:
         loading = {"model_name_or_path": str(model), "torch_dtype": "float32", "device": "cpu"}
         path = directory / "config.json"
         path.write_text(json.dumps({"model_loading_config": loading, **config}))
@@ -36,13 +45,13 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / "server.log"
         script = ROOT / "continuous_batching_server_app.py"
-        options = ["--port", str(self.port), "--model_id", "tiny", "--server_config_file_path", str(path)]
+        options = ["--port", str(self.port), "--model_id", model_id, "--server_config_file_path", str(path)]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, str(script), *options],
                 stdout=log,
                 stderr=log,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}),
             )
 
     async def ready(self, session: aiohttp.ClientSession, seconds: float = 90.0) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from server.continuous_batching import LLM
-from server.continuous_batching.scheduler.plan import Plan
-from tests.continuous_batching.driver import Driver
+from server.sampling.step_logits import StepLogits
+from server.scheduling.plan import Plan
+from tests.continuous_batching.driver import Driver, around_forward
 from tests.continuous_batching.engines import small_llm
 
 
@@ -85,16 +86,14 @@ class Broken(Exception):
 
 def break_forward(llm: LLM, monkeypatch: pytest.MonkeyPatch, poison: int) -> None:
     """Let every forward pass fail that computes the token `poison`."""
-    runner = llm.engine.runner
-    healthy = runner.forward
 
-    def forward(plan: Plan) -> torch.Tensor:
+    def forward(plan: Plan, compute: Callable[[], StepLogits]) -> StepLogits:
         tokens = [t for c in plan.chunks for t in c.sequence.history.slice(c.start, c.end)]
         if poison in tokens + [s.history.last for s in plan.decodes]:
             raise Broken("cannot compute this")
-        return healthy(plan)
+        return compute()
 
-    monkeypatch.setattr(runner, "forward", forward)
+    around_forward(llm, forward)
 
 
 def test_a_failing_request_fails_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,27 +112,38 @@ def test_a_failing_request_fails_alone(tiny_model: Path, monkeypatch: pytest.Mon
     for name, prompt in prompts.items():
         driver.add(name, prompt, {"max_new_tokens": 20, "logit_bias": {499: -100}})
     driver.finish()
-    assert set(driver.failures) == {"bad"} and driver.failures["bad"].status == 500
+    assert set(driver.failures) == {"bad"} and driver.failures["bad"].status == 422
     assert "cannot compute this" in driver.failures["bad"].message
     assert all(driver.answers(name) == healthy.answers(name) for name in prompts)
     assert llm.engine.stats().step_failures == 1
+
+
+def test_a_fault_of_the_device_is_not_the_requests(tiny_model: Path) -> None:
+    llm = small_llm(tiny_model)
+
+    def forward(plan: Plan, compute: Callable[[], StepLogits]) -> StepLogits:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    around_forward(llm, forward)
+    driver = Driver(llm)
+    driver.add("any", [5, 6], {"max_new_tokens": 20})
+    driver.finish()
+    assert driver.failures["any"].status == 500
 
 
 def test_scores_that_are_not_finite_fail_their_request_only(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = small_llm(tiny_model)
-    runner = llm.engine.runner
-    healthy = runner.forward
 
-    def forward(plan: Plan) -> torch.Tensor:
-        logits = healthy(plan)
+    def forward(plan: Plan, compute: Callable[[], StepLogits]) -> StepLogits:
+        forwarded = compute()
         for row, sequence in enumerate(plan.sampled()):
             if sequence.request.id.startswith("bad"):
-                logits[row] = float("nan")
-        return logits
+                forwarded.logits[row] = float("nan")
+        return forwarded
 
-    monkeypatch.setattr(runner, "forward", forward)
+    around_forward(llm, forward)
     driver = Driver(llm)
     driver.add("bad greedy", [5, 6], {"max_new_tokens": 5})
     driver.add("bad sampled", [5, 6], {"max_new_tokens": 5, "do_sample": True, "n": 3})

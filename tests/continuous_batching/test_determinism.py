@@ -16,6 +16,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "one": {"temperature": 0.9, "top_p": 0.95},
     "filtered": {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "typical_p": 0.95},
     "penalised": {"repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.1},
+    "unrepeated": {"no_repeat_ngram_size": 2, "temperature": 0.5, "top_k": 30},
     "several": {"n": 3},
     "beams": {"num_beams": 4, "num_return_sequences": 2},
 }
@@ -78,14 +79,14 @@ def test_preempted_at_any_step(tiny_model: Path, alone: dict[str, list[list[int]
     driver.add("several", PROMPT, options("several"))
     for _ in range(step):
         driver.step()
-    for request in list(driver.engine.scheduler.running):
-        driver.engine.scheduler.recompute(request)
+    for request in list(driver.engine.scheduler.queues.running):
+        driver.engine.scheduler.queues.recompute(request)
     driver.finish()
     assert driver.answers("several") == alone["several"]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 20, 39])
-@pytest.mark.parametrize("kind", ["one", "filtered", "penalised"])
+@pytest.mark.parametrize("kind", ["one", "filtered", "penalised", "unrepeated"])
 def test_continued_from_a_prefix(
     tiny_model: Path, alone: dict[str, list[list[int]]], kind: str, cut: int
 ) -> None:

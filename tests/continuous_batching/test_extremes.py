@@ -9,7 +9,8 @@ import pytest
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.continuous_batching.scheduler.request import Request
+from server.scheduling import step_builder
+from server.scheduling.request import Request
 from tests.continuous_batching.driver import Driver
 from tests.continuous_batching.engines import small_llm
 
@@ -74,7 +75,7 @@ def test_no_answer_of_a_beam_search_is_lost(tiny_model: Path, options: dict[str,
 
 def break_for(request_id: str, llm: LLM, method: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Let a method that takes a request or one of its sequences fail for that request; counts how often."""
-    owner: Any = llm.engine._decoder if method == "join" else llm.engine._collector
+    owner: Any = step_builder if method == "_starts" else llm.engine._collector
     healthy, failed = getattr(owner, method), [0]
 
     def broken(first: Any, *rest: Any) -> Any:
@@ -89,7 +90,7 @@ def break_for(request_id: str, llm: LLM, method: str, monkeypatch: pytest.Monkey
     return failed
 
 
-@pytest.mark.parametrize("method", ["join", "_append", "_advance_beams"])
+@pytest.mark.parametrize("method", ["_starts", "_append", "_advance_beams"])
 def test_a_fault_in_the_bookkeeping_fails_its_request_only(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -107,7 +108,7 @@ def test_a_fault_in_the_bookkeeping_fails_its_request_only(
     driver.add("good", [*prompt, 9], options)  # reuses blocks that the other was to compute
     driver.finish()
     assert failed[0]
-    assert set(driver.failures) == {"bad"} and driver.failures["bad"].status == 500
+    assert set(driver.failures) == {"bad"} and driver.failures["bad"].status == 422
     assert "the number is too large" in driver.failures["bad"].message
     assert driver.answers("good") == undisturbed.answers("good")
 
@@ -122,8 +123,8 @@ def test_a_fault_on_the_way_back_from_swap_fails_its_request_only(
         driver.add(name, [5, 6, 7], {"max_new_tokens": 90, "ignore_eos": True})
     while not llm.engine.stats().swapped:
         driver.step()
-    assert llm.engine.scheduler.swapped[0].id == "second"
-    break_for("second", llm, "join", monkeypatch)
+    assert llm.engine.scheduler.queues.swapped[0].id == "second"
+    break_for("second", llm, "_starts", monkeypatch)
     driver.finish()
     assert set(driver.failures) == {"second"} and driver.done == {"first"}
     assert len(driver.answers("first")[0]) == 90

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.sse import read_checkpoints
 from tests.continuous_batching.reference import Reference
+from tests.continuous_batching.server_calls import is_idle, joined, post, stream, until
 from tests.continuous_batching.server_process import ServerProcess
 
 LIMITS: dict[str, dict[str, Any]] = {
@@ -41,50 +41,6 @@ async def session(server: ServerProcess) -> AsyncIterator[aiohttp.ClientSession]
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(120)) as session:
         await server.ready(session)
         yield session
-
-
-async def post(
-    session: aiohttp.ClientSession, server: ServerProcess, prompt: Any, **config: Any
-) -> tuple[int, Any]:
-    """(status, body) of a native completion."""
-    body = {"model": "tiny", "prompt": prompt, "generation_config": config, "return_token_ids": True}
-    async with session.post(f"{server.url}/completion/v2", json=body) as response:
-        return response.status, await response.json()
-
-
-async def stream(
-    session: aiohttp.ClientSession, server: ServerProcess, body: dict[str, Any]
-) -> tuple[list[dict[str, Any]], bytes]:
-    """(events, raw bytes) of a native stream."""
-    headers = {"x-stream-checkpoint": "1"}
-    payload = {"model": "tiny", "stream": True, **body}
-    async with session.post(f"{server.url}/completion/v2", json=payload, headers=headers) as response:
-        assert response.status == 200, await response.text()
-        raw = await response.read()
-    lines = [line[6:] for line in raw.decode().split("\n") if line.startswith("data: ")]
-    assert lines[-1] == "[DONE]"
-    return [json.loads(line) for line in lines[:-1]], raw
-
-
-def joined(events: list[dict[str, Any]], index: int = 0) -> str:
-    return "".join(c["text"] for event in events for c in event["choices"] if c["index"] == index)
-
-
-async def until(
-    session: aiohttp.ClientSession, server: ServerProcess, holds: Callable[[dict[str, Any]], bool]
-) -> dict[str, Any]:
-    """The first status of which `holds` is true."""
-    async with asyncio.timeout(20):
-        while True:
-            status = await server.status(session)
-            if holds(status):
-                return status
-            await asyncio.sleep(0.01)
-
-
-def is_idle(status: dict[str, Any]) -> bool:
-    load = status["load"]
-    return not (load["running"] or load["waiting"] or load["swapped"] or load["kv_cache_usage"])
 
 
 async def test_streamed_pieces_join_to_the_whole_answer(
@@ -185,7 +141,7 @@ async def test_a_full_queue_and_a_late_request(session: aiohttp.ClientSession, s
     ("prompt", "config", "param", "numbers"),
     [
         ([5] * 3000, {}, "prompt", ["3000", "2048"]),
-        ([5] * 100, {"max_new_tokens": 2000}, "prompt", ["100", "2000", "2048"]),
+        ([5] * 100, {"max_new_tokens": 2000}, "generation_config.max_new_tokens", ["100", "2000", "2048"]),
         ([5] * 100, {"max_new_tokens": 1000, "num_beams": 8}, "generation_config.max_new_tokens", ["300"]),
         ([5], {"num_beams": 9}, "generation_config.num_beams", ["9", "8"]),
         ([5], {"n": 9, "do_sample": True}, "generation_config.n", ["9", "8"]),
@@ -225,21 +181,38 @@ async def test_no_number_ends_the_engine(session: aiohttp.ClientSession, server:
     assert after["engine_pid"] == before["engine_pid"]
 
 
+DASHBOARD_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+DASHBOARD_COUNTERS = ("prompt_tokens", "generation_tokens", "request_success")
+DASHBOARD_HISTOGRAMS = (
+    *("e2e_request_latency_seconds", "time_to_first_token_seconds", "inter_token_latency_seconds"),
+    *("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"),
+    *("request_prompt_tokens", "request_generation_tokens", "request_max_num_generation_tokens"),
+    # of other dashboards
+    *("request_params_max_tokens", "request_params_n", "request_inference_time_seconds"),
+    "request_time_per_output_token_seconds",
+)
+"""What the queries of vLLM's Grafana dashboard ask for, each by ``model_name``."""
+
+
 async def test_metrics_are_read_by_prometheus(session: aiohttp.ClientSession, server: ServerProcess) -> None:
-    await post(session, server, "count me", max_new_tokens=4)
+    for number in range(5):
+        await post(session, server, f"count me {number}", max_new_tokens=4)
+        await stream(
+            session, server, {"prompt": f"and me {number}", "generation_config": {"max_new_tokens": 4}}
+        )
     async with session.get(f"{server.url}/metrics") as response:
         families = {f.name: f for f in text_string_to_metric_families(await response.text())}
-    for name in (
-        "vllm:num_requests_running",
-        "vllm:num_requests_waiting",
-        "vllm:kv_cache_usage_perc",
-        "vllm:prefix_cache_queries",
-        "vllm:num_preemptions",
-        "vllm:request_queue_time_seconds",
-        "vllm:time_to_first_token_seconds",
-        "vllm:generation_tokens",
-    ):
-        assert families[name].samples[0].labels["model_name"] == "tiny"
+    for name in ("prefix_cache_queries", "num_preemptions", *DASHBOARD_GAUGES):
+        assert families[f"vllm:{name}"].samples[0].labels["model_name"] == "tiny"
+    for name in (*DASHBOARD_COUNTERS, *DASHBOARD_HISTOGRAMS):
+        family = families[f"vllm:{name}"]
+        assert all(sample.labels["model_name"] == "tiny" for sample in family.samples)
+        assert (
+            sum(sample.value for sample in family.samples if sample.name.endswith(("_total", "_count"))) > 0
+        )
+        if name in DASHBOARD_HISTOGRAMS:
+            values = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
+            assert values["sum"] > 0 and values["bucket"] == values["count"]
 
 
 async def test_drafts_are_counted_and_change_nothing(
@@ -270,7 +243,7 @@ async def test_drafts_through_the_openai_api(session: aiohttp.ClientSession, ser
     async with session.post(f"{server.url}/v1/completions", json=body) as response:
         assert response.status == 200
     async with session.post(f"{server.url}/v1/completions", json=body | {"num_beams": 2}) as response:
-        assert response.status == 422
+        assert response.status == 400
         assert "prompt_lookup_num_tokens" in (await response.json())["error"]["message"]
 
 

@@ -62,6 +62,7 @@ def test_learning_rate_rises_then_falls_to_nothing() -> None:
     assert rates[-1] < 0.001 * recipe.learning_rate
 
 
+@pytest.mark.slow
 def test_a_short_run_makes_a_checkpoint_that_loads_and_again_the_same(tmp_path: Path) -> None:
     options = ["--steps", "3", "--rows", "1", "--documents", "3000", "--device", "cpu"]
     for command, out in ((["demo_model/train.py"], "script"), (["-m", "demo_model.train"], "module")):

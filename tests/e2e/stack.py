@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.options import CONFIGS
-from utils.services import Directories, Running, find
+from utils.running import Directories, Running, find
 
 ROOT = CONFIGS.parent
 MODEL_DIRECTORY = ROOT / "demo_model" / "checkpoint"
@@ -56,7 +56,7 @@ def call(url: str, path: str, body: Any = None, *, method: str | None = None) ->
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
+    """Different free ports."""
     probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [probe.getsockname()[1] for probe in probes]
     for probe in probes:
@@ -94,13 +94,13 @@ class Stack:
 
     def start_app(self, *arguments: str) -> Done:
         """Run ``start_app.py`` with `arguments` for this stack, from a foreign directory."""
-        client, cb_server, sb_server = map(str, self.ports)
-        command = [
-            *(sys.executable, str(ROOT / "start_app.py"), *arguments),
-            *("--run_dir", str(self.directory / "run"), "--log_dir", str(self.directory / "logs")),
-            *("--client_port", client, "--cb_server_port", cb_server, "--sb_server_port", sb_server),
-            *("--cb_server_model_id", MODEL, "--sb_server_model_id", MODEL),
-        ]
+        command = [sys.executable, str(ROOT / "start_app.py"), *arguments]
+        command += ["--run_dir", str(self.directory / "run")]
+        if not {"--status", "--stop"} & {*arguments}:
+            command += ["--log_dir", str(self.directory / "logs")]
+        for kind, port in zip(("client", "cb_server", "sb_server"), self.ports, strict=True):
+            if {"--all", f"--start_{kind}_app"} & {*arguments}:
+                command += [f"--{kind}_port", str(port)]
         done = subprocess.run(command, cwd=self.directory, capture_output=True, text=True)
         return Done(done.returncode, done.stdout, done.stderr)
 

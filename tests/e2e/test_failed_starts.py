@@ -73,6 +73,17 @@ def test_a_corrupt_safetensors_file(empty_stack: Stack, tmp_path: Path, kind: st
     assert any("safetensors" in line and "ERROR" in line for line in said.splitlines()), said
 
 
+@pytest.mark.parametrize("kind", ["cb", "sb"])
+def test_an_index_that_names_a_missing_file(empty_stack: Stack, tmp_path: Path, kind: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_DIRECTORY, model)
+    (model / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "gone.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    said = start(empty_stack, kind, config_for(kind, tmp_path, model_name_or_path=str(model)))
+    assert "places 'lm_head.weight' in 'gone.safetensors', and there is no such file" in said
+
+
 def test_a_missing_configuration_file(empty_stack: Stack) -> None:
     done = empty_stack.start_app("--start_client_app", "--client_config_file_path", "nothing.json")
     assert (done.code, done.errors) == (

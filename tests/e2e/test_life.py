@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from tests.e2e.stack import MODEL, MODEL_DIRECTORY, ROOT, Stack, call, free_ports
 from utils.config import read_file
 from utils.options import CONFIGS
-from utils.process import processes
+from utils.process import processes, wait_until
 
 KINDS = ("client_app", "cb_server_app", "sb_server_app")
 BODY = {"model": MODEL, "prompt": "17 + 25 =", "generation_config": {"max_new_tokens": 8}}
@@ -68,6 +70,36 @@ def test_a_killed_worker_is_replaced(stack: Stack) -> None:
     (worker,) = [p for p in processes() if p.group == server.pid and p.pid != server.pid]
     os.kill(worker.pid, signal.SIGKILL)
     assert poll(stack.gateway, "/completion/v1", BODY, 200, seconds=90)
+
+
+def test_nothing_outlives_what_started_it(empty_stack: Stack) -> None:
+    """The engine of a killed worker ends, and so do worker and engine of a killed master."""
+
+    def children(parent: int) -> set[int]:
+        found = set()
+        for process in processes():
+            with suppress(OSError):
+                if int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                    found.add(process.pid)
+        return found
+
+    def gone(pids: set[int]) -> bool:
+        return not pids & {process.pid for process in processes()}
+
+    started = empty_stack.start_app("--start_cb_server_app")
+    assert started.code == 0, started.errors
+    master = empty_stack.running("cb_server_app").pid
+    (worker,) = children(master)
+    engine = children(worker)
+    assert len(engine) == 1
+    os.kill(worker, signal.SIGKILL)
+    assert wait_until(lambda: gone({worker} | engine), 30)
+    assert poll(empty_stack.cb_server, "/completion/v2", BODY, 200, seconds=90)
+    (worker,) = children(master)
+    family = {master, worker} | children(worker)
+    assert len(family) == 3
+    os.kill(master, signal.SIGKILL)
+    assert wait_until(lambda: gone(family), 30)
 
 
 def test_one_service_can_live_alone(empty_stack: Stack) -> None:
@@ -129,3 +161,33 @@ def test_help(script: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--host" in done.stdout
+
+
+def test_a_server_that_may_not_join_says_so_and_joins_with_the_token(empty_stack: Stack) -> None:
+    client_config = empty_stack.directory / "client.json"
+    client_config.write_text("{}")
+    started = empty_stack.start_app("--start_client_app", "--client_config_file_path", str(client_config))
+    assert started.code == 0, started.errors
+
+    server = ["--start_cb_server_app", "--client_url", empty_stack.gateway]
+    refused = empty_stack.start_app(*server)
+    assert refused.code == 1
+    assert f"is ready at {empty_stack.cb_server}" in refused.output
+    assert f"has not joined: the gateway {empty_stack.gateway} does not take it: " in refused.errors
+    assert "same event_token" in refused.errors
+    announcement = call(empty_stack.cb_server, "/status").json["announcement"]
+    assert announcement["problem"]
+    shown = empty_stack.start_app("--status")
+    assert shown.code == 1
+    assert "does not take it" in shown.output
+
+    stopped = empty_stack.start_app("--stop", "--cb_server_port", str(empty_stack.ports[1]))
+    assert stopped.code == 0
+    client_config.write_text('{"event_token": "secret"}')
+    config = read_file(CONFIGS / "cb_server_config.json") | {"event_token": "secret"}
+    config["model_loading_config"]["model_name_or_path"] = str(MODEL_DIRECTORY)
+    path = empty_stack.directory / "cb.json"
+    path.write_text(json.dumps(config))
+    joined = empty_stack.start_app(*server, "--cb_server_config_file_path", str(path))
+    assert (joined.code, empty_stack.start_app("--status").code) == (0, 0), joined.errors
+    assert poll(empty_stack.gateway, "/completion/v2", BODY, 200, seconds=30)

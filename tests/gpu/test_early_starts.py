@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching.attention import triton_decode
-from server.continuous_batching.attention.base import AttentionShape
-from server.continuous_batching.attention.triton_backend import TritonAttention
-from server.continuous_batching.kernels import triton_gemv
-from server.continuous_batching.kernels.triton_gemv import gemv
-from server.continuous_batching.kernels.triton_support import overlaps_launches
-from tests.kernels import test_triton_attention as paged
-from tests.kernels.conftest import HALF, relative_error
+from server.device.triton_support import overlaps_launches
+from server.ops.triton import decode_attention as triton_decode
+from server.ops.triton import gemv as triton_gemv
+from server.ops.triton.attention import TritonAttention
+from server.ops.triton.gemv import gemv
+from tests.ops.shapes import attention_shape
+from tests.ops.triton import scenes
+from tests.ops.triton.checks import HALF, relative_error
 
 DEVICE = torch.device("cuda")
 HEADS, KV_HEADS, HEAD_DIM, LAYERS, INNER = 8, 2, 64, 12, 8192
@@ -23,10 +23,10 @@ BEGIN, STEPS = 1500, 300
 def steps_of_one_sequence() -> tuple[Tensor, Tensor]:
     """(what each step gave, the cache afterwards): products with attention between them, as one graph."""
     torch.manual_seed(0)
-    batch = paged.paged_batch([BEGIN], [], 16, DEVICE)
+    batch = scenes.paged_batch([BEGIN], [], 16, DEVICE)
     cache = torch.randn((batch.tables.numel(), LAYERS, 2, 16, KV_HEADS, HEAD_DIM), device=DEVICE).to(HALF)
-    shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, 16, HALF)
-    attention = TritonAttention(shape, paged.rotary_of(HEAD_DIM, HALF, DEVICE), cache)
+    shape = attention_shape(HEADS, KV_HEADS, HEAD_DIM, 16, HALF, LAYERS)
+    attention = TritonAttention(shape, [scenes.rotary_of(HEAD_DIM, HALF, DEVICE)], cache)
     attention.prepare(batch)
     width = (HEADS + 2 * KV_HEADS) * HEAD_DIM
     inward = (torch.randn(LAYERS, width, INNER, device=DEVICE) * INNER**-0.5).to(HALF)
@@ -61,7 +61,7 @@ def steps_of_one_sequence() -> tuple[Tensor, Tensor]:
 def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     if not overlaps_launches(DEVICE):
         pytest.skip("kernels start early on Hopper and later")
-    monkeypatch.setattr(paged, "TABLE_WIDTH", 2048)
+    monkeypatch.setattr(scenes, "TABLE_WIDTH", 2048)
     monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     answers, cache = steps_of_one_sequence()
     for module in (triton_decode, triton_gemv):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
+from tests.checkpoints import tiny_llama
 from tests.continuous_batching.reference import Reference, mixed_requests
-from tests.kernels.draws import worst_miss
-from tests.models import tiny_llama
+from tests.sampling.draws import worst_miss
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_options_of_replayed_steps_are_those_of_launched_ones(model: Path, refer
     """Each set of options is captured at the first step that has it, with and without padding, but for those
     whose steps are launched; the greedy answers are those of transformers."""
     llm = cuda_llm(model)
-    choice = llm.engine._decoder._choice
+    choice = llm.engine.worker.decoder.sampler
     assert choice is not None and choice._captured is not None
     options: list[dict[str, Any]] = [
         {"typical_p": 0.7}, {"min_new_tokens": 20, "eos_token_id": list(range(3, 40)), "top_k": 50},
@@ -84,6 +85,9 @@ def test_options_of_replayed_steps_are_those_of_launched_ones(model: Path, refer
         {"repetition_penalty": 1.4}, {"frequency_penalty": 0.7, "presence_penalty": 0.4, "top_p": 0.9},
         {"logit_bias": {7: 4.0, 9: -100.0}}, {"logit_bias": {7: 2.0}, "repetition_penalty": 1.2, "top_k": 3},
         {"do_sample": False, "repetition_penalty": 1.3}, {"do_sample": False}, {},
+        {"do_sample": False, "bad_words_ids": [[5], *([token] for token in range(100, 300)), [7, 9, 310]]},
+        {"allowed_token_ids": [*range(3, 512, 7)], "top_k": 9},
+        {"bad_words_ids": [[7]], "logit_bias": {7: 9.0}},
     ]  # fmt: skip
     configs = [
         GenerationConfig(**{"max_new_tokens": 20 + 3 * i, "do_sample": True, "seed": i, **chosen})
@@ -119,6 +123,23 @@ def test_samples_are_drawn_at_their_own_numbers(model: Path, reference: Referenc
     for generations in (together, alone):
         answers = [generation.answers[0].token_ids for generation in generations]
         assert worst_miss(reference.model, prompts, configs, answers) < 1e-3
+
+
+@pytest.mark.parametrize("blocks", [60, 2000])
+def test_prompts_are_scored(model: Path, reference: Reference, blocks: int) -> None:
+    """In pieces, beside decodes, and computed again where blocks run out."""
+    llm = cuda_llm(model, num_blocks=blocks, num_blocks_cpu=0)
+    llm.engine.scheduler.limits = replace(llm.engine.limits, scored_tokens=40)
+    prompts = [[3 + (7 * i + k) % 500 for i in range(20 + 11 * k)] for k in range(12)]
+    config = GenerationConfig(max_new_tokens=30, prompt_logprobs=2, ignore_eos=True)
+    for prompt, generation in zip(prompts, llm.generate(prompts, config), strict=True):
+        with torch.inference_mode():
+            logs = reference.model(torch.tensor([prompt])).logits[0, :-1].log_softmax(dim=-1)
+        told = generation.answers[0].prompt_logprobs
+        assert told is not None and [entry.token_id for entry in told] == prompt[1:]
+        own = logs.gather(1, torch.tensor(prompt[1:]).unsqueeze(1)).squeeze(1)
+        assert [entry.logprob for entry in told] == pytest.approx(own.tolist(), abs=1e-3)
+    assert llm.engine.stats().step_failures == 0
 
 
 def test_bfloat16_is_close(model: Path, reference: Reference) -> None:

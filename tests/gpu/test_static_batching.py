@@ -9,9 +9,9 @@ import torch
 
 from protocol.generation import GenerationConfig
 from server.static_batching.pipeline import StaticPipeline
+from tests.checkpoints import tiny_llama
 from tests.continuous_batching.reference import Reference, mixed_requests
-from tests.kernels.draws import worst_miss
-from tests.models import tiny_llama
+from tests.sampling.draws import worst_miss
 
 
 @pytest.fixture(scope="module")

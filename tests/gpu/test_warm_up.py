@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.models import tiny_llama
+from tests.checkpoints import tiny_llama
 from tests.scripts import run_script
 
 _SERVE = """
@@ -31,9 +31,10 @@ prompts = [[dice.randint(3, 90) for _ in range(dice.randint(1, 300))] for _ in r
 options = [
     {}, {"top_k": 5}, {"top_p": 0.8}, {"top_k": 9, "min_p": 0.1, "frequency_penalty": 0.5},
     {"logit_bias": {7: 1.0}}, {"logit_bias": {8: 1.0}, "repetition_penalty": 1.2, "top_p": 0.9},
+    {"bad_words_ids": [[5, 6]], "prompt_logprobs": 1}, {"allowed_token_ids": [7, 8], "logit_bias": {8: 1.0}},
 ]
 configs = [
-    GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), seed=i, **options[i % 6])
+    GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), seed=i, **options[i % 8])
     for i in range(len(prompts))
 ]
 for i in range(12):  # alone, and with others

@@ -28,7 +28,7 @@ from protocol.openai import OpenAICompletionRequest
         {"seed": 2**63},
     ],
 )
-def test_numbers_that_nobody_can_compute_with_are_refused(option: dict[str, Any]) -> None:
+def test_numbers_that_cannot_be_computed_with_are_refused(option: dict[str, Any]) -> None:
     (name,) = option
     with pytest.raises(ValidationError, match=name):
         GenerationConfig.model_validate(option)
@@ -64,3 +64,34 @@ def test_a_temperature_below_the_least_is_the_least(asked: float) -> None:
 
 def test_temperature_zero_is_greedy() -> None:
     assert GenerationConfig(temperature=0).temperature == 0.0
+
+
+def test_options_of_transformers_and_vllm_on_the_routes_of_openai() -> None:
+    options: dict[str, Any] = {
+        "no_repeat_ngram_size": 3,
+        "bad_words": ["so", "be it"],
+        "allowed_token_ids": [4, 5],
+        "min_tokens": 2,
+    }
+    request = OpenAICompletionRequest.model_validate({"model": "m", "prompt": "x", **options})
+    config = request.generation_config(max_new_tokens=5, logprobs=None)
+    assert (config.no_repeat_ngram_size, config.allowed_token_ids, config.min_new_tokens) == (3, [4, 5], 2)
+    assert config.bad_words == ["so", "be it"]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"bad_words": [""]},
+        {"bad_words": ["x"] * 129},
+        {"bad_words_ids": [[]]},
+        {"bad_words_ids": [[3] * 17]},
+        {"bad_words_ids": [[-1]]},
+        {"allowed_token_ids": []},
+        {"allowed_token_ids": [2**31]},
+    ],
+)
+def test_lists_of_words_that_are_none(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(ValidationError, match=name):
+        GenerationConfig.model_validate(option)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from utils.launch import stop_services
+from utils.launch import start_services
+from utils.manage import stop_services
 from utils.options import CONFIGS, ClientAppOptions
-from utils.services import Directories, Service
+from utils.running import Directories
+from utils.services import Service
 
 GUNICORN_CONFIG = CONFIGS / "gunicorn_config.py"
 
+Fake = Callable[..., Service]
+
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -40,3 +45,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
         return Service(kind, "tests.start_app.fake_service", options)
 
     return make
+
+
+def start_all(directories: Directories, *chosen: Service, timeout_seconds: float = 60) -> str:
+    """Start services as `start_app.py` does; returns what it showed."""
+    output = io.StringIO()
+    start_services(
+        chosen,
+        gunicorn_config=GUNICORN_CONFIG,
+        directories=directories,
+        timeout_seconds=timeout_seconds,
+        output=output,
+    )
+    return output.getvalue()

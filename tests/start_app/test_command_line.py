@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 import start_app
 from utils.config import ConfigError
-from utils.launch import config_listing
+from utils.flags import parse
+from utils.launch import config_listing, with_these_servers
 from utils.options import CbServerAppOptions, ClientAppOptions, SbServerAppOptions
-from utils.services import Directories, Service, ServiceError
+from utils.running import Directories, ServiceError
+from utils.services import Service
 
 FIRST_VERSION = """
 --start_client_app --client_config_file_path --client_config_hot_update_interval_minutes
@@ -49,10 +53,10 @@ def chosen(directory: Path, *arguments: str) -> dict[str, Service]:
     argv = list(arguments)
     for kind in ("client", "cb_server", "sb_server"):
         argv += [f"--{kind}_config_file_path", f"{kind}_config.json"]
-    args = start_app.build_parser().parse_args(argv)
+    args = parse(start_app.build_parser(), argv).args
     services = start_app.chosen_services(args)
     if args.all:
-        services = start_app.with_these_servers(services, Directories(directory / "run", directory / "logs"))
+        services = with_these_servers(services, Directories(directory / "run", directory / "logs"))
     return {service.kind: service for service in services}
 
 
@@ -183,6 +187,86 @@ def test_a_value_that_a_service_would_refuse_is_one_line(
         start_app.main(["--all", argument])
     assert left.value.code == 2
     assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+SAMPLES = {"client_url": "http://127.0.0.1:1", "host": "127.0.0.1", "start_timeout_seconds": "5"}
+FOR_STARTING = {
+    action.dest: action
+    for action in start_app.build_parser()._actions
+    if action.dest not in {*start_app.SELECTING, "status", "stop", "help"}
+}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said where a command line is refused, and nothing started."""
+    with pytest.raises(SystemExit) as left:
+        start_app.main(arguments)
+    assert left.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("mode", ["--status", "--stop"])
+@pytest.mark.parametrize("option", FOR_STARTING)
+def test_an_option_for_starting_is_refused_elsewhere(
+    mode: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = [] if FOR_STARTING[option].nargs == 0 else [SAMPLES.get(option, "1")]
+    said = refusal(capsys, mode, f"--{option}", *value)
+    assert said == f"start_app.py: error: --{option} has no effect with {mode}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--cb_server_port 9001", "nothing to do: give --all, --start_client_app"),
+        ("--host 127.0.0.1", "nothing to do"),
+        ("--stop --status", "--stop has no effect with --status"),
+        ("--stop --all --cb_server_port 9001", "--cb_server_port has no effect with --stop --all"),
+        ("--all --start_cb_server_app", "--start_cb_server_app has no effect with --all"),
+        ("--start_client_app --client_url http://127.0.0.1:1", "--client_url has no effect without a server"),
+        ("--start_client_app --sb_server_debug", "--sb_server_debug has no effect without --start_sb_server"),
+        ("--start_cb_server_app --sb_server_port 1", "--sb_server_port has no effect without --start_sb_ser"),
+        (
+            "--start_cb_server_app --client_port 1",
+            "--client_port has no effect without --start_client_app",
+        ),
+        ("--start_sb_server_app --cb_server_model_id a", "--cb_server_model_id has no effect without"),
+        ("--all --cb_server_port 9001 --cb_server_port 9002", "--cb_server_port: given twice"),
+        ("--stop --cb_server_port 9001 --cb_server_port 9002", "--cb_server_port: given twice"),
+        ("--all --start_timeout_seconds nan", "'nan' is not a number above 0"),
+        ("--all --start_timeout_seconds 0", "'0' is not a number above 0"),
+    ],
+)
+def test_options_that_have_no_effect_together_are_refused(
+    arguments: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refusal(capsys, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("", []),
+        ("--all", []),
+        ("--cb_server_port 8011", ["cb_server_app-8011"]),
+        ("--start_cb_server_app", ["cb_server_app-8001"]),
+        ("--start_cb_server_app --cb_server_port 8011", ["cb_server_app-8011"]),
+        ("--client_port 1 --sb_server_port 3", ["client_app-1", "sb_server_app-3"]),
+    ],
+)
+def test_ports_choose_what_is_stopped(arguments: str, names: list[str]) -> None:
+    flags = parse(start_app.build_parser(), ["--stop", *arguments.split()])
+    start_app.check_combination(flags)
+    assert start_app.chosen_names(flags) == names
+
+
+def test_the_commands_of_the_help_name_this_interpreter(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        start_app.main(["--help"])
+    shown = capsys.readouterr().out
+    assert f"{shlex.quote(sys.executable)} start_app.py --status" in shown or (
+        f"{Path(sys.executable).relative_to(start_app.ROOT)} start_app.py --status" in shown
+    )
 
 
 def test_nothing_to_do_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,47 +5,21 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.start_app.conftest import GUNICORN_CONFIG
-from utils.config import ConfigError
-from utils.launch import report_status, start_services, stop_services
+from tests.start_app.conftest import Fake, start_all
+from utils.commands import ROOT
+from utils.manage import report_status, stop_services
 from utils.process import PidFile, processes
 from utils.readiness import get_json
-from utils.services import (
-    Directories,
-    Running,
-    Service,
-    ServiceError,
-    check_gunicorn_config,
-    check_startable,
-    find,
-    start,
-    stop,
-)
-
-Fake = Callable[..., Service]
-
-
-def start_all(directories: Directories, *chosen: Service, timeout_seconds: float = 60) -> str:
-    """Start services as `start_app.py` does; returns what it showed."""
-    output = io.StringIO()
-    start_services(
-        chosen,
-        gunicorn_config=GUNICORN_CONFIG,
-        directories=directories,
-        timeout_seconds=timeout_seconds,
-        output=output,
-    )
-    return output.getvalue()
+from utils.running import Directories, Running, ServiceError, find, stop
+from utils.services import Service, start
 
 
 def test_start_waits_until_ready_and_shows_the_way_there(fake: Fake, directories: Directories) -> None:
@@ -162,44 +136,6 @@ def test_a_service_that_is_never_ready_is_given_up(fake: Fake, directories: Dire
     assert find(directories) == []
 
 
-def test_a_port_in_use_is_refused(fake: Fake, directories: Directories) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as stranger:
-        port = stranger.getsockname()[1]
-        with pytest.raises(ServiceError, match=f"port {port} of 127.0.0.1 is in use by another process"):
-            start_all(directories, fake(port=port))
-
-
-def test_two_services_cannot_have_one_port(fake: Fake, directories: Directories) -> None:
-    first = fake()
-    second = fake(kind="cb_server_app", port=first.options.port)
-    with pytest.raises(ServiceError, match=f"{first.name} and {second.name} cannot both have port"):
-        check_startable([first, second], directories)
-
-
-@pytest.mark.parametrize("place", ["run", "logs", "run/{name}.pid", "logs/{name}.log"])
-def test_what_cannot_be_written_is_one_line_and_nothing_is_left_running(
-    fake: Fake, directories: Directories, place: str
-) -> None:
-    service = fake()
-    in_the_way = directories.run.parent / place.format(name=service.name)
-    if in_the_way.suffix:
-        in_the_way.mkdir(parents=True)
-    else:
-        in_the_way.write_text("not a directory")
-    with pytest.raises(ServiceError, match=f"^{service.name}: cannot write {in_the_way}: "):
-        start_all(directories, service)
-    marker = str(directories.run / service.name)
-    assert not any(marker in process.command for process in processes())
-
-
-def test_a_second_start_is_refused_and_harms_nothing(fake: Fake, directories: Directories) -> None:
-    service = fake()
-    start_all(directories, service)
-    with pytest.raises(ServiceError, match=rf"{service.name} runs already \(pid \d+\)"):
-        start_all(directories, service)
-    assert get_json(service.url, "/ready")[0] == 200
-
-
 def test_a_pid_that_belongs_to_a_stranger_is_left_alone(fake: Fake, directories: Directories) -> None:
     service = fake()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as stranger:
@@ -223,6 +159,68 @@ def test_a_worker_without_its_master_is_still_stopped(fake: Fake, directories: D
     assert running.alive()
     assert stop_services(directories, io.StringIO()) == 0
     assert not running.alive()
+
+
+def test_one_service_is_stopped_and_started_again_alone(fake: Fake, directories: Directories) -> None:
+    first, second = fake(kind="cb_server_app"), fake(kind="cb_server_app")
+    start_all(directories, first, second)
+    other = next(running for running in find(directories) if running.name == second.name)
+    output = io.StringIO()
+    assert stop_services(directories, output, names=[first.name]) == 0
+    assert find(directories) == [other] and other.alive()
+    assert report_status(directories, output, names=[second.name]) == 0
+    assert report_status(directories, output, names=[first.name, second.name]) == 1
+    assert report_status(directories, output, names=[first.name]) == 3
+    start_all(directories, first)
+    assert report_status(directories, output, names=[first.name, second.name]) == 0
+    assert other in find(directories) and other.alive()
+
+
+def test_what_is_to_be_stopped_and_does_not_run_is_said(fake: Fake, directories: Directories) -> None:
+    service = fake()
+    start_all(directories, service)
+    output = io.StringIO()
+    assert stop_services(directories, output, names=["cb_server_app-1"]) == 0
+    assert output.getvalue() == f"cb_server_app-1 is not running; what runs: {service.name}\n"
+    assert find(directories)[0].alive()
+
+
+def test_the_command_that_a_refused_start_prints_stops_that_service(
+    fake: Fake, directories: Directories
+) -> None:
+    service, other = fake(), fake(kind="sb_server_app")
+    start_all(directories, service, other)
+    with pytest.raises(ServiceError) as caught:
+        start_all(directories, service)
+    command = str(caught.value).partition("stop it with: ")[2]
+    done = subprocess.run(command, shell=True, env={"PATH": "/usr/bin:/bin"}, check=False)
+    assert done.returncode == 0
+    assert [running.name for running in find(directories)] == [other.name]
+
+
+def test_any_python_stops_what_runs_without_its_environment(fake: Fake, directories: Directories) -> None:
+    service = fake()
+    start_all(directories, service)
+    (running,) = find(directories)
+    # -S: without installed packages
+    command = [sys.executable, "-S", "start_app.py", "--run_dir", str(directories.run)]
+    shown = subprocess.run([*command, "--status"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stdout.split()[:2] == [service.name, "ready"]
+    subprocess.run([*command, "--stop"], cwd=ROOT, check=True)
+    assert not running.alive()
+
+
+def test_a_service_whose_directories_were_moved_is_still_known(fake: Fake, tmp_path: Path) -> None:
+    before = Directories(tmp_path / "before" / "run", tmp_path / "before" / "logs")
+    after = Directories(tmp_path / "after" / "run", tmp_path / "after" / "logs")
+    start_all(before, fake())
+    (tmp_path / "before").rename(tmp_path / "after")
+    (running,) = find(after)
+    try:
+        assert running.alive()
+    finally:
+        assert stop_services(after, io.StringIO()) == 0
+    assert not any(process.group == running.pid for process in processes())
 
 
 def test_gateways_stop_first(directories: Directories) -> None:
@@ -252,21 +250,3 @@ def test_an_interrupted_start_leaves_nothing(
         start_all(directories, fake(), fake())
     assert not started[0].alive()
     assert find(directories) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("workers = 4", "workers = 4: a service is one worker"),
-        ("workers = ", "SyntaxError: "),
-        ("import nothing_of_that_name", "ModuleNotFoundError: "),
-    ],
-)
-def test_a_gunicorn_configuration_that_cannot_work_is_refused(tmp_path: Path, text: str, reason: str) -> None:
-    path = tmp_path / "gunicorn_config.py"
-    path.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        check_gunicorn_config(path)
-    assert str(caught.value).startswith(f"{path}: {reason}")
-    with pytest.raises(ConfigError, match="FileNotFoundError"):
-        check_gunicorn_config(tmp_path / "nothing.py")

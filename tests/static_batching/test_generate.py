@@ -7,34 +7,27 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from protocol.generation import GenerationConfig
 from server.api.service import Job
-from server.static_batching.config import WorkerConfig
 from server.static_batching.generate import generate
-from server.static_batching.model import LoadedModel, load_model
+from server.static_batching.model import LoadedModel
 from server.static_batching.options import package_key
-from server.static_batching.prompts import Prompt
-from tests.models import tiny_tokenizer
+from server.static_batching.processors import Unpadded
+from server.static_batching.prompts import PaddedPrompts, Prompt
+from tests.static_batching.alone import PROMPTS, alone
 
-LENGTHS = [1, 17, 4, 40, 9, 4, 23]
 MANY_EOS = list(range(3, 40))  # so that some answers end early
-PROMPTS = [[(7 * i + 13 * k) % 500 + 3 for i in range(n)] for k, n in enumerate(LENGTHS)]
 
 
 @pytest.fixture(scope="module")
 def reference(llama: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(llama)
-
-
-def alone(reference: Any, prompt: list[int], **options: Any) -> list[list[int]]:
-    """New tokens of each sequence that transformers returns, padding cut off."""
-    ids = torch.tensor([prompt])
-    options = {"do_sample": False, "pad_token_id": 2, "eos_token_id": 1} | options
-    output = reference.generate(ids, attention_mask=torch.ones_like(ids), **options)
-    return [[token for token in row if token != 2] for row in output[:, len(prompt) :].tolist()]
 
 
 def together(model: LoadedModel, configs: list[GenerationConfig]) -> list[list[list[int]]]:
@@ -56,6 +49,9 @@ def test_greedy_with_a_length_for_each(model: LoadedModel, reference: Any) -> No
     [
         {"repetition_penalty": 1.7},
         {"repetition_penalty": 0.6},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[2], [1], *([token] for token in range(200, 300)), [310, 311]]},
         {"min_new_tokens": 12, "eos_token_id": MANY_EOS},
         {"eos_token_id": MANY_EOS},
     ],
@@ -193,6 +189,22 @@ def test_bias_is_that_of_transformers(model: LoadedModel, reference: Any) -> Non
     assert any(5 in answer[0] for answer in answers)
 
 
+@pytest.mark.parametrize("make", [NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor])
+@pytest.mark.parametrize("value", [1, 2, 3, 4])
+def test_padding_is_no_token_for_what_looks_at_tokens(make: Any, value: int) -> None:
+    """Not even where its id is one that the prompts hold."""
+    ids = [[2, 2, 5], [2], [5, 2, 6, 5, 2], [6, 2, 2, 2, 5, 2, 2]]
+    padded = PaddedPrompts([Prompt(row, GenerationConfig()) for row in ids], 2, torch.device("cpu"))
+    scores, processor = (
+        torch.randn(8, 9),
+        make(value if make is NoRepeatNGramLogitsProcessor else value + 0.1),
+    )
+    rows = padded.input_ids.repeat_interleave(2, dim=0)  # two beams each
+    ours = Unpadded(processor, padded)(rows, scores)
+    for row in range(8):
+        assert torch.equal(ours[[row]], processor(torch.tensor([ids[row // 2]]), scores[[row]]))
+
+
 def test_presence_and_frequency_penalties(model: LoadedModel, reference: Any) -> None:
     """Against the formula of OpenAI's documentation, step by step on one sequence."""
     config = GenerationConfig(max_new_tokens=20, presence_penalty=1.5, frequency_penalty=0.7)
@@ -242,50 +254,3 @@ def test_work_is_accounted_for(model: LoadedModel) -> None:
     batch = generate(model, [Prompt(PROMPTS[i], config) for i, config in enumerate(configs)])
     assert (batch.rows, batch.steps, batch.useful) == (2, 20, 25)
     assert batch.padding == len(PROMPTS[1]) - len(PROMPTS[0])
-
-
-ARCHITECTURES: dict[str, Any] = {
-    "GPT2Config": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "OPTConfig": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128}
-    | {"word_embed_proj_dim": 64},
-    "BloomConfig": {"hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 256},
-    "GPTNeoXConfig": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    | {"intermediate_size": 128},
-    "Qwen2Config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    | {"num_key_value_heads": 2, "intermediate_size": 128},
-    "Gemma2Config": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 16}
-    | {"num_key_value_heads": 2, "intermediate_size": 128, "sliding_window": 8},
-    "MambaConfig": {"hidden_size": 64, "num_hidden_layers": 2, "state_size": 8},
-    "RwkvConfig": {"hidden_size": 64, "num_hidden_layers": 2, "attention_hidden_size": 64},
-}
-CANNOT_BATCH = {"RwkvConfig"}
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_any_architecture(architecture: str, tmp_path: Path) -> None:
-    """All are padded but those that a batch would change: these are found out, and run alone."""
-    torch.manual_seed(0)
-    config = getattr(transformers, architecture)(
-        vocab_size=512,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        initializer_range=0.2,
-        **ARCHITECTURES[architecture],
-    )
-    AutoModelForCausalLM.from_config(config).eval().save_pretrained(tmp_path)
-    tiny_tokenizer(tmp_path)
-    worker = WorkerConfig(model_name_or_path=str(tmp_path), device="cpu", model_max_length=256)
-    model = load_model(worker)
-    assert model.can_batch == (architecture not in CANNOT_BATCH)
-    reference = AutoModelForCausalLM.from_pretrained(tmp_path)
-    config = GenerationConfig(max_new_tokens=20)
-    expected = [alone(reference, prompt, max_new_tokens=20) for prompt in PROMPTS]
-    groups = [list(range(len(PROMPTS)))]
-    if not model.can_batch:
-        groups = [[i] for i in range(len(PROMPTS))]
-    answers = {}
-    for group in groups:
-        batch = generate(model, [Prompt(PROMPTS[i], config) for i in group])
-        answers.update(zip(group, batch.answers, strict=True))
-    assert [[answers[i][0].token_ids] for i in range(len(PROMPTS))] == expected

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from server.checkpoints.errors import ModelError
 from server.static_batching import tryout
 from server.static_batching.config import ServerConfig, WorkerConfig
 from server.static_batching.model import LoadedModel, load_model
-from server.static_batching.problems import ModelError
+from tests.checkpoints import tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture
@@ -46,6 +47,29 @@ def test_dtype_auto_is_the_checkpoints(llama: Path, tmp_path: Path) -> None:
     half = Path(shutil.copytree(llama, tmp_path / "half"))
     model.save_pretrained(half)
     assert load(half).hf.dtype == torch.bfloat16
+
+
+def test_what_is_computed_in_another_type_is_told_or_refused(copy: Path) -> None:
+    """Code of a checkpoint's own may fix the type of its weights."""
+    (copy / "custom.py").write_text(
+        "import torch\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
+        "class Config(LlamaConfig):\n    model_type = 'own'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n        self.norms() if "
+        "config.few else self.float()\n"
+        "    def norms(self):\n        self.model.norm.float(), self.lm_head.float()\n"
+    )
+    config = json.loads((copy / "config.json").read_text()) | {
+        "model_type": "own",
+        "architectures": ["Model"],
+    }
+    config["auto_map"] = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+    (copy / "config.json").write_text(json.dumps(config | {"few": True}))
+    told = load(copy, trust_remote_code=True, torch_dtype="bfloat16").capabilities["dtype"]
+    assert told["name"] == "bfloat16" and "keeps float32 (32832 values)" in told["reason"]
+    (copy / "config.json").write_text(json.dumps(config | {"few": False}))
+    message = refusal(copy, trust_remote_code=True, torch_dtype="bfloat16")
+    assert "torch_dtype is bfloat16, but the model computes in float32" in message
 
 
 def test_a_dtype_that_the_device_cannot_compute(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +112,10 @@ def test_corrupt_and_missing_files(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "cannot be loaded" in refusal(copy)
+    config = (copy / "config.json").read_text()
     (copy / "config.json").write_text("{")
-    assert "cannot be loaded" in refusal(copy)
+    assert "config.json cannot be read" in refusal(copy)
+    (copy / "config.json").write_text(config)
     (copy / "tokenizer.json").unlink()
     assert "tokenizer" in refusal(copy)
 
@@ -123,13 +149,30 @@ def test_gptq_is_refused_by_name(copy: Path, by: str) -> None:
         )
     if by == "file":
         (copy / "quantize_config.json").write_text("{}")
-    assert "GPTQ" in refusal(copy, is_gptq_quantized=by == "option")
+    message = refusal(copy, is_gptq_quantized=by == "option")
+    assert "GPTQ" in message if by == "option" else "set quantization to 'gptq'" in message
 
 
-def test_context_length(llama: Path) -> None:
+def test_context_length(llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert load(llama).max_length == 256
     assert load(llama, model_max_length=100).max_length == 100
-    assert "256" in refusal(llama, model_max_length=1000)
+    assert not caplog.records
+    assert load(llama, model_max_length=1000).max_length == 1000  # as the other server has it
+    assert "made for 256 tokens" in caplog.text
+
+
+def test_positions_that_a_model_does_not_have_are_refused(tmp_path: Path) -> None:
+    tiny_tokenizer(tmp_path)
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    assert "model_max_length 65 is above the model's 64" in refusal(tmp_path, model_max_length=65)
+
+
+def test_yarn_reaches_as_far_as_it_scales(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 128}
+    path = tiny_llama(tmp_path, max_position_embeddings=128, rope_parameters=yarn)
+    assert load(path, model_max_length=512).max_length == 512
+    assert not [record for record in caplog.records if record.name.startswith("server.")]
 
 
 def test_checkpoint_defaults_do_not_leak_into_requests(copy: Path) -> None:

@@ -14,7 +14,7 @@ from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from server.static_batching.generate import Batch, generate
 from server.static_batching.model import LoadedModel
-from server.static_batching.processors import build_processors
+from server.static_batching.processors import Package, build_processors
 from server.static_batching.prompts import PaddedPrompts, Prompt
 from server.static_batching.worker import Worker
 
@@ -39,7 +39,9 @@ def test_distribution_is_that_of_transformers(model: LoadedModel, options: dict[
         Prompt([3, 4, 5], GenerationConfig(do_sample=True, seed=seed, **options)) for seed in range(DRAWS)
     ]
     padded = PaddedPrompts(prompts, 0, torch.device("cpu"))
-    scores = build_processors(prompts[0].config, padded, [])(padded.input_ids, logits.repeat(DRAWS, 1))
+    scores = build_processors(Package(prompts[0].config, padded, []))(
+        padded.input_ids, logits.repeat(DRAWS, 1)
+    )
     drawn = np.bincount(scores.argmax(-1).numpy(), minlength=16)
     expected = _expected(model, logits, options)
     possible = expected > 0
@@ -62,7 +64,7 @@ def test_no_token_is_drawn_from_scores_that_are_not_finite() -> None:
     scores = torch.zeros(2, 16)
     scores[1, 7] = float("nan")
     with pytest.raises(FloatingPointError):
-        build_processors(prompts[0].config, padded, [])(padded.input_ids, scores)
+        build_processors(Package(prompts[0].config, padded, []))(padded.input_ids, scores)
 
 
 def test_a_prompt_whose_scores_are_not_finite_fails_alone(
@@ -88,7 +90,7 @@ def test_a_prompt_whose_scores_are_not_finite_fails_alone(
         outcomes[part.start] = outcome if failed else [a.token_ids for a in outcome.answers[0]]
 
     Worker(model, batch_size=-1).run(prompts, deliver)
-    assert isinstance(outcomes[1], ApiError) and outcomes[1].status == 500
+    assert isinstance(outcomes[1], ApiError) and outcomes[1].status == 422
     assert [outcomes[0], outcomes[2]] == [expected[0], expected[2]]
 
 

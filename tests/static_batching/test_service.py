@@ -3,84 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from protocol.status import ServerState
-from server.api.service import Delta, Job
-from server.static_batching import worker as worker_module
-from server.static_batching.config import BatcherConfig, ServerConfig, WorkerConfig
-from server.static_batching.generate import Batch, generate
-from server.static_batching.model import LoadedModel
+from server.api.service import Job
+from server.checkpoints.errors import ModelError
 from server.static_batching.pipeline import StaticPipeline
 from server.static_batching.prompts import Prompt
-from server.static_batching.service import StaticBatchingService
 from tests.serving import eventually
+from tests.static_batching.packages import Packages, all_given_back, answer, job, running_service
 
 FOREVER = 3600.0
 
 
-class Packages:
-    """Sees every call of `generate`, and can hold or fail it."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.may_run = threading.Event()
-        self.may_run.set()
-        self.failure: Callable[[Sequence[Prompt]], Exception | None] = lambda _: None
-
-    def __call__(self, model: LoadedModel, prompts: Sequence[Prompt]) -> Batch:
-        self.sizes.append(len(prompts))
-        assert self.may_run.wait(20)
-        failure = self.failure(prompts)
-        if failure is not None:
-            raise failure
-        return generate(model, prompts)
-
-
-@pytest.fixture
-def packages(monkeypatch: pytest.MonkeyPatch) -> Packages:
-    spy = Packages()
-    monkeypatch.setattr(worker_module, "generate", spy)
-    return spy
-
-
-@asynccontextmanager
-async def serving(llama: Path, batch_size: int = -1, **batcher: Any) -> AsyncIterator[StaticBatchingService]:
-    config = ServerConfig(
-        worker_config=WorkerConfig(model_name_or_path=str(llama), device="cpu", batch_size=batch_size),
-        batcher_config=BatcherConfig.model_validate({"packaging_interval_seconds": 0.05} | batcher),
-    )
-    service = StaticBatchingService(config, "tiny")
-    await service.start()
-    try:
-        yield service
-    finally:
-        await service.close()
-
-
-def job(name: str, *, prompt: int = 4, **options: Any) -> Job:
-    return Job(name, list(range(5, 5 + prompt)), GenerationConfig(**({"max_new_tokens": 4} | options)))
-
-
-async def answer(service: StaticBatchingService, wanted: Job) -> list[Delta]:
-    return [delta async for delta in service.submit(wanted)]
-
-
-def all_given_back(service: StaticBatchingService) -> bool:
-    load = service.status().load
-    return (load.running, load.waiting, load.pending_tokens) == (0, 0, 0)
-
-
 async def test_one_delta_for_each_answer(llama: Path) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         assert service.state == ServerState.READY
         deltas = await answer(service, job("a", do_sample=True, n=3))
     assert [delta.index for delta in deltas] == [0, 1, 2]
@@ -88,7 +32,7 @@ async def test_one_delta_for_each_answer(llama: Path) -> None:
 
 
 async def test_what_arrives_together_runs_together(llama: Path, packages: Packages) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         jobs = [job(str(i), max_new_tokens=i + 1, seed=i, stop=["never"]) for i in range(6)]
         answers = await asyncio.gather(*(answer(service, one) for one in jobs))
         assert [len(deltas[0].token_ids) for deltas in answers] == [1, 2, 3, 4, 5, 6]
@@ -97,33 +41,34 @@ async def test_what_arrives_together_runs_together(llama: Path, packages: Packag
 
 
 async def test_other_options_run_apart(llama: Path, packages: Packages) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         options: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.5}, {"num_beams": 2}, {}]
         await asyncio.gather(*(answer(service, job(str(i), **o)) for i, o in enumerate(options)))
     assert sorted(packages.sizes) == [1, 1, 2]
 
 
 async def test_a_full_package_starts_at_once_and_no_more_fits(llama: Path, packages: Packages) -> None:
-    async with serving(llama, package_max_workload=4, packaging_interval_seconds=FOREVER) as service:
+    async with running_service(llama, package_max_workload=4, packaging_interval_seconds=FOREVER) as service:
         jobs = [job(str(i), num_beams=2) for i in range(5)]
         tasks = [asyncio.create_task(answer(service, one)) for one in jobs]
         await asyncio.gather(*tasks[:4])
         assert packages.sizes == [2, 2]
         assert service.status().load.waiting == 1
-        await service.drain()  # nobody will come any more: the last does not wait either
+        await service.drain()  # no request will come any more: the last does not wait either
         assert len(await tasks[4]) == 1
 
 
 async def test_batch_size_splits_a_package(llama: Path, packages: Packages) -> None:
-    async with serving(llama, batch_size=2) as service:
+    async with running_service(llama, batch_size=2) as service:
         await asyncio.gather(*(answer(service, job(str(i))) for i in range(5)))
     assert packages.sizes == [2, 2, 1]
 
 
 async def test_a_model_that_cannot_be_batched_runs_one_by_one(llama: Path, packages: Packages) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         assert service._model is not None
         service._model.can_batch = False
+        service.refusals = service._model.refusals
         await asyncio.gather(*(answer(service, job(str(i))) for i in range(3)))
         for several in (job("a", num_beams=2), job("b", n=2, do_sample=True)):
             with pytest.raises(ApiError) as caught:
@@ -134,7 +79,7 @@ async def test_a_model_that_cannot_be_batched_runs_one_by_one(llama: Path, packa
 
 async def test_queue_bound_and_timeout(llama: Path, packages: Packages) -> None:
     packages.may_run.clear()
-    async with serving(
+    async with running_service(
         llama, packaging_interval_seconds=0, package_max_workload=1, max_waiting=2, queue_timeout_seconds=0.2
     ) as service:
         first = asyncio.create_task(answer(service, job("a")))
@@ -154,7 +99,7 @@ async def test_queue_bound_and_timeout(llama: Path, packages: Packages) -> None:
 
 
 async def test_cancelled_while_waiting(llama: Path, packages: Packages) -> None:
-    async with serving(llama, packaging_interval_seconds=FOREVER) as service:
+    async with running_service(llama, packaging_interval_seconds=FOREVER) as service:
         closed, by_id = service.submit(job("a")), service.submit(job("b"))
         await closed.aclose()
         assert service.cancel("b")
@@ -169,7 +114,7 @@ async def test_cancelled_while_waiting(llama: Path, packages: Packages) -> None:
 
 async def test_cancelled_while_running_frees_the_worker(llama: Path, packages: Packages) -> None:
     packages.may_run.clear()
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         stream = service.submit(job("a", max_new_tokens=250))
         await eventually(lambda: packages.sizes == [1])
         await stream.aclose()
@@ -179,7 +124,7 @@ async def test_cancelled_while_running_frees_the_worker(llama: Path, packages: P
 
 
 async def test_a_cancelled_task_gives_its_job_back(llama: Path) -> None:
-    async with serving(llama, packaging_interval_seconds=FOREVER) as service:
+    async with running_service(llama, packaging_interval_seconds=FOREVER) as service:
         stream = service.submit(job("a"))
         task = asyncio.ensure_future(anext(stream))
         await asyncio.sleep(0)
@@ -194,20 +139,52 @@ async def test_a_failing_package_fails_its_requests_alone(llama: Path, packages:
         return RuntimeError("boom") if prompts[0].config.repetition_penalty == 2.0 else None
 
     packages.failure = fail
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         bad = [answer(service, job(f"bad{i}", repetition_penalty=2.0)) for i in range(2)]
         good = [answer(service, job(f"good{i}")) for i in range(2)]
         outcomes = await asyncio.gather(*bad, *good, return_exceptions=True)
         for outcome in outcomes[:2]:
-            assert isinstance(outcome, ApiError) and outcome.status == 500
+            assert isinstance(outcome, ApiError) and outcome.status == 422
             assert "boom" not in str(outcome)
         assert all(isinstance(outcome, list) and len(outcome) == 1 for outcome in outcomes[2:])
         assert all_given_back(service)
 
 
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (torch.OutOfMemoryError("no memory"), 422, "more memory than is free"),
+        (RuntimeError("[enforce fail] can't allocate memory"), 422, "more memory than is free"),
+        (FloatingPointError("nan"), 422, "not finite"),
+        (OverflowError("boom"), 422, "this request failed"),
+        (RuntimeError("CUDA error: an illegal memory access"), 500, "this request failed"),
+        (torch.AcceleratorError("boom"), 500, "this request failed"),
+    ],
+)
+async def test_whose_fault_it_was(
+    llama: Path, packages: Packages, failure: Exception, status: int, said: str
+) -> None:
+    packages.failure = lambda prompts: failure if prompts[0].config.repetition_penalty == 2.0 else None
+    async with running_service(llama) as service:
+        with pytest.raises(ApiError, match=said) as caught:
+            await answer(service, job("bad", repetition_penalty=2.0))
+        assert caught.value.status == status and "boom" not in str(caught.value)
+        assert len(await answer(service, job("good"))) == 1
+
+
+async def test_a_package_too_large_for_the_memory_runs_prompt_by_prompt(
+    llama: Path, packages: Packages
+) -> None:
+    packages.failure = lambda prompts: torch.OutOfMemoryError("no memory") if len(prompts) > 1 else None
+    async with running_service(llama) as service:
+        answers = await asyncio.gather(*(answer(service, job(str(i))) for i in range(3)))
+    assert all(len(deltas) == 1 for deltas in answers)
+    assert packages.sizes == [3, 1, 1, 1, 1]  # the first of one prompt shows that the model still runs
+
+
 async def test_draining(llama: Path, packages: Packages) -> None:
     packages.may_run.clear()
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         running = asyncio.create_task(answer(service, job("a")))
         await eventually(lambda: packages.sizes == [1])
         draining = asyncio.create_task(service.drain())
@@ -222,7 +199,7 @@ async def test_draining(llama: Path, packages: Packages) -> None:
 
 
 async def test_closing_fails_what_is_left(llama: Path, packages: Packages) -> None:
-    async with serving(llama, packaging_interval_seconds=FOREVER) as service:
+    async with running_service(llama, packaging_interval_seconds=FOREVER) as service:
         stream = service.submit(job("a"))
         await service.close()
         with pytest.raises(ApiError) as caught:
@@ -242,14 +219,14 @@ async def test_closing_fails_what_is_left(llama: Path, packages: Packages) -> No
     ],
 )
 async def test_refusals(llama: Path, wanted: Job, param: str | None) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         with pytest.raises(ApiError) as caught:
             service.submit(wanted)
     assert caught.value.status == 422 and caught.value.body.param == param
 
 
 async def test_metrics_and_status(llama: Path) -> None:
-    async with serving(llama) as service:
+    async with running_service(llama) as service:
         await asyncio.gather(
             *(answer(service, job(str(i), prompt=2 + i, max_new_tokens=2 + i)) for i in (0, 3))
         )
@@ -278,5 +255,5 @@ def test_offline_pipeline_gives_the_same_answers(llama: Path) -> None:
         assert generation.text == alone.text
     with pytest.raises(ValueError, match="2 prompts but 1"):
         pipeline.generate(["a", "b"], [GenerationConfig()])
-    with pytest.raises(TypeError, match="worker_confg"):
+    with pytest.raises(ModelError, match="worker_confg"):
         StaticPipeline(llama, worker_confg={})

@@ -15,7 +15,7 @@ from server.static_batching.stopping import RowStopping, cut
 from server.text.detokenizer import Detokenizer, StopMatcher
 from server.text.tokenizer import Tokenizer
 from server.text.vocabulary import Vocabulary
-from tests.models import tiny_tokenizer
+from tests.checkpoints import tiny_tokenizer
 
 SPECIAL = {0: b"<s>", 1: b"</s>", 2: b"<pad>"}
 EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True, database=None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import copy
+
 import pytest
 
 from utils.addresses import check_endpoint, check_service_url, reachable, reachable_from
+from utils.options import CbServerAppOptions
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,39 @@ def test_an_endpoint_may_end_in_v1() -> None:
 
 
 def test_a_refusal_shows_no_password() -> None:
-    with pytest.raises(ValueError, match=r"'https://host/v1\?x=1' is not a URL") as caught:
+    with pytest.raises(ValueError, match=r"'https://host/v1' is not a URL .*: it holds '\?'"):
         check_endpoint("https://user:secret@host/v1?x=1")
-    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://user:secret@host:1?x", "http://:secret@host:1#", "http://secret@host:x", "secret@host:1"),
+        *("http://user:sec/secret@host:1", "http://user:secret#1@host:1", "http://a:secret@b@host:99999"),
+        *("http:/user:secret@host", "ftp://user:secret@host", "http://user:secret @host:1", "http://h/a@b"),
+        *("http://host:1/?token=secret", "http://user:secret@host:1/status", "http://user:secret@[::1"),
+    ],
+)
+def test_no_refusal_shows_a_secret(url: str) -> None:
+    with pytest.raises(ValueError, match="URL") as caught:
+        check_service_url(url)
+    assert "secret" not in str(caught.value) and "user" not in str(caught.value)
+
+
+def test_a_url_is_shown_without_its_user_name() -> None:
+    address = check_service_url("http://user:p%40ss@host:8001/cb/")
+    assert (
+        f"{address} {address!r} {[address]}"
+        == "http://host:8001/cb 'http://host:8001/cb' ['http://host:8001/cb']"
+    )
+    assert address == "http://host:8001/cb" and {address} == {"http://host:8001/cb"}
+    assert address.authorization == "Basic " + base64.b64encode(b"user:p@ss").decode()
+    assert copy.deepcopy(address).authorization == address.authorization
+    assert check_service_url("http://host:8001").authorization is None
+
+
+def test_command_lines_hold_no_secrets() -> None:
+    for option in ("client_url", "server_url"):
+        with pytest.raises(ValueError, match="must hold no user name or password") as caught:
+            CbServerAppOptions.model_validate({option: "http://user:secret@host:1"})
+        assert "secret" not in str(caught.value)

@@ -18,7 +18,6 @@ from client.config import GatewayConfig
 from utils.config import (
     ConfigError,
     ConfigModel,
-    ModelDirectory,
     ModelPath,
     Secret,
     TokenizerPath,
@@ -43,7 +42,7 @@ class Batcher(ConfigModel):
 class Example(ConfigModel):
     batcher_config: Batcher
     accounts: list[Account] = Field([])
-    model_path: ModelDirectory | None = None
+    model_path: ModelPath | None = None
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -193,7 +192,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("modle", "does not exist"),
+        ("./modle", "does not exist"),
         ("~nobody-of-that-name/model", "does not exist"),
         ("example.json", "is not a directory"),
         ("empty", "holds no config.json"),
@@ -204,7 +203,7 @@ def test_a_path_without_a_model_is_named(tmp_path: Path, name: str, problem: str
     line = message(tmp_path, f'{{"batcher_config": {{"max_tokens": 1}},\n"model_path": "{name}"}}')
     assert line == (
         f'example.json:2: model_path: found "{name}", accepted: a model directory '
-        f"({tmp_path / name} {problem})"
+        f"({tmp_path / name} {problem}), a GGUF file or a hub name"
     )
 
 
@@ -217,7 +216,9 @@ def hub_example(tmp_path: Path, **fields: str) -> HubExample:
     return load_config(write(tmp_path, json.dumps(fields)), HubExample)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-3.1-8B", "PATH_TO_MODEL_DIR"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "meta-llama/Llama-3.1-8B", "modelscope:Qwen/Qwen3-8B", "a/b/c.gguf"]
+)
 def test_a_hub_name_is_not_taken_for_a_path(tmp_path: Path, name: str) -> None:
     assert hub_example(tmp_path, model=name, tokenizer=name) == HubExample.model_construct(
         model=name, tokenizer=name
@@ -229,7 +230,7 @@ def test_a_directory_wins_over_a_hub_name(tmp_path: Path) -> None:
     assert hub_example(tmp_path, model="gpt2").model == str(path)
     (path / "config.json").unlink()
     assert hub_example(tmp_path, tokenizer="gpt2").tokenizer == str(path)
-    with pytest.raises(ConfigError, match=rf"\({path} holds no config.json\) or a Hugging Face hub name"):
+    with pytest.raises(ConfigError, match=rf"\({path} holds no config.json\), a GGUF file or a hub name"):
         hub_example(tmp_path, model="gpt2")
 
 
@@ -240,7 +241,9 @@ def test_a_file_is_no_directory(tmp_path: Path, field: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["model", "tokenizer"])
-@pytest.mark.parametrize("name", ["./gpt2", "/no/where", "../a/b", "a/b/c", "~/nowhere-at-all"])
+@pytest.mark.parametrize(
+    "name", ["./gpt2", "/no/where", "../a/b", "a/b/c", "~/nowhere-at-all", "PATH_TO_MODEL_DIR", "./x.gguf"]
+)
 def test_what_looks_like_a_path_must_exist(tmp_path: Path, field: str, name: str) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         hub_example(tmp_path, **{field: name})

@@ -110,6 +110,9 @@ class Transport:
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
 
 async def test_a_head_goes_out_with_what_follows_at_once() -> None:
     inner: Any = Transport()

@@ -99,7 +99,7 @@ def test_stop_of_a_group_that_has_ended_does_nothing(spawn: Spawn) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
-def test_a_port_is_free_until_somebody_listens(host: str) -> None:
+def test_a_port_is_free_until_a_server_listens(host: str) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -1,0 +1,1 @@
+"""OpenAI accounts, and any endpoint that speaks OpenAI's API."""

@@ -1,0 +1,74 @@
+"""Which requests a server takes, in a form that is quick to ask for each of them."""
+
+from __future__ import annotations
+
+from protocol.accepts import GIVEN, TRUE, Accepts, OptionOf, Refusal, above, applies
+from protocol.routes import COMPLETION_V1, COMPLETION_V2, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
+from protocol.status import ServiceKind
+
+MAX_TERMS = 1024
+"""Different terms of servers that are kept."""
+
+
+class Terms:
+    """What `accepts` says.
+
+    Attributes:
+        routes: where the server takes completions.
+    """
+
+    __slots__ = ("_rules", "routes")
+
+    def __init__(self, accepts: Accepts) -> None:
+        self.routes = frozenset(accepts.routes)
+        rules = [refusal.rule() for refusal in accepts.refusals]
+        self._rules = [(*rule[0], rule[1:]) for rule in rules if rule]
+
+    def take(self, route: str, option_of: OptionOf) -> bool:
+        """Whether the server takes a request to `route` with these options."""
+        if route not in self.routes:
+            return False
+        for option, test, others in self._rules:
+            value = option_of(option)
+            # nearly always it ends here: few options are set
+            if value is not None and test(value) and applies(others, option_of):
+                return False
+        return True
+
+
+_REASON = "the server does not say that it can"
+_DRAFTS = {"prompt_lookup_num_tokens": above(0)}
+_STATIC = [
+    ("stream", {"stream": TRUE}),
+    ("resume", {"resume": GIVEN}),
+    ("logprobs", {"logprobs": GIVEN, "num_beams": above(1)}),
+    ("prompt_lookup_num_tokens", _DRAFTS | {"do_sample": TRUE}),
+    ("prompt_lookup_num_tokens", _DRAFTS | {"logprobs": GIVEN}),
+]
+
+_OPENAI = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
+_REFUSALS = tuple(Refusal(option=option, reason=_REASON, when=when) for option, when in _STATIC)
+
+UNTOLD: dict[ServiceKind, Terms] = {
+    "continuous_batching": Terms(Accepts(routes=(COMPLETION_V2, *_OPENAI))),
+    "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI), refusals=_REFUSALS)),
+}
+"""Those of servers that do not tell: older ones, and all before they were first asked."""
+
+
+class KnownTerms:
+    """The terms that servers have; those with the same share one object."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, Terms] = {}
+
+    def of(self, kind: ServiceKind, accepts: Accepts | None) -> Terms:
+        """Those that a server told, or that are known of its kind."""
+        if accepts is None:
+            return UNTOLD[kind]
+        told = accepts.model_dump_json()
+        if told not in self._told:
+            if len(self._told) >= MAX_TERMS:  # of servers that change them with each answer
+                self._told.clear()
+            self._told[told] = Terms(accepts)
+        return self._told[told]

@@ -1,0 +1,1 @@
+"""Counters and histories of what passes the gateway."""

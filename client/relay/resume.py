@@ -1,0 +1,195 @@
+"""How far a stream has come, so that another server can go on where one was cut.
+
+The servers hide checkpoints in the stream (`protocol.sse`): which token ids each event stands for.
+The journal takes them out of what the client gets and keeps them unparsed, since they are needed
+only if the stream is cut.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from client.health.replica import Replica
+from client.requests.request import InferenceRequest
+from client.upstream.parse import digits
+from protocol.completion import Resume, ResumedChoice
+from protocol.sse import DONE, END, MORE, read_checkpoints
+
+_MARK = b": tokens "
+_COMMENT = b": "
+_LATER_COMMENT = b"\n" + _COMMENT
+_AT_END = re.compile(b"^" + END, re.MULTILINE)
+_EVENT = b"data: {"
+_END = b"\n\n"
+_CREATED = re.compile(rb'"created(?:_at)?": ?(\d+)')
+_TEXT = re.compile(rb'"(?:text|content|reasoning_content|thinking|arguments|partial_json|delta)": ?"[^"]')
+_ERROR_EVENT = b"event: error\n"
+
+
+class Journal:
+    """What the client has been sent of one stream."""
+
+    __slots__ = (
+        "_blind",
+        "_checkpoints",
+        "_created",
+        "_tail",
+        "done",
+        "error",
+        "pieces",
+        "sampling",
+        "weights",
+    )
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._blind = False  # whether there was text without a checkpoint
+        self._checkpoints: list[bytes] = []
+        self._created: int | None = None
+        self.pieces = 0
+        """How often there were events to send to the client."""
+        self.done = False
+        """Whether the stream has come to its end."""
+        self.error: bytes | None = None
+        """The error event with which the server ended the stream; it is not passed on."""
+        self.weights: str | None = None
+        """Fingerprint of the weights by which the stream was begun, where a server told it."""
+        self.sampling: str | None = None
+        """The same of that server's defaults, as it wrote them."""
+
+    def feed(self, data: bytes) -> tuple[bytes, int]:
+        """Take what came from the server.
+
+        Returns:
+            Whole events for the client, possibly none, and how many tokens they stand for.
+        """
+        if self._tail:
+            data, self._tail = self._tail + data, b""
+        if self.pieces and data.find(_END) == len(data) - 2:  # one event, as nearly always
+            if data.startswith(_EVENT):
+                self.pieces += 1
+                self._blind = self._blind or _TEXT.search(data) is not None
+                return data, 0
+            begin = data.find(b"\n") + 1
+            if data.startswith(_MARK) and data.startswith(_EVENT, begin):
+                self.pieces += 1
+                self._checkpoints.append(data[:begin])
+                return data[begin:], data.count(b",", 0, begin) + 1
+        return self._feed_any(data)
+
+    def _feed_any(self, data: bytes) -> tuple[bytes, int]:
+        end = data.rfind(_END) + 2
+        if end == 1:
+            end = 0
+        if MORE in data:
+            end = _end_of_groups(data, end)
+        events, self._tail = data[:end], data[end:]
+        if _ERROR_EVENT in events:
+            events = self._cut_error(events)
+        if not events:
+            return b"", 0
+        if not self.pieces:
+            created = _CREATED.search(events)
+            self._created = digits(created.group(1).decode()) if created else None
+        self.pieces += 1
+        if events.endswith(DONE) or _AT_END.search(events):
+            self.done = True
+        return self._take_checkpoints(events)
+
+    def _cut_error(self, events: bytes) -> bytes:
+        before = events.rfind(_END, 0, events.find(_ERROR_EVENT))
+        begin = 0 if before == -1 else before + 2
+        self.error = events[begin:]
+        return events[:begin]
+
+    def _take_checkpoints(self, events: bytes) -> tuple[bytes, int]:
+        if not events.startswith(_COMMENT) and _LATER_COMMENT not in events:
+            self._blind = self._blind or _TEXT.search(events) is not None
+            return events, 0
+        kept: list[bytes] = []
+        tokens = 0
+        for line in events.splitlines(keepends=True):
+            if line.startswith(_MARK):
+                self._checkpoints.append(line)
+                tokens += line.count(b",") + 1
+            elif line not in (MORE, END):
+                kept.append(line)
+        shown = b"".join(kept)
+        if not tokens:
+            self._blind = self._blind or _TEXT.search(shown) is not None
+        return shown, tokens
+
+    @property
+    def pending(self) -> int:
+        """Bytes of the unfinished event."""
+        return len(self._tail)
+
+    def new_connection(self) -> None:
+        """The next bytes come from another connection: drop the event that was cut."""
+        self._tail = b""
+        self.error = None
+
+    def resume(self, choices: int, now: int) -> Resume:
+        """Where each of the answers stands.
+
+        Args:
+            choices: how many answers there are.
+            now: the time stamp if the stream has shown none.
+
+        Raises:
+            ValueError: what the server told of the stream does not let another one continue it.
+        """
+        if self._blind:
+            raise ValueError("text came without a checkpoint")
+        resumed = [ResumedChoice() for _ in range(choices)]
+        for index, token_ids, finished in read_checkpoints(b"".join(self._checkpoints)):
+            if index >= len(resumed):
+                raise ValueError(f"a checkpoint of answer {index} among {len(resumed)}")
+            if resumed[index].finished:
+                raise ValueError(f"answer {index} goes on after its end")
+            resumed[index].token_ids.extend(token_ids)
+            resumed[index].finished = finished
+        created = now if self._created is None else self._created
+        defaults = None if self.sampling is None else orjson.loads(self.sampling)
+        return Resume.model_validate(
+            {"created": created, "choices": resumed, "weights": self.weights, "sampling": defaults}
+        )
+
+    def resumable(self, choices: int) -> bool:
+        """Whether `resume` can tell where to go on."""
+        try:
+            self.resume(choices, 0)
+        except ValueError:
+            return False
+        return True
+
+
+def goes_on(request: InferenceRequest, journal: Journal, replica: Replica) -> bool:
+    """Whether `replica` goes on with the stream of `request` that `journal` tells of."""
+    return replica.has_weights(journal.weights) and replica.terms.take(request.route, request.resumed_option)
+
+
+def _end_of_groups(data: bytes, end: int) -> int:
+    """Where the last whole group of events ends in `data`, of which `end` bytes are whole events."""
+    while end:
+        begin = data.rfind(_END, 0, end - 2) + 2
+        begin = 0 if begin == 1 else begin
+        if not data.startswith(MORE, begin):
+            return end
+        end = begin
+    return 0
+
+
+def resumed_body(fields: dict[str, Any], resume: Resume, *, checks_weights: bool) -> bytes:
+    """The request `fields` as JSON, asking to go on from `resume`.
+
+    Args:
+        checks_weights: whether the server that gets it knows of fingerprints; an older one refuses the field.
+    """
+    record = resume.model_dump(
+        exclude_none=True, exclude=set() if checks_weights else {"weights", "sampling"}
+    )
+    return orjson.dumps({**fields, "resume": record})

@@ -1,0 +1,1 @@
+"""One request in flight: what it asks for, the answer to its client, and its clock."""

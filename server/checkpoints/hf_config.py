@@ -1,0 +1,32 @@
+"""transformers' configuration of a checkpoint, wherever it is written down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.gguf.config import config_fields
+from server.checkpoints.gguf.header import SUFFIX, GGUFHeader
+
+
+def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
+    """The configuration of the checkpoint in directory `path`, or in the GGUF file `path`.
+
+    Raises:
+        ModelError: there is none, or it is not readable or not supported.
+    """
+    from transformers import AutoConfig
+
+    if path.suffix == SUFFIX and not path.is_dir():
+        fields = config_fields(GGUFHeader.read(path))
+        try:
+            return AutoConfig.for_model(**fields)
+        except Exception as error:  # transformers raises whatever its parts raise
+            raise ModelError(f"the metadata of {path} make no configuration: {one_line(error)}") from error
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is not a model directory: it holds no config.json")
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {one_line(error)}") from error

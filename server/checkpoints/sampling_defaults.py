@@ -1,0 +1,41 @@
+"""How a checkpoint's authors want its tokens drawn, where a request does not say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.checkpoints.errors import ModelError
+
+FILE = "generation_config.json"
+_OF_DRAWING = ("temperature", "top_k", "top_p", "min_p")
+NAMES = (*_OF_DRAWING, "repetition_penalty")
+"""What is taken from the file, by the names that OpenAI's routes have for it."""
+
+
+def sampling_defaults(directory: Path) -> dict[str, float]:
+    """Those that the checkpoint in `directory` tells; none where it is a file, or on the hub.
+
+    What only counts for drawn tokens is left out where the file says that none are drawn.
+
+    Raises:
+        ModelError: the file cannot be read, or has something else than a number.
+    """
+    path = directory / FILE
+    if not path.is_file():
+        return {}
+    try:
+        said: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(said, Mapping):
+        raise ModelError(f"{path} is not a JSON object")
+    names = [name for name in NAMES if said.get("do_sample") is not False or name not in _OF_DRAWING]
+    found = {name: said[name] for name in names if said.get(name) is not None}
+    for name, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise ModelError(f"{path}: {name} is {value!r}, which is no number")
+    return found

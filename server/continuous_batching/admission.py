@@ -1,0 +1,53 @@
+"""Requests that the engine does not take, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from protocol.errors import ApiError
+from server.continuous_batching.outputs import RequestFailure
+from server.scheduling.limits import Limits
+from server.scheduling.request import Request
+
+NO_DRAFTS = "steps overlap on this device, so that drafts cannot be made of the tokens of the last one"
+
+
+def objection(request: Request, limits: Limits, *, drafts: bool) -> RequestFailure | None:
+    """Why `request` can never run, whatever its tokens, if so.
+
+    Args:
+        drafts: whether the engine can make any.
+    """
+    params = request.params
+    problem = limits.objection(request.prompt_length, params.num_rows, params.max_new_tokens)
+    if problem is not None:
+        return RequestFailure(request.id, 422, "cannot_fit", problem[1])
+    if params.prompt_lookup.num_tokens and not drafts:
+        message = f"prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}"
+        return RequestFailure(request.id, 422, "unsupported_option", message)
+    return None
+
+
+def unknown_tokens(request: Request, vocab_size: int) -> RequestFailure | None:
+    """The failure of a request that names tokens which the model does not have."""
+    try:
+        request.check(vocab_size)
+    except ApiError as error:
+        return RequestFailure(request.id, error.status, "invalid_value", str(error))
+    return None
+
+
+def refusal_for_now(
+    request: Request, live: Container[str], waiting: int, limits: Limits
+) -> RequestFailure | None:
+    """Why `request` cannot be queued as things stand, if so.
+
+    Args:
+        live: ids of the requests there are.
+        waiting: how many of them wait.
+    """
+    if request.id in live:
+        return RequestFailure(request.id, 422, "duplicate_id", f"request id {request.id!r} is in use")
+    if waiting >= limits.max_waiting:
+        return RequestFailure(request.id, 429, "queue_full", f"{waiting} requests are waiting already")
+    return None

@@ -1,0 +1,93 @@
+"""Puts a worker together: the cache's memory, attention over it, and how tokens are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from server.checkpoints.errors import ModelError
+from server.continuous_batching.loaded_model import LoadedModel
+from server.continuous_batching.phases import phase
+from server.layers.cache_spec import CacheSpec, cache_places
+from server.ops.attention import AttentionBackend, AttentionShape
+from server.ops.grouped_attention import GroupedAttention
+from server.sampling.choice import choose_function
+from server.sampling.decoder import Decoder
+from server.sampling.gpu_sampler import GpuSampler
+from server.sampling.sampling_state import SamplingState
+from server.sampling.token_table import TokenTable
+from server.scheduling.limits import Limits
+from server.worker.batch import BatchBuilder
+from server.worker.cache_storage import CacheStorage, GroupMemory
+from server.worker.paged_batch import PagedBatchBuilder
+from server.worker.runner import ModelRunner, PagedModelRunner
+from server.worker.worker import Worker
+
+
+def build_storage(loaded: LoadedModel, specs: Sequence[CacheSpec], limits: Limits) -> CacheStorage:
+    """Memory for the keys and values of all groups of layers."""
+    with phase("cache memory"):
+        return CacheStorage([*_memory(limits, specs, loaded.dtype)], loaded.device)
+
+
+def _memory(limits: Limits, specs: Sequence[CacheSpec], dtype: torch.dtype) -> Iterator[GroupMemory]:
+    """What each group of layers needs; refused where its keys and values cannot be kept."""
+    for group, spec in zip(limits.groups, specs, strict=True):
+        try:
+            shape = spec.block_shape(limits.block_size)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
+        yield GroupMemory(group.num_blocks, group.num_host_blocks, shape, dtype)
+
+
+def build_worker(
+    loaded: LoadedModel, specs: Sequence[CacheSpec], storage: CacheStorage, limits: Limits
+) -> tuple[Worker, dict[str, str]]:
+    """(worker that suits the backend, how it chooses tokens and why).
+
+    Tokens stay on the device where the backend walks block tables itself.
+    """
+    model, backend, device = loaded.model, loaded.backend, loaded.device
+    with phase("attention kernels"):
+        attention = _make_attention(loaded, specs, storage, limits.block_size)
+    rows, vocab, groups = limits.max_rows, model.spec.vocab_size, len(limits.groups)
+    max_blocks = -(-limits.model_max_length // limits.block_size)
+    if not backend.capabilities.overlaps:
+        tokens = TokenTable(rows, limits.model_max_length, torch.device("cpu"))
+        builder = BatchBuilder(rows, max_blocks, limits.block_size, tokens.tokens, device, groups)
+        runner = ModelRunner(model, storage, attention, backend, builder)
+        choose, reason = choose_function(device)
+        decoder = Decoder(SamplingState(rows, vocab, device, tokens), choose)
+        return Worker(runner, decoder, overlaps=False), reason
+    tokens = TokenTable(rows, limits.model_max_length, device)
+    paged = PagedBatchBuilder(rows, max_blocks, limits.max_tokens, limits.block_size, tokens.tokens, groups)
+    state = SamplingState(rows, vocab, device, tokens)
+    sampler = GpuSampler(state)
+    paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler)
+    decoder = Decoder(state, sampler=sampler)
+    if device.type == "cuda":
+        with phase("graphs of decode steps"):
+            paged_runner.capture()
+        with phase("a first prompt"):
+            decoder.warm_up(paged_runner.warm_up(min(limits.chunk_tokens, limits.model_max_length)))
+    return Worker(paged_runner, decoder, overlaps=True), {
+        "name": "triton",
+        "reason": "tokens stay on the device",
+    }
+
+
+def _make_attention(
+    loaded: LoadedModel, specs: Sequence[CacheSpec], storage: CacheStorage, block_size: int
+) -> AttentionBackend[Any]:
+    """Attention over the caches of all groups of layers."""
+    layers = loaded.config.spec.layers
+    backends = []
+    for spec, cache in zip(specs, storage.device, strict=True):
+        own = tuple(layers[index].attention for index in spec.layers)
+        shape = AttentionShape(own, block_size, loaded.dtype)
+        backends.append(loaded.backend.make_attention(shape, loaded.rotaries, cache))
+    if len(backends) == 1 and len(specs[0].layers) == len(layers):
+        return backends[0]
+    return GroupedAttention(backends, cache_places(layers, specs))

@@ -1,0 +1,294 @@
+"""The step loop: schedule, compute, choose tokens, collect."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from server.continuous_batching.admission import objection, refusal_for_now, unknown_tokens
+from server.continuous_batching.collector import Collector
+from server.continuous_batching.grammars import OPTION, Grammars
+from server.continuous_batching.isolation import Isolation
+from server.continuous_batching.outputs import RequestFailure, StepOutput
+from server.continuous_batching.stats import EngineStats, stats_of
+from server.sampling.chosen import ChosenTokens, PendingTokens
+from server.scheduling.block_hash import cache_root
+from server.scheduling.cache_manager import CacheManager
+from server.scheduling.limits import Limits
+from server.scheduling.plan import Plan
+from server.scheduling.request import Phase, Request, Sequence
+from server.scheduling.scheduler import Scheduler
+from server.scheduling.step import SampleInput, StepResult
+from server.scheduling.step_builder import StepBuilder, beam_scores
+from server.text.grammars.source import GrammarError
+from server.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+NOBODY: frozenset[Sequence] = frozenset()
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step under way: the plan, the sequences that get tokens, and their choice."""
+
+    plan: Plan
+    sequences: list[Sequence]
+    choice: ChosenTokens | PendingTokens | None
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        scheduler: decides who runs.
+        builder: tells the worker.
+        worker: computes and chooses tokens.
+        collector: takes the tokens back into the requests.
+        grammars: tell which tokens may come next in answers that are held to one.
+        clock: monotonic seconds.
+        cache_root: what all keys and values of this engine depend on beside tokens.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        builder: StepBuilder,
+        worker: Worker,
+        collector: Collector,
+        grammars: Grammars,
+        clock: Callable[[], float],
+        *,
+        cache_root: bytes = b"",
+    ) -> None:
+        self.scheduler = scheduler
+        self.worker = worker
+        self._builder = builder
+        self._collector = collector
+        self._grammars = grammars
+        self._clock = clock
+        self._cache_root = cache_root
+        self._isolation = Isolation(scheduler, worker, collector)
+        self._launched: Launched | None = None
+        self._requests: dict[str, Request] = {}
+        self._dependent: set[str] = set()  # requests that have begun and whose tokens are chosen here: beams
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._speculator = scheduler.speculator
+        if self._speculator is not None:
+            self._speculator.allowed = grammars.accepted
+
+    @property
+    def limits(self) -> Limits:
+        return self.scheduler.limits
+
+    @property
+    def cache(self) -> CacheManager:
+        return self.scheduler.cache
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def add(self, request: Request) -> RequestFailure | None:
+        """Queue a request; returns the reason if it is refused."""
+        refusal = (
+            self.objection(request)
+            or unknown_tokens(request, self.worker.vocab_size)
+            or refusal_for_now(request, self._requests, len(self.scheduler.queues.waiting), self.limits)
+        )
+        if refusal is not None:
+            return refusal
+        request.cache_root = cache_root(self._cache_root, request.cache_salt)
+        self.scheduler.queues.add(request)
+        self._requests[request.id] = request
+        try:
+            self._collector.watch(request)
+            self._grammars.watch(request)
+            if self._speculator is not None:
+                self._speculator.watch(request)
+        except Exception as error:
+            logger.exception("request %s cannot be set up", request.id)
+            self.cancel(request.id)
+            return RequestFailure(request.id, 422, "generation_failed", f"this request failed: {error}")
+        return None
+
+    def objection(self, request: Request) -> RequestFailure | None:
+        """Why the engine can never run `request`, whatever its tokens, if so."""
+        return objection(request, self.limits, drafts=self._speculator is not None)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more request may wait."""
+        return len(self.scheduler.queues.waiting) < self.limits.max_waiting
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request, in whatever state, and free all it holds; unknown ids are ignored."""
+        request = self._forget(request_id)
+        if request is not None:
+            self.scheduler.queues.remove(request)
+            self._collector.forget(request)
+
+    def step(self) -> StepOutput:
+        """One iteration; returns what it has to tell (nothing, if there was nothing to do).
+
+        Where steps overlap, one is scheduled and launched before the tokens of the one before are
+        read: the device always has work. An answer that ends by a token is then found out one step
+        late, and its surplus token dropped.
+        """
+        output, begin = StepOutput(), self._clock()
+        if not self._overlaps:
+            self._settle(output)
+        if not self._grammars.is_idle:
+            self._grammars.hold(partial(self._fail_grammar, output))
+        plan = self.scheduler.schedule(begin)
+        for request in plan.expired:
+            self._collector.forget(request)
+            message = "the request waited longer than the queue timeout"
+            output.failures.append(RequestFailure(request.id, 408, "queue_timeout", message))
+        output.started = [request.id for request in plan.started]
+        self._dependent.update(request.id for request in plan.started if request.params.uses_beams)
+        launched, sound = None, self._isolation.move_blocks(plan, output)
+        if sound:
+            try:
+                launched = self._launch(plan, output)
+            except Exception:
+                logger.exception("a step of %d tokens failed, running its requests apart", plan.num_tokens)
+                sound = False
+        self._settle(output)
+        if not sound:
+            self._isolation.run_apart(plan, lambda part: self._run_to_end(part, output), output)
+        self._launched = launched
+        if not self._overlaps:
+            self._settle(output)
+        if launched is not None and self._speculator is not None and not self._speculator.is_idle:
+            self._speculator.observe_step(plan.num_tokens, self._clock() - begin)
+        if launched is None and not self._grammars.is_idle:
+            self._grammars.rest()
+        self._observe_timings()
+        for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
+            self._forget(request_id)
+        return output
+
+    def _observe_timings(self) -> None:
+        timings, cost = self.worker.take_timings(), self.scheduler.cost
+        for size, seconds in timings.copies:
+            cost.observe_copy(size, seconds)
+        for tokens, seconds in timings.prompts:
+            cost.observe_prefill(tokens, seconds)
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether the next step can be planned without knowing this one's tokens."""
+        return self.worker.overlaps and not self._dependent
+
+    def _fail_grammar(self, output: StepOutput, request: Request, error: Exception) -> None:
+        if isinstance(error, GrammarError):
+            self._collector.fail(request, str(error), output, code="invalid_grammar", param=OPTION)
+        else:
+            self._collector.give_up(request, error, output)
+
+    def _forget(self, request_id: str) -> Request | None:
+        self._dependent.discard(request_id)
+        self._grammars.forget(request_id)
+        if self._speculator is not None:
+            self._speculator.forget(request_id)
+        return self._requests.pop(request_id, None)
+
+    def _launch(self, plan: Plan, output: StepOutput) -> Launched | None:
+        """Start a forward pass, if there is one, and the choice of tokens."""
+        if plan.is_empty and not plan.joined:
+            return None
+        self.worker.launch(self._builder.build(plan))
+        sequences = plan.sampled()
+        choice, absent = None, NOBODY
+        if sequences or plan.num_scored:
+            sample, absent = self._sample_input(plan, sequences, output)
+            choice = self.worker.sample(sample)
+        # nothing above changed a request, so a failure up to here can be repeated by `Isolation.run_apart`
+        self._steps += not plan.is_empty
+        for sequence in plan.decodes:
+            sequence.num_computed += 1
+        for chunk in plan.chunks:
+            chunk.sequence.num_computed = chunk.end
+            self._prompt_tokens += chunk.length
+        for sequence in sequences:
+            sequence.pending += 1
+        for sequence in absent:  # as if they had not been computed
+            sequence.pending -= 1
+            sequence.num_computed -= 1
+        return Launched(plan, sequences, choice)
+
+    def _sample_input(
+        self, plan: Plan, sequences: list[Sequence], output: StepOutput
+    ) -> tuple[SampleInput, frozenset[Sequence]]:
+        """What the choice of tokens needs, and the sequences for which it has no meaning.
+
+        Masks follow from the tokens of the step before: these are read while the device computes.
+        """
+        sample, absent = SampleInput(), NOBODY
+        if self._grammars.constrains(sequences):
+            self._settle(output)
+            sample, absent = self._grammars.masks(sequences, plan.drafts)
+        if self._dependent:  # without beams there is nothing to look for in them
+            sample.beam_scores = beam_scores(sequences)
+        return sample, absent
+
+    def _settle(self, output: StepOutput) -> None:
+        """Read the tokens of the step that is under way, if there is one."""
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        if launched.choice is not None:
+            try:
+                result = launched.choice.read()
+                self._accept(launched.plan, result)
+                if result.prompts is not None:
+                    self._collector.collect_prompts(launched.plan.chunks, result.prompts, output)
+                self._collector.collect(launched.sequences, result, output)
+            except Exception:
+                logger.exception("the tokens of a step could not be read")
+                lost = launched.sequences + launched.plan.scored()
+                self._isolation.lose_tokens(lost, output)
+        block_size = self.cache.block_size
+        for sequence in launched.plan.decodes:
+            if sequence.num_computed // block_size > sequence.committed and sequence.slot >= 0:
+                try:
+                    self.cache.commit(sequence, sequence.num_computed)
+                except Exception as error:
+                    self._collector.give_up(sequence.request, error, output)
+        for draft in launched.plan.drafts:
+            if draft.sequence.slot >= 0:
+                self.cache.shrink(draft.sequence, draft.sequence.num_computed)
+
+    def _accept(self, plan: Plan, result: StepResult) -> None:
+        """Keep the keys and values of what is right of each draft."""
+        for draft in plan.drafts:
+            assert self._speculator is not None
+            accepted = int(result.counts[draft.line]) - 1
+            draft.sequence.num_computed += accepted
+            self._speculator.observe_draft(draft, accepted)
+
+    def _run_to_end(self, part: Plan, output: StepOutput) -> None:
+        self._launched = self._launch(part, output)
+        self._settle(output)
+
+    def stats(self) -> EngineStats:
+        """Load, cache and counters as of now."""
+        stats = stats_of(self.scheduler)
+        stats.pending_tokens = sum(request.expected_work() for request in self._requests.values())
+        stats.steps, stats.step_failures = self._steps, self._isolation.failures
+        stats.generated_tokens = self._collector.generated_tokens
+        stats.computed_prompt_tokens = self._prompt_tokens
+        return stats
+
+    def check(self) -> None:
+        """Verify that nothing leaked; raises if something did."""
+        self.scheduler.queues.check()
+        live = {request.id for request in self.scheduler.queues.requests()}
+        if live != set(self._requests) or any(
+            request.phase is Phase.FINISHED for request in self._requests.values()
+        ):
+            raise RuntimeError(f"live requests disagree: {live ^ set(self._requests)}")

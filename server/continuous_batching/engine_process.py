@@ -1,0 +1,161 @@
+"""The engine process: ``.venv/bin/python -m server.continuous_batching.engine_process ADDRESS PARENT``.
+
+Reads the configuration as one line of JSON from standard input, loads the model and steps while
+there is work. It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+from pydantic import ValidationError
+
+from server.checkpoints.errors import ModelError
+from server.continuous_batching import messages
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.outputs import RequestFailure, StepOutput
+from server.continuous_batching.phases import phase
+from server.continuous_batching.tokenizer import load_tokenizer
+from server.scheduling.request import Request
+from utils.garbage import tame_collector
+from utils.parent import exit_at_end_of, signal_at_parent_death
+from utils.validation import first_problem
+
+if TYPE_CHECKING:
+    from server.continuous_batching.engine import Engine
+
+REFUSED_EXIT = 3
+"""Exit status where the model cannot be served: trying again would not help."""
+
+STATS_INTERVAL_SECONDS = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """Steps an engine and speaks for it.
+
+    Args:
+        engine: model loaded.
+        socket: connected to the HTTP side.
+    """
+
+    def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
+        self._engine = engine
+        self._socket = socket
+        self._poller = zmq.Poller()
+        self._poller.register(socket, zmq.POLLIN)
+        self._stats_due = 0.0
+
+    def run(self) -> None:
+        """Work until the process is ended."""
+        while True:
+            self._receive()
+            if self._engine.has_work:
+                self._report(self._engine.step())
+
+    def _receive(self) -> None:
+        """Take all messages, waiting for one if there is nothing to do."""
+        events = self._poller.poll(0 if self._engine.has_work else None)
+        while events:
+            self._handle(messages.decode_to_engine(self._socket.recv()))
+            events = self._poller.poll(0)
+
+    def _handle(self, message: messages.ToEngine) -> None:
+        if isinstance(message, messages.Cancel):
+            self._engine.cancel(message.request_id)
+            self._stats_due = 0.0
+            if not self._engine.has_work:
+                self._report(StepOutput())
+            return
+        try:
+            refusal = self._engine.add(_request(message, time.monotonic()))
+        except Exception as error:
+            logger.exception("request %s cannot be made", message.request_id)
+            text = f"this request failed: {error}"
+            refusal = RequestFailure(message.request_id, 500, "generation_failed", text)
+        if refusal is not None:
+            self._report(StepOutput(failures=[refusal]))
+
+    def _report(self, output: StepOutput) -> None:
+        now = time.monotonic()
+        stats = None
+        if now >= self._stats_due or not self._engine.has_work:
+            stats = self._engine.stats()
+            self._stats_due = now + STATS_INTERVAL_SECONDS
+        if output or stats is not None:
+            self._socket.send(messages.encode(messages.Report(output, stats)))
+
+
+def _request(message: messages.Add, now: float) -> Request:
+    return Request(
+        message.request_id,
+        message.prompt,
+        message.params,
+        now,
+        priority=message.priority,
+        deadline=None if message.patience is None else now + message.patience,
+        stream=message.stream,
+        emitted=message.emitted,
+        finished_answers=frozenset(message.finished_answers),
+        cache_salt=message.cache_salt,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why the model cannot be served, in one line; raises `error` where that is for its traceback to say."""
+    from server.device.faults import out_of_memory
+
+    text = str(error)
+    if isinstance(error, ValidationError):  # of a path: the model was there when the server started
+        text = first_problem(error)
+    elif out_of_memory(error):
+        text = f"the memory does not suffice for this model and configuration ({error})"
+    elif isinstance(error, RuntimeError):
+        raise error
+    return " ".join(text.split())
+
+
+def main() -> int:
+    """Serve until the process is ended; returns the exit status where the model cannot be served."""
+    signal_at_parent_death(int(sys.argv[2]), signal.SIGKILL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    given = sys.stdin.readline()
+    if not given:
+        return 0  # the parent is gone already
+    exit_at_end_of(sys.stdin.fileno())
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 1000)
+    socket.connect(sys.argv[1])
+    try:
+        config = ServerConfig.model_validate_json(given)
+        with phase("tokenizer"):
+            tokenizer = load_tokenizer(config.model_loading_config)
+        with phase("import of torch"):
+            from server.continuous_batching.build import build_engine
+        built = build_engine(config, tokenizer.hf)
+    except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        socket.send(messages.encode(messages.Refused(_reason(error))))
+        return REFUSED_EXIT
+    tame_collector()
+    model = built.model
+    ready = messages.Ready(
+        limits=built.engine.limits,
+        vocab_size=model.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        capabilities=built.capabilities,
+        fingerprint=built.fingerprint,
+    )
+    socket.send(messages.encode(ready))
+    EngineLoop(built.engine, socket).run()
+    raise AssertionError("the loop does not end")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

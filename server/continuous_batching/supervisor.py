@@ -1,0 +1,253 @@
+"""Keeps an engine process running and carries messages to and from it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from protocol.status import ServerState
+from server.continuous_batching import messages
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.environment import engine_environment
+from server.continuous_batching.restarts import Life, Restarts
+from server.continuous_batching.watchdog import (
+    TICK_SECONDS,
+    Watchdog,
+    default_step_timeout,
+    is_stopped,
+)
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+logger = logging.getLogger(__name__)
+
+
+class EngineRefusedError(Exception):
+    """The engine cannot serve the model; the message is one line that says why."""
+
+
+class EngineSupervisor:
+    """Starts the engine process, and starts it again with growing pauses when it dies or is stuck.
+
+    Args:
+        config: given to the process.
+        on_ready: called when an engine (the first, or a new one) has loaded the model.
+        on_report: called with each report.
+        on_lost: called when an engine is gone, with all that it was doing, and with the state until
+            there is a new one: loading, or failed where this one could not load.
+        has_work: whether a request waits for the engine.
+
+    Attributes:
+        problem: why there is no working engine, in one line; None while there is one, or the first loads.
+    """
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        on_ready: Callable[[messages.Ready], None],
+        on_report: Callable[[messages.Report], None],
+        on_lost: Callable[[ServerState], None],
+        has_work: Callable[[], bool],
+    ) -> None:
+        self.problem: str | None = None
+        self._config = config
+        self._on_ready = on_ready
+        self._on_report = on_report
+        self._on_lost = on_lost
+        self._has_work = has_work
+        self._directory = tempfile.TemporaryDirectory(prefix="engine-")
+        self._context = zmq.asyncio.Context()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._starts = 0
+
+    @property
+    def restarts(self) -> int:
+        """How often the engine had to be started again."""
+        return max(self._starts - 1, 0)
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, while there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the first engine and wait until it is ready.
+
+        Raises:
+            EngineRefusedError: it cannot serve the model, or died while loading.
+        """
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._keeper = asyncio.create_task(self._keep(first))
+        await first
+
+    def send(self, message: messages.ToEngine) -> None:
+        """Hand a message to the engine; without one the message is dropped (`on_lost` was called)."""
+        if self._socket is not None:
+            self._socket.send(messages.encode(message))
+
+    async def close(self) -> None:
+        """End the process at once and free everything."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        self._context.destroy(linger=0)
+        self._directory.cleanup()
+
+    async def _keep(self, first: asyncio.Future[None]) -> None:
+        """Start engine after engine; ends where the first one fails, or too many in a row cannot load."""
+        restarts = Restarts()
+        while True:
+            life = Life()
+            problem = await self._live(life, first)
+            if not first.done():
+                first.set_exception(EngineRefusedError(problem))
+                return
+            pause = restarts.pause_after(life)
+            if pause is None:
+                logger.error("the engine is not started again: it failed to load too often")
+                self.problem = f"{problem} (given up after repeated attempts: restart the server)"
+                return
+            logger.info("starting the engine again in %g s", pause)
+            await asyncio.sleep(pause)
+
+    async def _live(self, life: Life, first: asyncio.Future[None]) -> str:
+        """One life of the process, from its start until it is gone; returns why it ended."""
+        self._starts += 1
+        address = f"ipc://{self._directory.name}/{self._starts}"
+        socket = self._context.socket(zmq.PAIR)
+        try:
+            socket.bind(address)
+            problem = await self._attend(address, socket, life, first)
+            self._lose(problem, life)  # first: a process within a driver may take its time to die
+            return problem
+        finally:
+            self._socket = None
+            socket.close(linger=0)
+            if self._process is not None:
+                with suppress(ProcessLookupError):  # its session: also compilers that it started
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                await self._process.wait()
+                self._process = None
+
+    def _lose(self, problem: str, life: Life) -> None:
+        logger.error("%s", problem)
+        self.problem, self._socket = problem, None
+        try:
+            self._on_lost(ServerState.LOADING if life.loaded else ServerState.FAILED)
+        except Exception:
+            logger.exception("the loss of the engine could not be handled")
+
+    async def _attend(
+        self, address: str, socket: zmq.asyncio.Socket, life: Life, first: asyncio.Future[None]
+    ) -> str:
+        """Start a process and take its messages for as long as it is well; returns why it is not."""
+        try:
+            self._process = await self._spawn(address)
+            return await self._listen(self._process, socket, life, first)
+        except EngineRefusedError as error:
+            return str(error)
+        except Exception as error:  # of a message, a callback or the system: a new engine starts afresh
+            logger.exception("the engine is given up")
+            return f"the engine could not be supervised ({type(error).__name__}: {error})"
+
+    async def _listen(
+        self,
+        process: asyncio.subprocess.Process,
+        socket: zmq.asyncio.Socket,
+        life: Life,
+        first: asyncio.Future[None],
+    ) -> str:
+        """Take messages until the process is gone or stuck; returns which."""
+        watchdog = Watchdog()
+        gone = asyncio.create_task(process.wait())
+        receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
+        watcher = asyncio.create_task(self._watch(process.pid, watchdog))
+        tasks = (gone, receiver, watcher)
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not receiver.done():  # what it said last may still be on its way
+                await asyncio.wait((receiver,), timeout=0.2)
+            if receiver.done():
+                receiver.result()  # raises
+            return watcher.result() if watcher.done() else _ending(gone.result(), life)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _spawn(self, address: str) -> asyncio.subprocess.Process:
+        environment = engine_environment(os.environ) | {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "server.continuous_batching.engine_process",
+            address,
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the server, which drains before it ends us
+        )
+        assert process.stdin is not None
+        settings: dict[str, Any] = self._config.model_dump(mode="json", exclude={"event_token"})
+        process.stdin.write(messages.encode_json(settings) + b"\n")
+        return process
+
+    async def _receive(
+        self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]
+    ) -> None:
+        """Hand on what the engine says; ends by raising."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while True:
+            message = messages.decode_from_engine(await socket.recv())
+            if isinstance(message, messages.Report):
+                watchdog.heard(message)
+                life.served |= bool(message.output.done)
+                self._on_report(message)
+            elif isinstance(message, messages.Refused):
+                raise EngineRefusedError(message.message)
+            else:
+                logger.info("the engine is ready after %.1f s", loop.time() - begin)
+                life.loaded = True
+                configured = self._config.batcher_config.step_timeout_seconds
+                watchdog.step_timeout = configured or default_step_timeout(message.capabilities["device"])
+                self._socket, self.problem = socket, None
+                self._on_ready(message)
+                if not first.done():
+                    first.set_result(None)
+
+    async def _watch(self, pid: int, watchdog: Watchdog) -> str:
+        """Return once the engine is stuck, saying how."""
+        loop = asyncio.get_running_loop()
+        while True:
+            begin = loop.time()
+            await asyncio.sleep(TICK_SECONDS)
+            problem = watchdog.tick(loop.time() - begin, has_work=self._has_work(), stopped=is_stopped(pid))
+            if problem is not None:
+                return problem
+
+
+def _ending(status: int, life: Life) -> str:
+    """How a process ended, from its exit status."""
+    if status >= 0:
+        how = f"ended with status {status}; the log says why"
+    else:
+        how = f"was killed by {signal.Signals(-status).name}"
+    return (
+        f"the engine process {how}" if life.loaded else f"while it loaded the model, the engine process {how}"
+    )

@@ -1,1 +1,0 @@
-"""Products with quantised weights; one file for each way, and `select` that chooses."""

@@ -1,0 +1,205 @@
+"""Linear layers whose weights are filled from a checkpoint, several projections in one product."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.layers.layout import Layout
+
+Split = Literal["outputs", "inputs"]
+"""What ranks divide among them of a matrix: outputs, whose products stand side by side, or inputs, whose
+products are added up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a tensor of the checkpoint goes, and which part of it is a rank's.
+
+    Attributes:
+        tensor: to copy it into, often a slice of a fused one.
+        axis: dimension along which ranks split what is stored; None: each has all of it.
+        parts: sizes of the pieces that are fused along `axis` and split one by one; empty: it is one piece.
+        first_only: the first rank has it and the others have zeros, for their products are added up.
+        offset: what is added to the stored numbers.
+        layout: the order of what is stored, if not the model's; `axis` and `parts` are of the model's.
+    """
+
+    tensor: Tensor
+    axis: int | None = None
+    parts: tuple[int, ...] = ()
+    first_only: bool = False
+    offset: float = 0.0
+    layout: Layout | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Of the checkpoint's tensor, where the model is in one piece."""
+        shape = tuple(self.tensor.shape)
+        return shape if self.layout is None else self.layout.stored_shape(shape)
+
+    def shard(self, stored: Tensor, rank: int = 0, ranks: int = 1) -> Tensor:
+        """The part of `stored` that belongs to `rank` of `ranks`; sizes are multiples of `ranks`."""
+        if self.layout is not None:
+            stored = self.layout.arrange(stored)
+        if self.first_only and rank:
+            return torch.zeros_like(stored)
+        if self.axis is None or ranks == 1:
+            return stored
+        pieces = torch.split(stored, list(self.parts) or stored.shape[self.axis], self.axis)
+        return torch.cat([piece.chunk(ranks, self.axis)[rank] for piece in pieces], self.axis)
+
+
+WeightMap = dict[str, Target]
+"""Checkpoint tensor name → where it goes."""
+
+
+def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+    """An uninitialised parameter; the loader fills it."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedCodes:
+    """A quantized matrix [outputs, inputs] that kernels of any device can read: small integers, and a scale
+    and a zero point for each group of inputs.
+
+    Attributes:
+        bits: of a code.
+        group_size: inputs of a group.
+        qweight: int32 [inputs / n, outputs]: the codes, n in a word, the first in its lowest bits; inputs
+            in the checkpoint's order.
+        zeros: uint8 [groups, outputs].
+        scales: float [groups, outputs].
+        order: int64 [inputs]: place → input, with the inputs of a group side by side; None: they
+            are so already.
+    """
+
+    bits: int
+    group_size: int
+    qweight: Tensor
+    zeros: Tensor
+    scales: Tensor
+    order: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        return self.qweight.shape[0] * (32 // self.bits)
+
+    @property
+    def outputs(self) -> int:
+        return self.qweight.shape[1]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle of the codes."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
+
+
+class LinearLayer(nn.Module):
+    """``y = x Wᵀ + b`` for one or several projections of the same input, however W is stored.
+
+    Models and `ops` know of a layer what this class says; a weight format brings a class of its own
+    (`server.quantization.linear`).
+
+    Attributes:
+        dense: W is the floats in `weight` and nothing else, for whatever product is fastest; otherwise
+            only the layer multiplies with it, or who can read `quantized_weights`.
+        outputs: features of each projection.
+        axes: by the last part of a tensor's name, its dimensions (outputs, inputs); None: it has no such.
+    """
+
+    dense = False
+    axes: ClassVar[Mapping[str, tuple[int | None, int | None]]] = {"weight": (0, 1), "bias": (0, None)}
+    weight: Tensor
+    outputs: list[int]
+    bias: Tensor | None
+
+    def weights(self, *names: str) -> dict[str, Tensor]:
+        """Checkpoint tensor name → the tensor to copy it into, one of `names` for each projection."""
+        raise NotImplementedError
+
+    def targets(self, split: Split | None, *names: str, parts: Sequence[int] = ()) -> WeightMap:
+        """`weights`, and which part of each is a rank's.
+
+        Args:
+            split: what ranks divide among them; None: nothing.
+            parts: outputs of the pieces that a stored projection is fused of, where it is.
+        """
+        found: WeightMap = {}
+        for name, tensor in self.weights(*names).items():
+            outputs, inputs = self.axes[name.rpartition(".")[2]]
+            if split == "outputs":
+                # where several codes share a word, a piece has fewer words than outputs
+                size = 0 if outputs is None else tensor.shape[outputs]
+                found[name] = Target(tensor, outputs, tuple(part * size // sum(parts) for part in parts))
+            elif split == "inputs":
+                found[name] = Target(tensor, inputs, first_only=name.endswith(".bias"))
+            else:
+                found[name] = Target(tensor)
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, inputs] → [tokens, sum(outputs)]."""
+        raise NotImplementedError
+
+    def add_to(self, x: Tensor, residual: Tensor) -> Tensor:
+        """``residual + forward(x)``: [tokens, outputs]; may reuse `residual`, which is contiguous."""
+        y: Tensor = residual + self(x)
+        return y
+
+    def objection_to_codes(self, bits: int) -> str | None:
+        """Why `quantized_weights` cannot give one matrix of codes of `bits` bits; None: it can."""
+        raise NotImplementedError
+
+    def quantized_weights(self) -> Sequence[GroupedCodes]:
+        """The loaded weight as codes: one matrix, or one for each projection.
+
+        Raises:
+            ModelError: tensors that contradict each other.
+        """
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let the loaded weight go, once something else holds it."""
+        raise NotImplementedError
+
+
+class Linear(LinearLayer):
+    """A weight of floats.
+
+    Args:
+        inputs: features of x.
+        outputs: features of each projection; their weights are stacked in this order.
+        bias: whether the projections have one.
+    """
+
+    dense = True
+
+    def __init__(
+        self, inputs: int, *outputs: int, bias: bool = False, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.outputs = list(outputs)
+        self.weight = empty_parameter(sum(outputs), inputs, dtype=dtype, device=device)
+        self.bias = empty_parameter(sum(outputs), dtype=dtype, device=device) if bias else None
+
+    def weights(self, *names: str) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name, weight in zip(names, torch.split(self.weight.data, self.outputs), strict=True):
+            found[f"{name}.weight"] = weight
+        if self.bias is not None:
+            for name, bias in zip(names, torch.split(self.bias.data, self.outputs), strict=True):
+                found[f"{name}.bias"] = bias
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+    def release(self) -> None:
+        self.weight = empty_parameter(0, dtype=self.weight.dtype, device=self.weight.device)

@@ -1,0 +1,45 @@
+"""Loads a checkpoint, float or quantized, as a model of the engine."""
+
+from __future__ import annotations
+
+import torch
+
+from server.checkpoints.errors import ModelError
+from server.models.config import ModelConfig
+from server.models.decoder import Decoder
+from server.models.linears import QuantizedLinears
+from server.models.source import ModelSource
+from server.models.weights import load_weights
+from server.quantization.formats.registry import open_format
+
+
+def load_model(
+    source: ModelSource, config: ModelConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[Decoder, dict[str, str] | None]:
+    """The model of a checkpoint, weights as they are stored (`Backend.prepare` comes next).
+
+    Args:
+        config: of the checkpoint.
+        dtype: of activations and of weights that are not quantized.
+
+    Returns:
+        The model, and for weights that were dequantized the name and the reason of what they have become.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded as configured.
+    """
+    path, found = source.path, config.model_type
+    if source.model_type not in (None, found):
+        raise ModelError(f"model_type is {source.model_type!r}, but the model in {path} is of type {found!r}")
+    checkpoint = open_format(path, source.quantization)
+    architecture = config.architecture
+    if architecture.load is not None:
+        if checkpoint is not None:
+            raise ModelError(
+                f"quantized weights of model type {found!r}, which has no file here, are not supported"
+            )
+        return architecture.load(path, architecture.spec, dtype, device), None
+    linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
+    model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears)
+    load_weights(path, model, checkpoint)
+    return model, None if checkpoint is None else checkpoint.describe(dtype)

@@ -1,0 +1,105 @@
+"""What families read alike from transformers' configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.checkpoints.errors import ModelError
+from server.layers.spec import Activation, RotarySpec
+from server.models.architecture import LengthLimit
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+"""transformers' name → ours."""
+
+
+def activation(name: str) -> Activation:
+    """An activation by transformers' name.
+
+    Raises:
+        ModelError: one that is not supported.
+    """
+    if name not in _ACTIVATIONS:
+        raise ModelError(f"activation {name!r} is not supported (supported: {', '.join(_ACTIVATIONS)})")
+    return _ACTIVATIONS[name]
+
+
+def head_dim(hf: Any) -> int:
+    """Numbers of a head."""
+    return int(getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads)
+
+
+def kv_heads(hf: Any) -> int:
+    """Heads of keys and values; every query head has its own where the configuration does not say."""
+    return int(getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads)
+
+
+def rotary(hf: Any, rope: Mapping[str, Any] | None = None, *, partial: bool = False) -> RotarySpec:
+    """A rotary embedding.
+
+    Args:
+        rope: its ``rope_parameters``; None: those of `hf`.
+        partial: the family knows heads of which a part rotates; elsewhere transformers heeds their size in
+            scaled embeddings alone.
+
+    Raises:
+        ModelError: one of a part of each head that is scaled, in a family that does not know it.
+    """
+    rope = hf.rope_parameters if rope is None else rope
+    kind, size = rope["rope_type"], head_dim(hf)
+    part = rope.get("partial_rotary_factor") or 1.0
+    if part != 1.0 and kind not in ("default", "proportional") and not partial:
+        raise ModelError(f"rope scaling {kind!r} with a partial_rotary_factor is not supported")
+    turning = int(size * part) if partial and kind != "proportional" else size
+    return RotarySpec(rope["rope_theta"], turning, kind, dict(rope), hf.max_position_embeddings)
+
+
+def layer_windows(hf: Any) -> list[int | None]:
+    """The window of each layer by ``layer_types``; None: the layer has none.
+
+    Raises:
+        ModelError: another type of layer, or a window that is none.
+    """
+    _check_layer_types(hf, ("full_attention", "sliding_attention"))
+    size = hf.sliding_window
+    check_window(size)
+    if size is None and "sliding_attention" in hf.layer_types:
+        raise ModelError("layer_types holds 'sliding_attention', but the configuration has no sliding_window")
+    return [size if kind == "sliding_attention" else None for kind in hf.layer_types]
+
+
+def _check_layer_types(hf: Any, supported: Sequence[str]) -> None:
+    for kind in getattr(hf, "layer_types", None) or ():
+        if kind not in supported:
+            raise ModelError(f"layer_types: {kind!r} is not supported (supported: {', '.join(supported)})")
+
+
+def check_window(size: int | None) -> None:
+    """Raise ModelError for a window in which a token does not even see itself."""
+    if size is not None and size < 1:
+        raise ModelError(f"a sliding_window of {size} tokens is not supported")
+
+
+def cache_limit(hf: Any, *keys: str) -> LengthLimit | None:
+    """The length up to which a window that only transformers' cache heeds changes nothing.
+
+    Its attention has none: which tokens are seen then depends on how a prompt is cut.
+
+    Args:
+        keys: of the configuration, under which that cache finds one.
+    """
+    _check_layer_types(hf, ("full_attention",))
+    sizes = [size for key in keys if (size := getattr(hf, key, None)) is not None]
+    for size in sizes:
+        check_window(size)
+    if not sizes:
+        return None
+    return LengthLimit(min(sizes) + 1, f"{hf.model_type} with a window of {min(sizes)} tokens")

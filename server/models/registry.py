@@ -1,0 +1,80 @@
+"""Which model families there are: the one list that a new family is added to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from server.checkpoints.errors import ModelError
+
+if TYPE_CHECKING:
+    from server.models.architecture import Architecture
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Where a family is read.
+
+    Attributes:
+        module: has a function ``read(hf)`` from transformers' configuration to an `Architecture`, which
+            raises ModelError for a variant that is not supported.
+        models: what it reads, for people.
+    """
+
+    module: str
+    models: str
+
+
+FAMILIES: dict[str, Family] = {
+    "cohere": Family("server.models.cohere", "Command R and R+"),
+    "cohere2": Family("server.models.cohere", "Command R7B and A"),
+    "gemma": Family("server.models.gemma", "Gemma 1"),
+    "gemma2": Family("server.models.gemma", "Gemma 2"),
+    "gemma3_text": Family("server.models.gemma3", "Gemma 3, text"),
+    "glm": Family("server.models.glm", "GLM-4 and GLM-Edge"),
+    "glm4": Family("server.models.glm", "GLM-4 and GLM-Z1 of 2025"),
+    "gpt2": Family("server.models.gpt2", "GPT-2"),
+    "gpt_neox": Family("server.models.gpt_neox", "GPT-NeoX and Pythia"),
+    "gpt_oss": Family("server.models.gpt_oss", "gpt-oss in floats"),
+    "granite": Family("server.models.granite", "Granite 3 without experts"),
+    "llama": Family("server.models.llama", "Llama 1 to 3 and what is built alike (SmolLM2, Yi, …)"),
+    "mistral": Family("server.models.mistral", "Mistral 7B to Large, with their sliding windows"),
+    "mixtral": Family("server.models.mixtral", "Mixtral 8x7B and 8x22B"),
+    "olmo2": Family("server.models.olmo", "OLMo 2"),
+    "olmo3": Family("server.models.olmo", "OLMo 3"),
+    "olmoe": Family("server.models.olmo", "OLMoE"),
+    "phi": Family("server.models.phi", "Phi-1, 1.5 and 2"),
+    "phi3": Family("server.models.phi3", "Phi-3, 3.5 and 4 without experts"),
+    "qwen2": Family("server.models.qwen", "Qwen2 and Qwen2.5"),
+    "qwen2_moe": Family("server.models.qwen_moe", "Qwen1.5 and Qwen2 with experts"),
+    "qwen3": Family("server.models.qwen", "Qwen3 without experts"),
+    "qwen3_moe": Family("server.models.qwen_moe", "Qwen3 with experts"),
+    "smollm3": Family("server.models.smollm3", "SmolLM3"),
+    "starcoder2": Family("server.models.starcoder2", "StarCoder2"),
+}
+"""By the ``model_type`` of a checkpoint; others are served by transformers' modules where they can be."""
+
+
+def read_architecture(hf: Any) -> Architecture:
+    """What the model of a checkpoint is.
+
+    Args:
+        hf: transformers' configuration of it.
+
+    Raises:
+        ModelError: a family or a variant of it that is not supported.
+    """
+    family = FAMILIES.get(hf.model_type)
+    architecture: Architecture
+    if family is not None:
+        architecture = import_module(family.module).read(hf)
+        return architecture
+    try:
+        architecture = import_module("server.models.foreign.read").read_foreign(hf)
+    except ModelError as error:
+        raise ModelError(
+            f"model type {hf.model_type!r} is not supported by continuous batching, not by transformers' "
+            f"modules either: {error}; static batching may serve it (own families: {', '.join(FAMILIES)})"
+        ) from error
+    return architecture

@@ -1,0 +1,195 @@
+"""The compiled kernels as Python functions."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_bool, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.ops.cpu.build import NativeError, build
+from server.ops.cpu.describe import describe_cache
+from server.ops.cpu.structs import Batch, Int4Source, Layer, Matrix, ModelSpec, Step
+from server.ops.cpu.variants import Variant, usable_variants
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""What the kernels compute with, by the number that stands for it in C."""
+
+
+class NativeLibrary:
+    """One build of the kernels, loaded.
+
+    Args:
+        path: the shared library.
+        variant: what it was built for.
+
+    Raises:
+        NativeError: it does not load, or the system withholds the tile registers.
+    """
+
+    def __init__(self, path: Path, variant: Variant) -> None:
+        self.variant = variant
+        try:
+            functions = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"{path} does not load: {error}") from error
+        functions.native_start.restype = c_bool
+        functions.native_spans_like_decodes.restype = c_bool
+        functions.native_spans_like_decodes.argtypes = [c_int]
+        functions.native_packed_bytes.restype = c_int64
+        functions.native_packed_bytes.argtypes = [c_int, c_int64, c_int64]
+        functions.native_pack.argtypes = [c_int, c_void_p, c_int, c_int, c_bool, c_void_p, c_int]
+        functions.native_int4_bytes.restype = c_int64
+        functions.native_int4_bytes.argtypes = [c_int64, c_int64, c_int, c_bool]
+        functions.native_pack_int4.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int]
+        functions.native_multiply.argtypes = [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p, c_int]
+        functions.native_model.restype = c_void_p
+        functions.native_model.argtypes = [c_int, c_void_p, c_void_p]
+        functions.native_free.argtypes = [c_void_p]
+        functions.native_forward.argtypes = [c_void_p] * 3
+        functions.native_attend.argtypes = [c_int, *[c_void_p] * 5, c_int]
+        functions.native_choose.argtypes = [c_void_p, c_int64, c_int64, *[c_void_p] * 5, c_int]
+        if not functions.native_start():
+            raise NativeError(f"the system gives no leave for {variant.name}")
+        self._functions = functions
+
+    def computes_chunks_like_decodes(self, dtype: torch.dtype) -> bool:
+        """Whether a token's keys, values and attention have the same bits in a chunk as in a decode."""
+        return bool(self._functions.native_spans_like_decodes(DTYPES[dtype]))
+
+    def packed_bytes(self, dtype: torch.dtype, outputs: int, inputs: int) -> int:
+        """Size of a weight [outputs, inputs] once packed."""
+        return int(self._functions.native_packed_bytes(DTYPES[dtype], outputs, inputs))
+
+    def pack(self, weight: Tensor, target: int, *, halves: bool = False) -> None:
+        """Pack `weight` [outputs, inputs] at address `target`.
+
+        Args:
+            weight: contiguous, on the CPU.
+            halves: it is two matrices on top of each other (gate and up), to be interleaved.
+        """
+        outputs, inputs = weight.shape
+        self._functions.native_pack(
+            DTYPES[weight.dtype], weight.data_ptr(), outputs, inputs, halves, target, torch.get_num_threads()
+        )
+
+    def int4_bytes(self, outputs: int, inputs: int, group: int, *, has_zeros: bool) -> int:
+        """Size of a matrix of 4-bit codes once packed."""
+        return int(self._functions.native_int4_bytes(outputs, inputs, group, has_zeros))
+
+    def pack_int4(self, matrix: Matrix, source: Int4Source, outputs: int, inputs: int) -> None:
+        """Pack a matrix of 4-bit codes where `matrix` says that it lies."""
+        self._functions.native_pack_int4(
+            ctypes.byref(matrix), ctypes.byref(source), outputs, inputs, torch.get_num_threads()
+        )
+
+    def multiply(self, dtype: torch.dtype, matrix: Matrix, outputs: int, x: Tensor) -> Tensor:
+        """x Wᵀ with a packed matrix, computed in `dtype`.
+
+        Args:
+            x: float32 [rows, inputs], contiguous; inputs in the order that the matrix has them in.
+
+        Returns:
+            float32 [rows, outputs].
+        """
+        rows, inputs = x.shape
+        y = torch.empty(rows, outputs)
+        self._functions.native_multiply(
+            DTYPES[dtype],
+            ctypes.byref(matrix),
+            outputs,
+            inputs,
+            x.data_ptr(),
+            rows,
+            y.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return y
+
+    def model(self, dtype: torch.dtype, spec: ModelSpec, layers: list[Layer]) -> NativeModel:
+        """A model over weights that the caller keeps alive."""
+        array = (Layer * len(layers))(*layers)
+        handle = self._functions.native_model(DTYPES[dtype], ctypes.byref(spec), array)
+        return NativeModel(self._functions, handle)
+
+    def attend(self, layer: Layer, batch: Batch, cache: Tensor, qkv: Tensor) -> Tensor:
+        """Norm and rotate heads, store keys and values, and attend, for one layer.
+
+        Args:
+            layer: of which only what attention is made of is read.
+            cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+            qkv: float32 [tokens, (heads + 2 × kv_heads) × head_dim]; overwritten.
+
+        Returns:
+            float32 [tokens, heads × head_dim].
+        """
+        out = torch.empty(qkv.shape[0], layer.attention.heads * layer.attention.head_dim)
+        self._functions.native_attend(
+            DTYPES[cache.dtype],
+            ctypes.byref(layer),
+            ctypes.byref(batch),
+            ctypes.byref(describe_cache(cache)),
+            qkv.data_ptr(),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return out
+
+    def choose(
+        self,
+        scores: Tensor,
+        temperatures: np.ndarray,
+        seeds: np.ndarray,
+        answers: np.ndarray,
+        positions: np.ndarray,
+    ) -> Tensor:
+        """The next token of each line, drawn or the likeliest, as `server.sampling.choice.Choose` has it."""
+        scores = scores.contiguous()
+        tokens = torch.empty(len(scores), dtype=torch.int64)
+        numbers = np.stack((seeds, answers, positions)).astype(np.int64, copy=False)  # in one piece
+        divisors = np.ascontiguousarray(temperatures, np.float32)
+        first, size = numbers.ctypes.data, numbers.strides[0]
+        self._functions.native_choose(
+            scores.data_ptr(),
+            *scores.shape,
+            divisors.ctypes.data,
+            first,
+            first + size,
+            first + 2 * size,
+            tokens.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return tokens
+
+
+class NativeModel:
+    """A model inside the library."""
+
+    def __init__(self, functions: ctypes.CDLL, handle: int) -> None:
+        self._functions = functions
+        self._handle = handle
+
+    def forward(self, step: Step, logits: Tensor) -> None:
+        """Compute the tokens of `step`: its caches and `logits` (float32 [rows, vocab]) are written."""
+        self._functions.native_forward(self._handle, ctypes.byref(step), logits.data_ptr())
+
+    def __del__(self) -> None:
+        self._functions.native_free(self._handle)
+
+
+def load() -> NativeLibrary:
+    """The best build of the kernels for this processor, compiled now if it never was.
+
+    Raises:
+        NativeError: there is none, for the reason given.
+    """
+    reasons = []
+    for variant in usable_variants():
+        try:
+            return NativeLibrary(build(variant), variant)
+        except NativeError as error:
+            reasons.append(f"{variant.name}: {error}")
+    raise NativeError("; ".join(dict.fromkeys(reason.split(": ", 1)[1] for reason in reasons)))

@@ -1,0 +1,237 @@
+// A forward pass of a decoder: all layers in one parallel region.
+//
+// The residual stream and everything that is summed is float32; what enters a product is T.
+#pragma once
+
+#include <vector>
+
+#include "attention.h"
+#include "experts.h"
+
+template <class T>
+PackedWeight<T> packed_weight(const void* data, int outputs, int inputs) {
+    return {static_cast<const T*>(data), outputs, int(ceil_div(inputs, kDepth<T>))};
+}
+
+// Call body with the weight that a matrix is.
+template <class T, class Body>
+void with_weight(const Matrix& matrix, int outputs, int inputs, const Body& body) {
+    if (matrix.group)
+        body(int4_weight(matrix, outputs, inputs));
+    else
+        body(packed_weight<T>(matrix.data, outputs, inputs));
+}
+
+// A model, with the buffers of its passes; one pass at a time.
+template <class T>
+class Model {
+   public:
+    Model(const ModelSpec& spec, const Layer* layers)
+        : spec_(spec), layers_(layers, layers + spec.layers), team_(spec.threads), scratch_(spec.threads) {}
+
+    // logits: [num_logits, vocab].
+    void forward(const Step& step, float* logits) {
+        std::vector<AttentionStep<T>> attention;
+        for (int group = 0; group < spec_.groups; ++group)
+            attention.emplace_back(step.batches[group], step.caches[group]);
+        const int rows = int(step.batches[0].num_tokens);
+        arrange(rows);
+#pragma omp parallel num_threads(team_.size)
+        {
+            [[maybe_unused]] const TileRegisters tiles;
+            const int rank = omp_get_thread_num();
+            Member me(team_, rank);
+            me.share(rows, [&](int t) { embed_token(step, t); });
+            for (const Layer& layer : layers_)
+                run_layer(me, layer, attention[layer.cache_group], rows, scratch_[rank]);
+            me.share(int(step.num_logits), [&](int row) {
+                pack_normalized(x_ + step.logit_rows[row] * spec_.hidden, spec_.norm, spec_.hidden, normed_, row);
+            });
+            linear_to<false>(me, normed_, int(step.num_logits),
+                             packed_weight<T>(spec_.head, spec_.vocab, spec_.hidden), scratch_[rank],
+                             spec_.head_bias, logits);
+            if (spec_.logit_scale != 1.0f || spec_.logit_softcap)
+                me.share(int(step.num_logits), [&](int row) { finish_logits(logits + int64_t(row) * spec_.vocab); });
+        }
+    }
+
+   private:
+    void embed_token(const Step& step, int token) {
+        const int64_t hidden = spec_.hidden, position = step.batches[0].positions[token];
+        const T* learned = static_cast<const T*>(spec_.positions);
+        embed(static_cast<const T*>(spec_.embedding) + step.token_ids[token] * hidden,
+              learned ? learned + position * hidden : nullptr, int(hidden), spec_.embedding_scale,
+              x_ + token * hidden);
+    }
+
+    void run_layer(Member& me, const Layer& w, const AttentionStep<T>& attention, int rows, Scratch& scratch) {
+        const int hidden = spec_.hidden, width = w.attention.width();
+        const PackedRows<T> attended = rows_of(attended_, width), inner = rows_of(inner_, w.inner);
+        // body(input, weight): the product of `matrix` and its input, in the order that it has inputs in
+        const auto product = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const auto& body) {
+            const PackedRows<T> input = in_order(me, matrix, x, inputs, rows);
+            with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) { body(input, weight); });
+        };
+        const auto enter = [&](const Norm& norm) {
+            me.share(rows, [&](int row) {
+                pack_normalized(x_ + int64_t(row) * hidden, norm, hidden, normed_, row);
+            });
+        };
+        const auto add_branch = [&](const Norm& norm) {
+            me.share(rows, [&](int row) {
+                add_normalized(x_ + int64_t(row) * hidden, branch_ + int64_t(row) * hidden, norm, hidden,
+                               w.residual_scale);
+            });
+        };
+        // The last product of a part, into the stream, or aside where something comes before that.
+        const auto leave = [&](const Matrix& matrix, int inputs, PackedRows<T> x, const float* bias, bool aside) {
+            product(matrix, hidden, inputs, x, [&](PackedRows<T> input, const auto& weight) {
+                if (aside)
+                    linear_to<false>(me, input, rows, weight, scratch, bias, branch_);
+                else
+                    linear_to<true>(me, input, rows, weight, scratch, bias, x_, w.residual_scale);
+            });
+        };
+        enter(w.attention_norm);
+        product(w.qkv, int(w.attention.row_size()), hidden, normed_, [&](PackedRows<T> input, const auto& weight) {
+            linear_to<false>(me, input, rows, weight, scratch, w.qkv_bias, qkv_);
+        });
+        attention.run(me, w, qkv_, attended, scratch);
+        leave(w.out, width, attended, w.out_bias, w.parallel || w.attention_post_norm.weight);
+        if (w.attention_post_norm.weight) add_branch(w.attention_post_norm);
+        enter(w.feed_forward_norm);
+        if (w.experts.count) {
+            run_experts(me, w, rows, scratch);
+            add_branch(w.feed_forward_post_norm);
+            return;
+        }
+        product(w.up, w.gated ? 2 * w.inner : w.inner, hidden, normed_, [&](PackedRows<T> input, const auto& weight) {
+            if (w.gated)
+                gated_linear(me, input, rows, weight, scratch, w.up_bias, w.activation, w.clamp, inner);
+            else
+                activated_linear(me, input, rows, weight, scratch, w.up_bias, w.activation, inner);
+        });
+        if (w.parallel) add_branch(Norm{});  // not before the feed-forward part has read the stream
+        leave(w.down, w.inner, inner, w.down_bias, w.feed_forward_post_norm.weight);
+        if (w.feed_forward_post_norm.weight) add_branch(w.feed_forward_post_norm);
+    }
+
+    // What the experts of a layer make of normed_, in branch_.
+    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch) {
+        const Experts& e = w.experts;
+        const int hidden = spec_.hidden, wide = w.gated ? 2 * w.inner : w.inner;
+        const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias, float* y) {
+            linear_to<false>(me, x, rows, packed_weight<T>(matrix.data, outputs, inputs), scratch, bias, y);
+        };
+        to(e.router, e.count, hidden, normed_, e.router_bias, scores_);
+        me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
+        me.share(rows, [&](int row) { routing_.choose(row, scores_ + int64_t(row) * e.count); });
+        me.share(1, [&](int) { routing_.sort(rows); });
+        me.share(rows * e.used, [&](int choice) { routing_.gather(choice, normed_); });
+        const auto bias_of = [](const float* biases, int expert, int size) {
+            return biases ? biases + int64_t(expert) * size : nullptr;
+        };
+        const PackedRows<T> inner = routing_.inner;
+        const T* up = static_cast<const T*>(e.up);
+        if (w.gated)
+            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+                return put_gated(w.inner, bias_of(e.up_bias, expert, wide), w.activation, w.clamp, inner);
+            });
+        else
+            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+                return put_activated(bias_of(e.up_bias, expert, wide), w.activation, inner);
+            });
+        grouped_linear(me, inner, routing_.groups, static_cast<const T*>(e.down), e.down_size, hidden, [&](int expert) {
+            return store_rows<false>(hidden, bias_of(e.down_bias, expert, hidden), routing_.parts);
+        });
+        if (e.shared) {
+            const PackedRows<T> between = rows_of(inner_, e.shared);
+            gated_linear(me, normed_, rows, packed_weight<T>(e.shared_up.data, 2 * e.shared, hidden), scratch,
+                         nullptr, w.activation, w.clamp, between);
+            to(e.shared_down, hidden, e.shared, between, nullptr, shared_);
+            if (e.shared_gate.data) to(e.shared_gate, 1, hidden, normed_, nullptr, scores_);
+        }
+        me.share(rows, [&](int row) {
+            float* y = branch_ + int64_t(row) * hidden;
+            routing_.mix(row, y);
+            if (!e.shared) return;
+            const float gate = e.shared_gate.data ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
+            add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
+        });
+    }
+
+    static PackedRows<T> rows_of(float* memory, int64_t width) {
+        return {reinterpret_cast<T*>(memory), int(ceil_div(width, kDepth<T>))};
+    }
+
+    PackedRows<T> in_order(Member& me, const Matrix& matrix, PackedRows<T> x, int inputs, int rows) {
+        if (!matrix.order) return x;
+        const PackedRows<T> ordered = rows_of(ordered_, inputs);
+        me.share(rows, [&](int row) {
+            for (int i = 0; i < inputs; ++i) *ordered.at(row, i) = *x.at(row, matrix.order[i]);
+        });
+        return ordered;
+    }
+
+    void finish_logits(float* logits) const {
+        const auto finish = [&](F16 x) {
+            x = x * splat(spec_.logit_scale);
+            return spec_.logit_softcap ? softcap(x, spec_.logit_softcap) : x;
+        };
+        int i = 0;
+        for (; i + 16 <= spec_.vocab; i += 16) store(logits + i, finish(load(logits + i)));
+        alignas(64) float rest[16] = {};
+        std::copy(logits + i, logits + spec_.vocab, rest);
+        store(rest, finish(load(rest)));
+        std::copy(rest, rest + spec_.vocab - i, logits + i);
+    }
+
+    // Point the buffers into memory for `rows` tokens. Rows are padded to whole blocks of 32, which
+    // the products read but no result depends on.
+    void arrange(int64_t rows) {
+        int64_t qkv = 0, attended = 0, inner = 0, branch = 0, scores = 0, shared = 0;
+        bool reorders = false;
+        for (const Layer& w : layers_) {
+            qkv = std::max(qkv, w.attention.row_size());
+            attended = std::max<int64_t>(attended, w.attention.width());
+            inner = std::max<int64_t>({inner, w.inner, w.experts.shared});
+            scores = std::max<int64_t>(scores, w.experts.count);
+            if (w.experts.count) branch = spec_.hidden;
+            if (w.experts.shared) shared = spec_.hidden;
+            if (w.parallel || w.attention_post_norm.weight || w.feed_forward_post_norm.weight) branch = spec_.hidden;
+            reorders |= w.qkv.order || w.out.order || w.up.order || w.down.order;
+        }
+        const int64_t ordered = reorders ? std::max({int64_t(spec_.hidden), attended, inner}) : 0;
+        const int64_t padded = ceil_div(rows, 32) * 32;
+        int64_t total = 0;
+        const int64_t hidden = spec_.hidden;
+        for (int64_t width : {hidden, qkv, hidden, attended, inner, ordered, branch, scores, shared})
+            total += padded * ceil_div(width, 32) * 32;
+        float* at = buffers_.floats(size_t(total));
+        const auto take = [&](int64_t width) {
+            float* taken = at;
+            at += padded * ceil_div(width, 32) * 32;
+            return taken;
+        };
+        x_ = take(spec_.hidden);
+        qkv_ = take(qkv);
+        normed_ = rows_of(take(spec_.hidden), spec_.hidden);
+        attended_ = take(attended);
+        inner_ = take(inner);
+        ordered_ = take(ordered);
+        branch_ = take(branch);
+        scores_ = take(scores);
+        shared_ = take(shared);
+    }
+
+    const ModelSpec spec_;
+    const std::vector<Layer> layers_;
+    Team team_;
+    std::vector<Scratch> scratch_;
+    Scratch buffers_;
+    float *x_ = nullptr, *qkv_ = nullptr, *branch_ = nullptr;
+    float *attended_ = nullptr, *inner_ = nullptr, *ordered_ = nullptr;  // packed, as wide as each layer is
+    float *scores_ = nullptr, *shared_ = nullptr;                         // of experts: [rows, experts], [rows, hidden]
+    PackedRows<T> normed_{};
+    Routing<T> routing_;
+};

@@ -1,0 +1,71 @@
+"""Paged attention by this project's own Triton kernels: for GPUs, without any extra package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.layers.rotary import Rotary
+from server.ops.attention import AttentionShape
+from server.ops.capabilities import Capabilities
+from server.ops.paged_attention import Chunks, PagedAttention, PagedBatch
+from server.ops.triton.decode_attention import DecodeAttention
+from server.ops.triton.prefill_attention import chunk_attention
+from server.ops.triton.rotary import rotate_and_store
+
+
+class TritonAttention(PagedAttention):
+    """Decodes in one kernel; chunks in two, rotation with cache write and tiled attention."""
+
+    name = "triton"
+    capabilities = Capabilities(
+        frozenset(
+            ("window", "softcap", "sinks", "score scale", "no rotary", "several rotaries", "partial rotary")
+        ),
+        smallest_head=16,
+        largest_head=256,
+        overlaps=True,
+    )
+
+    def __init__(self, shape: AttentionShape, rotaries: Sequence[Rotary], cache: Tensor) -> None:
+        super().__init__(shape, rotaries, cache)
+        self._attend_decodes = DecodeAttention(cache)
+        self._windows = any(spec.window is not None for spec in shape.layers)
+
+    def _chunk_tables(self) -> Tensor:
+        """int32 [chunks, blocks], for operators that may read whole tiles of keys from before a window.
+
+        Entries of blocks that a sequence has given back name a block that exists.
+        """
+        tables = self.batch.chunk_tables(self.shape.block_size)
+        return tables.clamp_(min=0) if self._windows else tables
+
+    def forward(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+    ) -> Tensor:
+        batch, count, spec = self.batch, self.batch.num_decodes, self.shape.layers[layer]
+        rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
+        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if batch.chunks is not None and batch.redone:
+            rotate_and_store(query, key, value, rotary, self.cache, layer, batch)
+        if batch.redone:  # for their keys and values; what they attend to is not all there yet
+            begin = count - batch.redone
+            part = PagedBatch(batch.redone, batch.rows[begin:], batch.positions[begin:], batch.tables)
+            again = (query[begin:count], key[begin:count], value[begin:count], output[begin:count])
+            self._attend_decodes(layer, spec, rotary, part, *again, sinks)
+        if count:
+            decodes = (query[:count], key[:count], value[:count], output[:count])
+            self._attend_decodes(layer, spec, rotary, batch, *decodes, sinks)
+        if batch.chunks is not None:
+            if not batch.redone:
+                rotate_and_store(query, key, value, rotary, self.cache, layer, batch)
+            self._attend_chunks(layer, query, batch.chunks, output, sinks)
+        return output.flatten(1)
+
+    def _attend_chunks(
+        self, layer: int, query: Tensor, chunks: Chunks, output: Tensor, sinks: Tensor | None
+    ) -> None:
+        """Fill the rows of `output` behind those of the decodes."""
+        chunk_attention(query, self.cache, layer, self.shape.layers[layer], self.batch, output, sinks)

@@ -1,0 +1,107 @@
+"""Attention of a step's decodes: into how many pieces contexts are split, and the launch of the kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from server.device.triton_support import LOG2_E, launch_options, next_power_of_two
+from server.layers.rotary import Rotary
+from server.layers.spec import AttentionSpec
+from server.ops.paged_attention import PagedBatch
+from server.ops.triton.decode_kernel import decode
+
+_MAX_SPLITS = 64
+_PROGRAMS = 512
+"""About as many run at once on a data-centre GPU."""
+_MANY = 256
+"""Pairs of sequence and key head whose contexts are split for twice as many: those of unequal length then
+end together. A power of two, at which the number of pieces changes anyway: steps with prompts, of any number
+of decodes, then take no kernel that was not compiled for a captured size."""
+_TILE_ELEMENTS = 4096
+"""Of the keys that a program reads at a time: four programs then share a multiprocessor's memory."""
+
+
+def num_splits(pairs: int, max_length: int, tile: int) -> int:
+    """Pieces of each context, a power of two.
+
+    Args:
+        pairs: of sequence and key head.
+        max_length: tokens of the longest context that there may be.
+        tile: tokens that a program reads at a time.
+    """
+    programs = _PROGRAMS if pairs < _MANY else 2 * _PROGRAMS
+    wanted = next_power_of_two(-(-programs // pairs))
+    return min(wanted, _MAX_SPLITS, next_power_of_two(-(-max_length // tile)))
+
+
+class DecodeAttention:
+    """Attention of a step's decodes.
+
+    Args:
+        cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+    """
+
+    def __init__(self, cache: Tensor) -> None:
+        self._cache = cache
+        self._arrivals = torch.empty(0, dtype=torch.int32, device=cache.device)
+
+    def __call__(
+        self,
+        layer: int,
+        spec: AttentionSpec,
+        rotary: Rotary | None,
+        batch: PagedBatch,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        sinks: Tensor | None = None,
+    ) -> None:
+        """Rotate, store and attend.
+
+        Args:
+            layer: of the cache.
+            spec: how it attends.
+            rotary: cosines and sines; None: nothing is rotated.
+            query: [decodes, heads, head_dim], rows may be apart (a slice of a joint projection).
+            key, value: [decodes, kv_heads, head_dim], likewise.
+            output: [decodes, heads, head_dim], contiguous; filled.
+            sinks: [heads], where the layer has them.
+        """
+        cache = self._cache
+        cos, sin = (None, None) if rotary is None else (rotary.cos, rotary.sin)
+        sequences, heads, head_dim = query.shape
+        kv_heads, block_size = cache.shape[4], cache.shape[3]
+        group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
+        tile = _TILE_ELEMENTS // dim_tile
+        longest = batch.tables.shape[1] * block_size
+        splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile)
+        scales = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
+        partial = torch.empty((*scales.shape, head_dim), dtype=torch.float32, device=cache.device)
+        merge_heads = next_power_of_two(group)
+        decode[(kv_heads, splits, sequences)](
+            query, key, value, cos, sin, sinks, cache,
+            batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals_of(batch), output,
+            query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
+            layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
+            GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
+            DIM_TILE=dim_tile, BLOCK_SIZE=block_size, ROTARY_DIM=0 if cos is None else cos.shape[1],
+            WINDOW=spec.window or 0, SOFTCAP=(spec.softcap or 0.0) * LOG2_E,
+            TILE=tile, SPLITS=splits, MERGE_HEADS=merge_heads,
+            MERGE_TILE=max(min(splits, 8192 // (merge_heads * dim_tile)), 1), PRECISION="ieee",
+            num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
+            # what is read of the cache ahead of time is not to be of this step
+            **launch_options(cache.device, overlapped=not batch.redone),
+        )  # fmt: skip
+
+    def _arrivals_of(self, batch: PagedBatch) -> Tensor:
+        """int32, for each context and key head that there may be: pieces that have ended; 0 between launches.
+
+        An engine's tables always have the same rows, so that captured graphs find the numbers in their place.
+        As many decodes may be computed again beside as many others.
+        """
+        pairs = 2 * batch.tables.shape[0] * self._cache.shape[4]
+        if len(self._arrivals) < pairs:
+            self._arrivals = torch.zeros(pairs, dtype=torch.int32, device=self._cache.device)
+        return self._arrivals

@@ -1,0 +1,91 @@
+"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for one token, in
+place of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from server.layers.linear import LinearLayer
+from server.layers.norm import Norm
+from server.layers.spec import FeedForwardSpec
+from server.layers.weights import ExpertsWeights
+from server.ops.communication import Communication
+from server.ops.layer_ops import LayerOps, between
+from server.ops.triton.experts import assign, inward, outward
+from server.ops.triton.gemv import gemv, tiling
+from server.ops.triton.norm import rms_norm, silu_mul
+
+_SPLIT_ROWS = 64
+"""Up to this number of rows, cuBLAS may split a product along its inputs; the kernel that adds the pieces
+lets its successor start early, as products of own kernels do and cuBLAS's otherwise do not."""
+
+
+class TritonLayerOps(LayerOps):
+    """Norms and activations in one pass each; a batch of one token never leaves Triton.
+
+    What has no kernel here (other norms than RMS, other activations than SiLU) is done by torch.
+    """
+
+    name = "triton"
+
+    def norm_linear(
+        self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor | None = None
+    ) -> Tensor:
+        if norm is None or not norm.rms:
+            return super().norm_linear(x, norm, linear, out)
+        if _single(x, linear):
+            return gemv(x, linear.weight, norm=norm.weight, eps=norm.spec.eps, out=out)
+        # but for the head of a quantized model, `linear` is of the kind that stands in front of the norm
+        early = not linear.dense or len(x) <= _SPLIT_ROWS
+        x = rms_norm(x, norm.weight, norm.spec.eps, overlapped=early)
+        if out is not None and _plain(linear):
+            return torch.mm(x, linear.weight.t(), out=out)
+        y = self.linear(x, linear)
+        return y if out is None else out.copy_(y)
+
+    def norm_feed_forward(
+        self, x: Tensor, norm: Norm | None, gate_up: LinearLayer, spec: FeedForwardSpec
+    ) -> Tensor:
+        plain = spec.gated and spec.activation == "silu" and spec.clamp is None
+        if not plain or norm is None or not norm.rms:
+            return super().norm_feed_forward(x, norm, gate_up, spec)
+        if _single(x, gate_up):
+            return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.spec.eps, gated=True)
+        return silu_mul(self.norm_linear(x, norm, gate_up), overlapped=not gate_up.dense)
+
+    def linear_add(
+        self,
+        x: Tensor,
+        linear: LinearLayer,
+        residual: Tensor,
+        norm: Norm | None = None,
+        scale: float = 1.0,
+        comm: Communication | None = None,
+    ) -> Tensor:
+        if norm is not None or scale != 1.0 or comm is not None:
+            return super().linear_add(x, linear, residual, norm, scale, comm)
+        if _single(x, linear):
+            return gemv(x, linear.weight, residual=residual)
+        if _plain(linear):
+            return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
+        return linear.add_to(x, residual)
+
+    def chosen_experts(
+        self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
+    ) -> Tensor:
+        to = assign(chosen, len(weights.down))
+        y = inward(x, weights.gate_up, weights.gate_up_bias, to)
+        plain = spec.gated and spec.activation == "silu" and spec.clamp is None
+        inner = silu_mul(y) if plain else between(y, spec)
+        return outward(inner, weights.down, weights.down_bias, to, shares.contiguous())
+
+
+def _plain(linear: LinearLayer) -> bool:
+    """A weight and nothing else."""
+    return linear.dense and linear.bias is None
+
+
+def _single(x: Tensor, linear: LinearLayer) -> bool:
+    """Whether the product is one token's with a weight that the kernel takes."""
+    return x.shape[0] == 1 and _plain(linear) and tiling(1, linear.weight.shape[1], gated=False) is not None

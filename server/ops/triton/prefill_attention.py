@@ -1,0 +1,158 @@
+"""Paged causal attention for chunks of prompts: many query tokens of each of several sequences.
+
+FlashAttention's online softmax (Dao, 2023) with keys and values gathered through block tables.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from server.device.triton_support import LOG2_E, launch_options, next_power_of_two
+from server.layers.spec import AttentionSpec
+from server.ops.paged_attention import QUERY_TILE, PagedBatch
+from server.ops.triton.decode_kernel import cap_scores
+
+
+@triton.jit
+def _attend_keys(
+    acc, total, best, q, query_position, begin, end, table, base,
+    block_stride, value_offset, scale,
+    TOKEN_STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take keys `begin` to `end` into the running softmax; MASKED: some queries do not see some of them."""
+    d = tl.arange(0, DIM_TILE)
+    for n0 in range(begin, end, TILE):
+        n = n0 + tl.arange(0, TILE)
+        if MASKED:
+            valid = n < end
+            block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
+        else:
+            block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
+        at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN_STRIDE)[:, None] + d[None, :]
+        if MASKED:
+            mask = valid[:, None] & (d < HEAD_DIM)[None, :]
+            k = tl.load(at, mask=mask, other=0.0)
+            v = tl.load(at + value_offset, mask=mask, other=0.0)
+        elif DIM_TILE != HEAD_DIM:
+            k = tl.load(at, mask=(d < HEAD_DIM)[None, :], other=0.0)
+            v = tl.load(at + value_offset, mask=(d < HEAD_DIM)[None, :], other=0.0)
+        else:
+            k = tl.load(at)
+            v = tl.load(at + value_offset)
+        scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
+        if MASKED:
+            seen = n[None, :] <= query_position[:, None]
+            if WINDOW > 0:
+                seen = seen & (n[None, :] > query_position[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        peak = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - peak[:, None])
+        fade = tl.exp2(best - peak)
+        total = total * fade + tl.sum(weights, 1)
+        acc = acc * fade[:, None]
+        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+        best = peak
+    return acc, total, best
+
+
+@triton.jit
+def _attend_chunk(
+    query, cache, output, sinks, rows, positions, tables, tiles,
+    query_stride, output_stride, table_stride, block_stride, layer_offset, value_offset, scale,
+    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, QUERIES: tl.constexpr,
+    TILE: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program (head, piece of a chunk).
+
+    WINDOW, if not 0, is how many tokens each sees at most: what lies before all their windows is not read.
+    """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    head = tl.program_id(0)
+    first = tl.load(tiles + 2 * tl.program_id(1))
+    chunk_end = tl.load(tiles + 2 * tl.program_id(1) + 1)
+    position = tl.load(positions + first)
+    table = tables + tl.load(rows + first).to(tl.int64) * table_stride
+    m = tl.arange(0, QUERIES)
+    d = tl.arange(0, DIM_TILE)
+    token = (first + m).to(tl.int64)
+    mask = (token < chunk_end)[:, None] & (d < HEAD_DIM)[None, :]
+    at = head * HEAD_DIM + d[None, :]
+    q = tl.load(query + token[:, None] * query_stride + at, mask=mask, other=0.0)
+    base = cache + layer_offset + (head // GROUP) * HEAD_DIM
+    # less than any score, and a number when taken from itself: queries may see no key of the first tiles
+    best = tl.full([QUERIES], -1e30, tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    if sinks is not None:  # the score of a token without a value
+        best = tl.zeros([QUERIES], tl.float32) + tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        total += 1.0
+    acc = tl.zeros([QUERIES, DIM_TILE], tl.float32)
+    last = position + tl.minimum(QUERIES, chunk_end - first)
+    place = tl.minimum(position + m, last - 1)  # of each query; those past the end see what the last one does
+    if WINDOW == 0:
+        before = position // TILE * TILE  # keys that every query of the piece attends to
+        inside = 0
+    else:
+        start = tl.maximum(
+            position - WINDOW + 1, 0
+        )  # of the first query's window; `latest`: of the last one's
+        latest = tl.maximum(last - WINDOW, 0)
+        inside = start + tl.cdiv(latest - start, TILE) * TILE
+        before = start + (position - start) // TILE * TILE
+        inside = tl.minimum(inside, before)
+        acc, total, best = _attend_keys(
+            acc, total, best, q, place, start, inside, table, base, block_stride, value_offset, scale,
+            KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, True, PRECISION,
+        )  # fmt: skip
+    acc, total, best = _attend_keys(
+        acc, total, best, q, place, inside, before, table, base, block_stride, value_offset, scale,
+        KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, False, PRECISION,
+    )  # fmt: skip
+    acc, total, best = _attend_keys(
+        acc, total, best, q, place, before, last, table, base, block_stride, value_offset, scale,
+        KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, True, PRECISION,
+    )  # fmt: skip
+    acc = acc / total[:, None]
+    tl.store(output + token[:, None] * output_stride + at, acc.to(output.dtype.element_ty), mask=mask)
+
+
+def chunk_attention(
+    query: Tensor,
+    cache: Tensor,
+    layer: int,
+    spec: AttentionSpec,
+    batch: PagedBatch,
+    output: Tensor,
+    sinks: Tensor | None = None,
+) -> None:
+    """Attend for the chunks of a step.
+
+    Args:
+        query: [tokens, heads, head_dim], rotated; all tokens of the step.
+        cache: [blocks, layers, 2, block_size, kv_heads, head_dim]; holds the chunks' tokens too.
+        layer: of the cache.
+        spec: how it attends.
+        output: [tokens, heads, head_dim]; the chunks' rows are filled.
+        sinks: [heads], where the layer has them.
+    """
+    assert batch.chunks is not None
+    heads, head_dim = query.shape[1:]
+    wide = query.dtype == torch.float32
+    _attend_chunk[(heads, len(batch.chunks.tiles))](
+        query, cache, output, sinks, batch.rows, batch.positions, batch.tables, batch.chunks.tiles,
+        query.stride(0), output.stride(0), batch.tables.stride(0), cache.stride(0),
+        layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
+        GROUP=heads // cache.shape[4], KV_HEADS=cache.shape[4], HEAD_DIM=head_dim,
+        DIM_TILE=next_power_of_two(head_dim), BLOCK_SIZE=cache.shape[3], WINDOW=spec.window or 0,
+        SOFTCAP=(spec.softcap or 0.0) * LOG2_E, QUERIES=QUERY_TILE,
+        TILE=32 if wide else 64, PRECISION="ieee", num_warps=8, num_stages=1 if wide else 3,
+        **launch_options(cache.device),
+    )  # fmt: skip

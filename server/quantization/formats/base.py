@@ -1,0 +1,179 @@
+"""What a weight format is: it knows its checkpoints, and makes the layers that hold their weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from server.checkpoints.errors import ModelError
+from server.checkpoints.files import StoredTensor
+from server.checkpoints.tensors import read_tensors
+from server.quantization.linear import QuantizedLinear
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are not quantized, in safetensors' names."""
+
+
+@dataclass(frozen=True)
+class OpenFormat(ABC):
+    """A checkpoint in a format, its headers read and found to be sound.
+
+    Attributes:
+        path: its directory, or its only file.
+        entry: the file with the weights, or the index of the files that hold them.
+        tensors: what `read` gives, by name.
+        layers: names of the quantized projections that stay so.
+    """
+
+    path: Path
+    entry: Path
+    tensors: Mapping[str, StoredTensor]
+    layers: frozenset[str]
+
+    def __post_init__(self) -> None:
+        """Refuse integers that would be read as floats: a projection without its scales."""
+        for name, tensor in self.tensors.items():
+            layer, _, part = name.rpartition(".")
+            if part == "weight" and layer not in self.layers and tensor.dtype not in _FLOATS:
+                raise ModelError(
+                    f"{tensor.file}: {name} is of type {tensor.dtype}, but the file holds no scales of it"
+                )
+
+    def quantizes(self, names: Sequence[str]) -> bool:
+        """Whether the projections `names`, which share one input, are quantized.
+
+        Raises:
+            ModelError: some are and some are not.
+        """
+        count = len(self.layers.intersection(names))
+        if count not in (0, len(names)):
+            raise ModelError(f"{self.path}: only some of {', '.join(names)} are quantized, not supported")
+        return count > 0
+
+    def for_model(self, known: Collection[str]) -> OpenFormat:
+        """The same with `tensors` named as a model's are, for formats with names of their own.
+
+        Args:
+            known: names of the model's tensors.
+        """
+        return self
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether `read` gives what the files hold, so that whoever reads those themselves gets the same."""
+        return type(self).read is OpenFormat.read
+
+    def read(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of each of `names`, file by file.
+
+        Args:
+            dtype: in which weights come that are not kept as they are stored.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        return read_tensors(self.tensors, names)
+
+    def describe(self, dtype: torch.dtype) -> dict[str, str] | None:
+        """Name and reason of what weights have become, for the operator; None: quantized layers say so."""
+        return None
+
+    @abstractmethod
+    def linear(
+        self,
+        names: Sequence[str],
+        inputs: int,
+        outputs: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> QuantizedLinear:
+        """An empty layer for the quantized projections `names`, which share their input.
+
+        Args:
+            inputs: features of x.
+            outputs: features of each projection.
+            dtype: of activations and biases.
+
+        Raises:
+            ModelError: projections that cannot share a layer, or sizes that the format does not have.
+        """
+
+    def default_dtype(self, device: torch.device) -> torch.dtype:
+        """Of activations, where the configuration leaves it open."""
+        return torch.bfloat16
+
+
+@dataclass(frozen=True)
+class OpenFloats(OpenFormat):
+    """A checkpoint whose weights become floats when they are read: `layers` is empty."""
+
+    def linear(
+        self,
+        names: Sequence[str],
+        inputs: int,
+        outputs: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> QuantizedLinear:
+        raise AssertionError("no layer stays quantized")
+
+
+def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
+    """What `OpenFormat.describe` says of floats.
+
+    Args:
+        stored: what they were, e.g. ``fp8``.
+        why: they did not stay so.
+    """
+    return {
+        "name": str(dtype).removeprefix("torch."),
+        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
+    }
+
+
+class WeightFormat(ABC):
+    """A way to store quantized weights.
+
+    Attributes:
+        name: in configurations (`quantization`) and messages.
+        options: configuration keys that are this format's alone.
+        needs_consent: it is refused where the configuration does not speak of quantization.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[tuple[str, ...]] = ()
+    needs_consent: ClassVar[bool] = True
+
+    @abstractmethod
+    def detect(self, path: Path, config_fields: Mapping[str, Any]) -> bool:
+        """Whether the checkpoint at `path` says that it is in this format. Cheap.
+
+        Args:
+            path: a directory, or a file.
+            config_fields: of its ``config.json``; empty where there is none.
+        """
+
+    @abstractmethod
+    def open(self, path: Path, options: Mapping[str, str]) -> OpenFormat:
+        """Read and check the headers of the checkpoint at `path`.
+
+        Args:
+            options: values of those of `options` that are set.
+
+        Raises:
+            ModelError: not a checkpoint of this format, or one that is not supported.
+        """
+
+
+def declared_method(config_fields: Mapping[str, Any]) -> str | None:
+    """The ``quant_method`` that a ``config.json`` names; None: none."""
+    fields = config_fields.get("quantization_config")
+    return fields.get("quant_method") if isinstance(fields, dict) else None

@@ -1,0 +1,1 @@
+"""Products with quantized weights; one file for each way, and `select` that chooses."""

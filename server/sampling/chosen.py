@@ -1,0 +1,59 @@
+"""The tokens of a step, on their way to those who asked for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.device.transfer import to_host
+from server.sampling.logprobs import StepLogprobs
+from server.sampling.prompt_scores import PromptScores
+from server.scheduling.step import StepResult
+
+
+@dataclass(slots=True)
+class ChosenTokens:
+    """Tokens that the host knows already."""
+
+    result: StepResult
+
+    def read(self) -> StepResult:
+        """All of them."""
+        return self.result
+
+
+class PendingTokens:
+    """Tokens that were chosen on the device and are on their way to the host.
+
+    Args:
+        tokens: int32 [sequences] on the device.
+        logprobs: to be reported with them; sent already.
+        prompts: the same of prompts.
+    """
+
+    def __init__(self, tokens: Tensor, logprobs: StepLogprobs, prompts: PromptScores | None = None) -> None:
+        self._tokens = to_host(tokens)
+        self._logprobs = logprobs
+        self._prompts = prompts
+        self._copied: torch.cuda.Event | None = None
+        if tokens.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> StepResult:
+        """Wait for them."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        result = one_token_each(self._tokens.numpy(), self._logprobs)
+        result.prompts = None if self._prompts is None else self._prompts.read()
+        return result
+
+
+def one_token_each(tokens: np.ndarray, logprobs: StepLogprobs) -> StepResult:
+    """The result of a step without drafts; `tokens` are integers [sequences]."""
+    count = len(tokens)
+    reports = logprobs.report(np.arange(count)[:, None])
+    return StepResult(tokens[:, None], np.ones(count, np.int64), reports)

@@ -1,0 +1,89 @@
+"""`structured_outputs`: only tokens that the grammar of an answer allows next."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.device.transfer import to_device
+from server.device.triton_support import jit, tl
+from server.sampling.lines import GpuLines, Lines
+from server.sampling.stage import EXCLUDED, SlotSpace, Stage
+from server.scheduling.params import SamplingParams
+from server.scheduling.step import SampleInput
+from server.text.grammars.state import excluded_tokens, mask_words
+
+_TILE = 2048
+_NO_MASK = -1
+
+
+class StructuredOutputs(Stage):
+    """Applies the masks that come with each step: the states of the grammars are the host's.
+
+    Goes behind all that changes scores, so that filters keep some of what is allowed.
+    """
+
+    options = ("structured_outputs",)
+    only_masks = True
+    in_graph = True
+
+    def __init__(self, space: SlotSpace) -> None:
+        super().__init__(space)
+        self._sample = SampleInput()
+        self._rows: dict[tuple[int, int], int] = {}
+        self._masks = self.table(torch.int32, mask_words(space.vocab_size))
+        self._mask_of_slot = torch.full(
+            (space.num_slots + 1,), _NO_MASK, dtype=torch.int32, device=space.device
+        )
+
+    @classmethod
+    def bytes_per_slot(cls, vocab_size: int) -> int:
+        return mask_words(vocab_size) * torch.int32.itemsize
+
+    def wants(self, params: SamplingParams) -> bool:
+        return params.options["structured_outputs"] is not None
+
+    def take(self, sample: SampleInput) -> None:
+        self._sample = sample
+        keys = zip(sample.mask_slots.tolist(), sample.mask_positions.tolist(), strict=True)
+        self._rows = {key: row for row, key in enumerate(keys)}
+
+    def apply(self, scores: Tensor, lines: Lines) -> None:
+        keys = zip(lines.slots.tolist(), lines.positions.tolist(), strict=True)
+        for at, key in zip(lines.at.tolist(), keys, strict=True):
+            if (row := self._rows.get(key)) is not None:
+                excluded = excluded_tokens(self._sample.masks[row], self.space.vocab_size)
+                scores[at].masked_fill_(torch.from_numpy(excluded).to(scores.device), EXCLUDED)
+
+    def needed(self, lines: Lines) -> bool:
+        return bool(self._rows)
+
+    def send(self, lines: Lines) -> None:
+        slots = self._sample.mask_slots
+        masks = np.full(len(self._mask_of_slot), _NO_MASK, np.int32)
+        masks[slots] = np.arange(len(slots))
+        self._mask_of_slot.copy_(to_device(masks, self.space.device))
+        self._masks.tensor[: len(slots)].copy_(to_device(self._sample.masks, self.space.device))
+
+    def launch(self, scores: Tensor, lines: GpuLines) -> Tensor:
+        programs, masks = (len(scores), -(-self.space.vocab_size // _TILE)), self._masks.tensor
+        _exclude[programs](
+            scores, lines.slots, self._mask_of_slot, masks,
+            scores.stride(0), masks.shape[1], scores.shape[1], TILE=_TILE, num_warps=4,
+        )  # fmt: skip
+        return scores
+
+
+@jit
+def _exclude(scores, slots, mask_of_slot, masks, stride, words, vocab, TILE: tl.constexpr):
+    """Program (line, tile of its tokens)."""
+    line = tl.program_id(0).to(tl.int64)
+    mask = tl.load(mask_of_slot + tl.load(slots + line)).to(tl.int64)
+    if mask >= 0:
+        token = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        known = token < vocab
+        word = tl.load(masks + mask * words + token // 32, mask=known, other=0)
+        tl.store(
+            scores + line * stride + token, float("-inf"), mask=known & (((word >> (token % 32)) & 1) == 0)
+        )

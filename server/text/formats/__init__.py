@@ -1,0 +1,1 @@
+"""Tool calls and reasoning as models write them: each family's syntax as data, one parser for all."""

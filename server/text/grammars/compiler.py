@@ -1,0 +1,97 @@
+"""Grammars for the tokens of one model, by llguidance.
+
+Source: https://github.com/guidance-ai/llguidance: an Earley parser over lexemes, whose masks over the
+vocabulary take microseconds, so that nothing is made in advance for a grammar.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from server.text.grammars.source import GrammarError, grammar_source
+from server.text.grammars.state import GrammarState, mask_words
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+
+class Grammar:
+    """What an answer is held to.
+
+    Args:
+        matcher: at the beginning.
+        ends: tokens that end an answer.
+        model_ends: tokens that end one as the model has it; within an answer they stand for nothing.
+        mask_words: int32 words of a mask; there may be more than the logits have columns for.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, ends: Sequence[int], model_ends: Sequence[int], mask_words: int
+    ) -> None:
+        self._matcher = matcher
+        self.mask_words = mask_words
+        self._ends = tuple(ends)
+        self._never = tuple(set(model_ends) - set(ends))
+
+    def begin(self) -> GrammarState:
+        """For a new answer."""
+        return GrammarState(self._matcher.deep_copy(), self._ends, self._never)
+
+
+class GrammarCompiler:
+    """Compiles grammars, on any thread.
+
+    Args:
+        tokenizer: transformers' tokenizer of the model.
+        vocab_size: columns of the logits.
+        ends: tokens that end an answer as the model has it.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, ends: Sequence[int]) -> None:
+        self._hf = tokenizer
+        self._vocab_size = max(vocab_size, len(tokenizer))
+        self._ends = tuple(ends)
+        self._tokens: LLTokenizer | None = None
+        self._making = threading.Lock()
+
+    def compile(self, asked: dict[str, Any], ends: Sequence[int]) -> Grammar:
+        """The grammar for the fields of a `protocol.structured.StructuredOutputs`.
+
+        Args:
+            ends: tokens that end an answer of this request.
+
+        Raises:
+            GrammarError: it cannot be honoured.
+        """
+        from llguidance import LLMatcher
+
+        if not ends:
+            raise GrammarError("there is no token that ends an answer, so that none can be held to a form")
+        matcher = LLMatcher(self._tokenizer(), grammar_source(asked), log_level=0)
+        if matcher.is_error():
+            raise GrammarError(_brief(matcher.get_error()))
+        return Grammar(matcher, ends, self._ends, mask_words(self._vocab_size))
+
+    def _tokenizer(self) -> LLTokenizer:
+        """The vocabulary as llguidance has it: made once, in a second for 150,000 tokens."""
+        from llguidance.hf import from_tokenizer
+
+        with self._making:
+            if self._tokens is None:
+                ends = list(self._ends) or None
+                try:
+                    self._tokens = from_tokenizer(self._hf, n_vocab=self._vocab_size, eos_token=ends)
+                except ValueError as error:
+                    reason = " ".join(str(error).split())
+                    raise GrammarError(f"this model's tokenizer cannot follow grammars: {reason}") from None
+            return self._tokens
+
+
+def _brief(text: str) -> str:
+    """An error of llguidance on one line, without the place in a grammar that may be ours."""
+    message = re.split(r"\n\s*1 \| |\n\n", text.strip())[0]
+    message = re.sub(r"^at \d+\(\d+\): |^\d+\(\d+\): ", "", message)
+    return " ".join(message.split())[:500]

@@ -1,0 +1,123 @@
+"""From the form that a request asks for to a grammar for llguidance, within bounds.
+
+llguidance bounds the work of a token by itself. What is bounded here is what takes it long to compile, so
+that a hostile schema costs one clear error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+from server.text.grammars.dialect import for_llguidance
+
+MAX_BYTES = 256 * 1024
+"""Of a schema, an expression or a grammar."""
+MAX_DEPTH = 64
+"""Nested objects and arrays of a schema."""
+MAX_PROPERTIES = 1000
+"""Properties of one object: llguidance's work grows with their square."""
+MAX_DIVISOR = 10_000
+"""Digits of a `multipleOf`, read as a whole number."""
+
+WHITESPACE = r"( |\n[ \t]{0,24})?"
+"""Between the tokens of JSON: none, a space, or a new line that is indented. A weak model would go on with
+more of it to no end."""
+
+
+class GrammarError(ValueError):
+    """The form of an answer cannot be honoured; the text says why in one line."""
+
+
+def grammar_source(asked: dict[str, Any]) -> str:
+    """The grammar for the fields of a `protocol.structured.StructuredOutputs`, in llguidance's own form.
+
+    Raises:
+        GrammarError: it exceeds a bound.
+    """
+    from llguidance import LLMatcher, regex_to_lark
+
+    if asked.get("regex") is not None:
+        # digits, letters and spaces are those of ASCII, as in JavaScript: what most who write \d mean
+        expression = regex_to_lark(_bounded(asked["regex"], "regex"), use_ascii="dws")
+        return str(LLMatcher.grammar_from_lark(f"start: /{expression}/"))
+    if asked.get("grammar") is not None:
+        return str(LLMatcher.grammar_from_lark(_bounded(asked["grammar"], "grammar")))
+    if asked.get("choice") is not None:
+        return str(LLMatcher.grammar_from_lark(_bounded(choice_of(asked["choice"]), "choice")))
+    schema = asked.get("json")
+    if schema is None:
+        schema = {"type": "object"}
+    return str(LLMatcher.grammar_from_json_schema(bounded_schema(schema)))
+
+
+def choice_of(texts: list[str]) -> str:
+    """A Lark grammar whose answers are `texts`."""
+    return "start: CHOICE\nCHOICE: " + " | ".join(quoted(text) for text in texts)  # an automaton, not rules
+
+
+def quoted(text: str) -> str:
+    """`text` as a literal of a Lark grammar."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def bounded_schema(schema: dict[str, Any] | bool, *, lenient: bool = False) -> str:
+    """A JSON schema as text for llguidance, with bounded whitespace.
+
+    Args:
+        lenient: pass over keywords that cannot be honoured.
+
+    Raises:
+        GrammarError: it exceeds a bound.
+    """
+    if isinstance(schema, bool):
+        if not schema:
+            raise GrammarError("json: the schema `false` allows no answer")
+        schema = {}
+    _check_schema(schema)
+    options = {"whitespace_pattern": WHITESPACE, "lenient": lenient}
+    given = for_llguidance(schema) | {"x-guidance": options}
+    return _bounded(json.dumps(given, ensure_ascii=False), "json")
+
+
+def _bounded(text: str, name: str) -> str:
+    size = len(text.encode(errors="replace"))
+    if size > MAX_BYTES:
+        raise GrammarError(f"{name}: {size} bytes exceed the {MAX_BYTES} that a grammar may have")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise GrammarError(f"{name}: half of a surrogate pair is no text")
+    return text
+
+
+def _check_schema(schema: dict[str, Any]) -> None:
+    for node, depth in _objects(schema):
+        if depth > MAX_DEPTH:
+            raise GrammarError(f"json: the schema is nested deeper than {MAX_DEPTH}")
+        properties, divisor = node.get("properties"), node.get("multipleOf")
+        if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+            raise GrammarError(
+                f"json: {len(properties)} properties of one object exceed the {MAX_PROPERTIES} allowed"
+            )
+        if isinstance(divisor, int | float) and not _is_small(divisor):
+            raise GrammarError(f"json: multipleOf: {divisor} has more digits than can be honoured")
+
+
+def _is_small(divisor: float) -> bool:
+    """Whether the automaton for multiples of `divisor` has few states: one for each remainder."""
+    number = Decimal(str(divisor)).normalize().as_tuple()
+    digits = int("".join(map(str, number.digits)))
+    return isinstance(number.exponent, int) and abs(number.exponent) <= 20 and digits <= MAX_DIVISOR
+
+
+def _objects(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Every object within `schema`, with its depth; a stack of its own, for any depth."""
+    waiting: list[tuple[Any, int]] = [(schema, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, dict):
+            yield node, depth
+            waiting += [(child, depth + 1) for child in node.values()]
+        elif isinstance(node, list):
+            waiting += [(child, depth + 1) for child in node]

@@ -1,0 +1,149 @@
+"""From a step to device tensors, for backends that walk block tables themselves.
+
+Block tables and tokens live on the device; a step sends one packed array of what changed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.device.transfer import PackedTransfer, aligned
+from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
+from server.scheduling.step import StepInput
+from server.worker.batch import ForwardBatch
+
+
+class PagedBatchBuilder:
+    """Builds batches; keeps the block tables, of which a step sends only what changed.
+
+    Where a sequence holds no block, because its window is past it, a table has some block of the pool.
+
+    Args:
+        max_rows: most sequences that run at once; row `max_rows` stands for padding.
+        max_blocks: blocks of the longest sequence.
+        max_tokens: most tokens of a step.
+        block_size: tokens a block.
+        tokens: int32 [max_rows + 1, length], contiguous: those of each sequence.
+        groups: how many groups of layers there are.
+    """
+
+    def __init__(
+        self,
+        max_rows: int,
+        max_blocks: int,
+        max_tokens: int,
+        block_size: int,
+        tokens: Tensor,
+        groups: int = 1,
+    ) -> None:
+        self.max_rows = max_rows
+        self._block_size = block_size
+        self._section = aligned(max_rows)
+        self._tokens = tokens
+        self._tables = torch.zeros(
+            (groups, max_rows + 1, max_blocks), dtype=torch.int32, device=tokens.device
+        )
+        capacity = 4 * max_tokens + 8 * max_rows + 2 * groups * max_rows * max_blocks + 16 * aligned(1)
+        self._transfer = PackedTransfer(capacity, tokens.device)
+
+    def decode_batch(self, size: int) -> ForwardBatch:
+        """The batch of any step of `size` decodes: its tensors are always in the same place.
+
+        `token_ids` is empty: `begin_decodes` knows them.
+        """
+        rows, positions, _, _ = self._sections(size)
+        attention = [PagedBatch(size, rows, positions, table) for table in self._tables]
+        return ForwardBatch(rows[:0], None, attention, rows, positions)
+
+    def begin_decodes(self, size: int) -> Tensor:
+        """Write what `send_decodes` sent of the block tables; int32 [size], the tokens to compute."""
+        from server.worker.triton_begin import begin_decodes
+
+        rows, positions, places, blocks = self._sections(size)
+        return begin_decodes(rows, positions, self._tokens, places, blocks, self._tables)
+
+    def send_decodes(self, step: StepInput) -> None:
+        """Fill `decode_batch` of any size for a step of decodes only, padded."""
+        count = len(step.decode_slots)
+        # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
+        places, blocks = self._changed_tables(step)
+        news = min(len(places), count)
+        sections = np.full((4, self._section), -1, np.int32)
+        sections[0] = self.max_rows
+        sections[0, :count] = step.decode_slots
+        sections[1, :count] = step.decode_positions
+        sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
+        self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
+
+    def _sections(self, size: int) -> list[Tensor]:
+        """Rows, positions, places in the tables and blocks for there, of `size` decodes."""
+        return [self._transfer.place(at * self._section, size) for at in range(4)]
+
+    def build(self, step: StepInput) -> ForwardBatch:
+        """The batch of any step."""
+        redone_slots, redone_positions = step.redone()
+        redone = len(redone_slots)
+        decodes = len(step.decode_slots) + redone
+        rows = np.concatenate((step.decode_slots, redone_slots, step.chunk_slots))
+        lengths = np.concatenate((np.ones(decodes, np.int64), step.chunk_ends - step.chunk_starts))
+        chunks = zip(step.chunk_starts.tolist(), step.chunk_ends.tolist(), strict=True)
+        runs = [np.arange(start, end, dtype=np.int32) for start, end in chunks]
+        positions = np.concatenate((step.decode_positions, redone_positions, *runs))
+        samples = np.concatenate((np.arange(decodes) < decodes - redone, step.chunk_samples))
+        ends = np.cumsum(lengths)
+        sampled, (owners, scored) = (ends - 1)[samples], step.scored()
+        begins = (ends - lengths)[decodes:]
+        logit_rows = np.concatenate((sampled, begins[owners] + scored - step.chunk_starts[owners]))
+        sent = self._transfer.send(
+            [
+                np.repeat(rows, lengths), positions,
+                logit_rows, rows[samples], positions[sampled],
+                *self._changed_tables(step), *_describe(step, decodes),
+            ]
+        )  # fmt: skip
+        token_rows, token_positions, lines, sample_rows, sample_positions, at, blocks = sent[:7]
+        self._write_tables(at, blocks)
+        described = None
+        if len(step.chunk_slots):
+            tiles, bounds, contexts, chunk_rows = sent[7:]
+            longest = int((step.chunk_ends - step.chunk_starts).max())
+            longest_context = int(step.chunk_ends.max())
+            described = Chunks(tiles.view(-1, 2), bounds, contexts, chunk_rows, longest, longest_context)
+        places = token_rows * self._tokens.shape[1] + token_positions
+        return ForwardBatch(
+            token_ids=self._tokens.view(-1).index_select(0, places),
+            logit_rows=lines,
+            attention=[
+                PagedBatch(decodes, token_rows, token_positions, table, described, redone)
+                for table in self._tables
+            ],
+            sample_rows=sample_rows,
+            sample_positions=sample_positions,
+        )
+
+    def _changed_tables(self, step: StepInput) -> tuple[np.ndarray, np.ndarray]:
+        """(places in the flat tables, blocks) that the device does not know of yet."""
+        _, rows, width = self._tables.shape
+        places = (step.table_groups * np.int32(rows) + step.table_slots) * np.int32(width) + step.table_places
+        return places, step.table_blocks
+
+    def _write_tables(self, places: Tensor, blocks: Tensor) -> None:
+        if len(places):
+            self._tables.view(-1).index_copy_(0, places.long(), blocks)
+
+
+def _describe(step: StepInput, decodes: int) -> list[np.ndarray]:
+    """Tiles, bounds, contexts and rows of the chunks, as `ops.paged_attention.Chunks` has them."""
+    if not len(step.chunk_slots):
+        return []
+    starts, ends = step.chunk_starts.tolist(), step.chunk_ends.tolist()
+    bounds = np.cumsum([0, *(end - start for start, end in zip(starts, ends, strict=True))])
+    tiles = [
+        (decodes + begin + offset, decodes + begin + end - start, start + offset)
+        for start, end, begin in zip(starts, ends, bounds.tolist(), strict=False)
+        for offset in range(0, end - start, QUERY_TILE)
+    ]
+    tiles.sort(key=lambda tile: -tile[2])  # the longest first: none of them is left over at the end
+    return [np.array(tiles)[:, :2], bounds, step.chunk_ends, step.chunk_slots]

@@ -1,0 +1,177 @@
+"""Runs steps on the model: block copies, one forward pass, logits. It decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.device.stopwatch import Stopwatch
+from server.models.decoder import Decoder as DecoderModel
+from server.ops.attention import AttentionBackend
+from server.ops.backend import Backend
+from server.ops.paged_attention import PagedBatch
+from server.sampling.gpu_sampler import GpuSampler
+from server.sampling.step_logits import StepLogits
+from server.scheduling.step import StepInput, Timings
+from server.worker.batch import BatchBuilder, ForwardBatch
+from server.worker.cache_storage import CacheStorage
+from server.worker.decode_graphs import DecodeGraphs
+from server.worker.paged_batch import PagedBatchBuilder
+
+
+class ModelRunner:
+    """The model, its cache memory and its attention backend.
+
+    Args:
+        model: weights loaded.
+        storage: the cache's memory.
+        attention: made for that memory.
+        backend: computes the model.
+        builder: makes the tensors.
+
+    Attributes:
+        timings: of copies and prompts, for the reader to take away.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        storage: CacheStorage,
+        attention: AttentionBackend[Any],
+        backend: Backend,
+        builder: BatchBuilder | PagedBatchBuilder,
+    ) -> None:
+        self.model = model
+        self.attention = attention
+        self.backend = backend
+        self._storage = storage
+        self._builder = builder
+        self.timings = Timings()
+        self._stopwatch = Stopwatch(storage.place)
+
+    def swap(self, step: StepInput) -> None:
+        """Start the step's swaps, which run beside its forward pass; the one before has been waited for."""
+        self._storage.settle()
+        if len(step.swap_out) or len(step.swap_in):
+            timings = self.timings
+
+            def note(size: int, seconds: float) -> None:
+                timings.copies.append((size, seconds))
+
+            swap_out, swap_in = ([*map(tuple, moves.tolist())] for moves in (step.swap_out, step.swap_in))
+            self._storage.swap(swap_out, swap_in, step.written_blocks, note)
+
+    def copy(self, step: StepInput) -> None:
+        """Start the step's copies, which precede its forward pass."""
+        self._storage.copy(step.copies)
+
+    def check_device(self) -> None:
+        """Raise if the device can compute no more: the errors of CUDA that stay until the process ends."""
+        if self._storage.place.type == "cuda":
+            torch.cuda.synchronize(self._storage.place)
+
+    @torch.inference_mode()
+    def forward(self, step: StepInput) -> StepLogits:
+        """Compute the step's tokens.
+
+        Returns:
+            Logits for `step.sampled()`, in that order, and for `step.scored()`.
+        """
+        self._stopwatch.start()
+        batch = self._builder.build(step)
+        logits = self._compute(batch)
+        known_tokens, timings = step.known_tokens, self.timings
+        if known_tokens > len(step.decode_slots):
+            self._stopwatch.stop(lambda seconds: timings.prompts.append((known_tokens, seconds)))
+        scored = int((step.scored_ends - step.scored_starts).sum())
+        lines = len(logits) - scored
+        return StepLogits(
+            logits[:lines],
+            batch.sample_rows,
+            batch.sample_positions,
+            scored=logits[lines:] if scored else None,
+        )
+
+    def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+        self.attention.prepare(*batch.attention)
+        return self.backend.forward(self.model, batch.token_ids, batch.logit_rows, self.attention, out)
+
+
+class PagedModelRunner(ModelRunner):
+    """Keeps tokens on the device from step to step, and replays steps of decodes as CUDA graphs.
+
+    Args:
+        builder: makes the tensors.
+        sampler: chooses them.
+    """
+
+    _builder: PagedBatchBuilder
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        storage: CacheStorage,
+        attention: AttentionBackend[PagedBatch],
+        backend: Backend,
+        builder: PagedBatchBuilder,
+        sampler: GpuSampler,
+    ) -> None:
+        super().__init__(model, storage, attention, backend, builder)
+        self._sampler = sampler
+        self._graphs: DecodeGraphs | None = None
+        self._logits = torch.empty(0)
+
+    def capture(self) -> None:
+        """Capture the graphs; on CUDA, once, when everything else is in its place."""
+        rows, vocab, weight = self._builder.max_rows, self.model.spec.vocab_size, self.model.embedding
+        # one place for the logits of all sizes: the graphs share the memory of their intermediates
+        self._logits = torch.empty((rows, vocab), dtype=weight.dtype, device=weight.device)
+        self._builder.send_decodes(StepInput())  # only padding: this touches no sequence
+        self._graphs = DecodeGraphs(self._decode, rows, weight.device)
+
+    @torch.inference_mode()
+    def warm_up(self, longest: int) -> StepLogits:
+        """Compute prompts of 1, 2 and `longest` tokens, and decode tokens again, as many as a step may and by
+        halves of that: no request shall wait for kernels to be compiled.
+
+        They stand in the row of padding, whose keys and values go to a block that no sequence holds yet.
+
+        Returns:
+            What the last token is followed by.
+        """
+        self._storage.copy(np.zeros((1, 3), np.int64))
+        most = min(2 * self._builder.max_rows, longest)  # beside as many decodes
+        for length in {most >> halvings for halvings in range(most.bit_length())}:
+            slot, start, end = np.array([[self._builder.max_rows], [0], [length]], np.int32)
+            self._compute(
+                self._builder.build(StepInput(redone_slots=slot, redone_starts=start, redone_ends=end))
+            )
+        for length in sorted({1, min(2, longest), longest}):
+            slot, start, end = np.array([[self._builder.max_rows], [0], [length]], np.int32)
+            samples = np.ones(1, bool)
+            step = StepInput(chunk_slots=slot, chunk_starts=start, chunk_ends=end, chunk_samples=samples)
+            batch = self._builder.build(step)
+            logits = self._compute(batch)
+        return StepLogits(logits, batch.sample_rows, batch.sample_positions)
+
+    def _decode(self, size: int) -> StepLogits:
+        """A step of `size` decodes, and the choice of tokens while no line has further options."""
+        batch = self._builder.decode_batch(size)
+        rows, positions = batch.sample_rows, batch.sample_positions
+        assert rows is not None and positions is not None
+        batch.token_ids = self._builder.begin_decodes(size)
+        logits = self._compute(batch, self._logits[:size])
+        return StepLogits(logits, rows, positions, self._sampler.sample(logits, rows, positions))
+
+    def forward(self, step: StepInput) -> StepLogits:
+        self._sampler.flush()
+        if self._graphs is None or step.has_runs:
+            return super().forward(step)
+        count = len(step.decode_slots)
+        size = self._graphs.size_for(count)
+        self._builder.send_decodes(step)
+        return replace(self._graphs.replay(size), padding=size - count)

@@ -1,0 +1,111 @@
+"""An engine that is killed, stopped, hung or made to raise: the server says so, and mends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.continuous_batching.hurt import Hurt
+from utils.process import wait_until
+
+HURTS = [
+    "kill",
+    "stop",
+    "raise Add",
+    "raise Cancel",
+    "raise Report",
+    "raise Ready",
+    "refuse",
+    "raise Refused",
+    "hang Add",
+    "loop Add",
+    "kill loading",
+]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "servers"),
+    [
+        (len(HURTS), 2),
+        pytest.param(200, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ],
+)
+async def test_every_hurt_is_told_and_mended(
+    tiny_model: Path, tmp_path: Path, rounds: int, servers: int
+) -> None:
+    hurts = iter([HURTS[i % len(HURTS)] for i in range(rounds)])
+
+    async def take_part(number: int) -> Hurt:
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        hurt = Hurt(directory, tiny_model)
+        async with hurt.started(), hurt.under_load():
+            for how in hurts:
+                try:
+                    await hurt.hurt(how)
+                except BaseException as error:
+                    log = hurt.server.log.read_text()[-3000:]
+                    raise AssertionError(f"{how}: {error!r}\n{log}") from error
+        assert hurt.engines() == []
+        return hurt
+
+    hurt = await asyncio.gather(*(take_part(i) for i in range(servers)))
+    recoveries = sorted(seconds for one in hurt for seconds in one.recoveries)
+    outcomes = sum((one.outcomes for one in hurt), Counter[str]())
+    print(
+        f"{rounds} rounds: recovered within {statistics.median(recoveries):.1f} s (median), "
+        f"{recoveries[-1]:.1f} s (longest); {dict(outcomes)}"
+    )
+    assert set(outcomes) == {"right", "refused"}, outcomes
+
+
+def is_at_rest(pid: int) -> bool:
+    """Whether a process uses no processor time for half a second."""
+
+    def used() -> list[str]:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+
+    before = used()
+    time.sleep(0.5)
+    return used() == before
+
+
+@pytest.mark.parametrize("state", ["loading", "busy", "hang Add", "stopped", "full queue"])
+async def test_an_engine_ends_with_its_server(tiny_model: Path, tmp_path: Path, state: str) -> None:
+    """The HTTP process is killed, and can neither close nor say anything."""
+    hurt = Hurt(tmp_path, tiny_model)
+    server = hurt.server.process
+    try:
+        if state == "loading":
+            assert await asyncio.to_thread(wait_until, hurt.engines, 30)
+            server.kill()
+        else:
+            async with hurt.started(stop=False), hurt.under_load(leaving=False):
+                await hurt.until(hurt.busy)
+                (pid,) = hurt.engines()
+                asks: list[asyncio.Task[str]] = []
+                if state == "hang Add":
+                    hurt.inject(state)
+                    assert await asyncio.to_thread(wait_until, lambda: not hurt.fault.exists(), 30)
+                elif state == "stopped":
+                    os.kill(pid, signal.SIGSTOP)
+                elif state == "full queue":  # of what the engine says and the other side does not take
+                    asks = [asyncio.create_task(hurt.ask(i % 6, stream=True, tokens=1900)) for i in range(40)]
+                    await hurt.until(hurt.queueing)
+                    server.send_signal(signal.SIGSTOP)
+                    assert await asyncio.to_thread(wait_until, lambda: is_at_rest(pid), 30)
+                server.kill()
+                await asyncio.gather(*asks)
+        await asyncio.to_thread(server.wait, 10)
+        assert await asyncio.to_thread(wait_until, lambda: not hurt.engines(), 10), hurt.engines()
+    finally:
+        server.kill()
+        for pid in hurt.engines():
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,131 @@
+"""Steps of the paged attention: decodes and chunks on shuffled blocks, and what is right, in float64."""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
+from server.ops.triton.attention import TritonAttention
+from tests.ops.shapes import attention_shape
+from tests.ops.triton.checks import relative_error
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+TABLE_WIDTH = 200  # tokens of the longest sequence
+
+
+def paged_batch(
+    decodes: list[int], chunks: list[tuple[int, int]], block_size: int, device: torch.device
+) -> PagedBatch:
+    """A step of decodes at those positions and chunks (start, end), on shuffled blocks and rows."""
+    count = len(decodes) + len(chunks)
+    width = -(-TABLE_WIDTH // block_size)
+    tables = torch.randperm(count * width).view(count, width).int()
+    order = torch.randperm(count).tolist()  # table row of each sequence
+    lengths = [1] * len(decodes) + [end - start for start, end in chunks]
+    positions = [*decodes, *(p for start, end in chunks for p in range(start, end))]
+    bounds = [len(decodes)]
+    for start, end in chunks:
+        bounds.append(bounds[-1] + end - start)
+    tiles = [
+        (first, end) for begin, end in itertools.pairwise(bounds) for first in range(begin, end, QUERY_TILE)
+    ]
+
+    def to_device(values: list[int] | list[tuple[int, int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    described = Chunks(
+        to_device(tiles),
+        to_device([b - bounds[0] for b in bounds]),
+        to_device([end for _, end in chunks]),
+        to_device(order[len(decodes) :]),
+        max((end - start for start, end in chunks), default=0),
+        max((end for _, end in chunks), default=0),
+    )
+    rows = [row for row, length in zip(order, lengths, strict=True) for _ in range(length)]
+    return PagedBatch(
+        len(decodes),
+        to_device(rows),
+        to_device(positions),
+        tables.to(device),
+        described if chunks else None,
+    )
+
+
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, rotary: SimpleNamespace, cache: Tensor, batch: PagedBatch
+) -> tuple[Tensor, Tensor]:
+    """(attended [tokens, heads, head_dim], layer's cache afterwards), in float64 on the CPU.
+
+    Keys are rounded to the cache's type as they are stored, as everywhere.
+    """
+    positions, rows, tables = batch.positions.long().cpu(), batch.rows.long().cpu(), batch.tables.long().cpu()
+    size = cache.shape[2]
+
+    def rotated(x: Tensor) -> Tensor:
+        cos, sin = (t.cpu().double()[positions].unsqueeze(1) for t in (rotary.cos, rotary.sin))
+        first, second = x.double().cpu().chunk(2, -1)
+        return x.double().cpu() * cos + torch.cat((-second, first), -1) * sin
+
+    query, stored = rotated(query), cache.clone().cpu()
+    blocks = tables[rows, positions // size]
+    stored[blocks, 0, positions % size] = rotated(key).to(cache.dtype)
+    stored[blocks, 1, positions % size] = value.cpu()
+    attended = torch.empty_like(query)
+    group = query.shape[1] // key.shape[1]
+    for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
+        context = stored[tables[row, : position // size + 1]].double()
+        keys, values = context.transpose(0, 1).flatten(1, 2)[:, : position + 1]
+        keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
+        scores = torch.einsum("hd,nhd->hn", query[token], keys) * query.shape[-1] ** -0.5
+        attended[token] = torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
+    return attended, stored
+
+
+def rotary_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.arange(TABLE_WIDTH)[:, None] * frequencies.repeat(2)
+    return SimpleNamespace(cos=angles.cos().to(device, dtype), sin=angles.sin().to(device, dtype))
+
+
+def check(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    block_size: int,
+    decodes: list[int],
+    chunks: list[tuple[int, int]],
+    kind: type[TritonAttention] = TritonAttention,
+) -> None:
+    check_batch(device, dtype, heads, block_size, paged_batch(decodes, chunks, block_size, device), kind)
+
+
+def check_batch(
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: tuple[int, int, int],
+    block_size: int,
+    batch: PagedBatch,
+    kind: type[TritonAttention] = TritonAttention,
+) -> None:
+    num_heads, kv_heads, head_dim = heads
+    layers, layer = 3, 1
+    shape = (batch.tables.numel(), layers, 2, block_size, kv_heads, head_dim)
+    cache = torch.randn(shape, device=device).to(dtype)
+    tokens = len(batch.rows)
+    joint = torch.randn(tokens, num_heads + 2 * kv_heads, head_dim, device=device).to(dtype)
+    query, key, value = torch.split(joint, [num_heads, kv_heads, kv_heads], 1)
+    rotary = rotary_of(head_dim, dtype, device)
+    expected, stored = reference(query, key, value, rotary, cache[:, layer], batch)
+    untouched = cache[:, [0, 2]].clone()
+
+    backend = kind(attention_shape(num_heads, kv_heads, head_dim, block_size, dtype), [rotary], cache)
+    backend.prepare(batch)
+    attended = backend.forward(layer, query, key, value)
+
+    assert relative_error(attended.view(tokens, num_heads, head_dim), expected) < TOLERANCE[dtype]
+    assert relative_error(cache[:, layer], stored) < TOLERANCE[dtype]
+    assert torch.equal(cache[:, [0, 2]], untouched)

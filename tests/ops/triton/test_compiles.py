@@ -1,0 +1,112 @@
+"""The kernels compile for Hopper as they are launched: the interpreter takes what the compiler does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.scripts import run_script
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
+
+_LAUNCHES = """
+import sys
+from types import SimpleNamespace
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from server.device import triton_support
+
+class Hopper:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+compiled = []
+
+def compile_only(self, *args, grid, warmup, **options):
+    kernel = run(self, *args, grid=grid, warmup=True, **options)
+    compiled.append((self.fn.__name__, kernel.asm["ptx"], kernel.metadata.shared))
+
+driver.set_active(Hopper())
+run, JITFunction.run = JITFunction.run, compile_only
+triton_support.overlaps_launches = lambda device: True
+
+from benchmarks.gpu.skinny import Tiling, skinny
+from server.ops.attention import AttentionShape
+from server.ops.triton.attention import TritonAttention
+from server.sampling.triton.beams import best_continuations
+from server.worker.triton_begin import begin_decodes
+from server.worker.triton_copy import copy_blocks
+from server.sampling.triton.filters import find_bounds
+from server.ops.triton.experts import assign, inward, outward
+from server.ops.triton.gemv import gemv
+from server.ops.triton.norm import rms_norm, silu_mul
+from server.sampling.triton.penalties import add_bias, count_tokens, penalise
+from tests.ops.shapes import attention_shape, attention_spec
+from tests.ops.triton.scenes import paged_batch, rotary_of
+from tests.sampling.triton.draws import draw, options_of
+
+cpu, dtype = torch.device("cpu"), getattr(torch, sys.argv[1])
+tensor = lambda *shape: torch.zeros(shape, dtype=dtype)
+for inputs in (256, 8192):
+    gemv(tensor(1, inputs), tensor(64, inputs), norm=tensor(inputs), eps=1e-5, gated=True)
+    gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
+for rows in (3, 600):
+    to = assign(torch.zeros(rows, 2, dtype=torch.int64), 8)
+    inner = inward(tensor(rows, 512), tensor(8, 256, 512), tensor(8, 256), to)
+    outward(tensor(2 * rows, 128), tensor(8, 512, 128), None, to, torch.zeros(rows, 2))
+rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
+silu_mul(tensor(3, 4096))
+drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, 20, dtype=torch.int32))
+draw(*drawing)
+best_continuations(tensor(4, 9001), torch.zeros(4), 8)
+rows, options = torch.zeros(4, dtype=torch.int32), torch.zeros(4, 4)
+room = torch.zeros(4, 9001)
+draw(*drawing, bounds=find_bounds(tensor(4, 9001), rows, options, room))
+add_bias(tensor(4, 9001), rows, options[0], room, room)
+penalise(tensor(4, 9001), rows, options[1:], room.bool(), room, room)
+count_tokens(rows, rows, options[0], room.bool(), room)
+copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
+table = torch.zeros(4, 7, dtype=torch.int32)
+begin_decodes(rows, rows, table, rows, rows, table)
+for heads, kv_heads, head_dim, decodes in (
+    (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
+):
+    batch = paged_batch([5, 130] * (decodes // 2), [(0, 20)], 16, cpu)
+    cache = tensor(batch.tables.numel(), 1, 2, 16, kv_heads, head_dim)
+    shape = attention_shape(heads, kv_heads, head_dim, 16, dtype)
+    attention = TritonAttention(shape, [rotary_of(head_dim, dtype, cpu)], cache)
+    attention.prepare(batch)
+    tokens = len(batch.rows)
+    attention.forward(0, tensor(tokens, heads, head_dim), *(tensor(tokens, kv_heads, head_dim),) * 2)
+batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
+shape = AttentionShape((attention_spec(4, 2, 64, window=20, softcap=30.0, sinks=True),), 16, dtype)
+cache = tensor(batch.tables.numel(), 1, 2, 16, 2, 64)
+attention = TritonAttention(shape, [rotary_of(24, dtype, cpu)], cache)
+attention.prepare(batch)
+attention.forward(0, *(tensor(len(batch.rows), count, 64) for count in (4, 2, 2)), tensor(4))
+if dtype != torch.float32:
+    x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
+    skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
+names = {name for name, _, _ in compiled}
+assert names >= {
+    "_gemv", "_rms_norm", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
+    "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
+    "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
+    "_add_bias", "_penalise", "_count_tokens",
+}, names
+# each tells its successor that it may begin, and waits for its predecessor; but for the first of a graph
+for name, ptx, _ in compiled:
+    if name != "_begin_decodes":
+        assert "griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx
+assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiprocessor of Hopper has"
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernels_compile_for_hopper(dtype: str) -> None:
+    run_script(_LAUNCHES, dtype, timeout=280, TRITON_INTERPRET="0")

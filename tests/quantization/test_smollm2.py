@@ -1,0 +1,56 @@
+"""A real model, SmolLM2-135M-Instruct as Q4_1 GGUF, answers as transformers does on the same file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from protocol.generation import GenerationConfig
+from server.checkpoints.known import obtain
+from server.continuous_batching.llm import LLM
+from server.static_batching.pipeline import StaticPipeline
+
+TOKENS = 24
+OPTIONS = GenerationConfig(max_new_tokens=TOKENS)
+VERBS = ("Explain", "Write a poem about", "List three facts about", "Translate to French:", "What is")
+THINGS = (
+    *("the Moon", "a river", "bread", "friendship", "prime numbers", "the year 1969", "42 + 17"),
+    *("Python's `for` loop", "你好", "an owl & a fox", "music", "gravity", "rain", "coffee", "glass"),
+    *("a neural network", "chess", "honey", "the sea", "silence"),
+)
+
+
+@pytest.mark.slow
+def test_a_hundred_chats(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = obtain("smollm2", Path(tmp_path_factory.getbasetemp()).parent / "models").path
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    chats = [
+        [{"role": "user", "content": f"{verb} {thing}"}] for verb, thing in itertools.product(VERBS, THINGS)
+    ]
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+    assert len(prompts) == 100
+
+    engine = LLM(path, model_loading_config={"torch_dtype": "float32", "device": "cpu"})
+    own = [engine.tokenizer.hf.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in chats]
+    assert own == prompts
+    answers = [each.answers[0].token_ids for each in engine.generate(prompts, OPTIONS)]
+    del engine
+    check_greedy(path, prompts, answers)
+
+    static = StaticPipeline(path, worker_config={"torch_dtype": "float32", "device": "cpu"})
+    few = [each.answers[0].token_ids for each in static.generate(prompts[::10], OPTIONS)]
+    assert few == answers[::10]
+
+
+@torch.inference_mode()
+def check_greedy(path: Path, prompts: list[list[int]], answers: list[list[int]]) -> None:
+    """Each token is the one that transformers chooses behind those before it: so are all, one by one."""
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        assert answer == logits.argmax(-1).tolist()
+        assert len(answer) == TOKENS or answer[-1] == model.config.eos_token_id

@@ -1,0 +1,117 @@
+"""Groups of layers: room in all or in none, windows that slide, and books that balance in each."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.scheduling.block_hash import block_hash, cache_root
+from server.scheduling.block_pool import CacheIntegrityError
+from server.scheduling.block_table import NO_BLOCK
+from server.scheduling.cache_manager import CacheManager
+from server.scheduling.limits import GroupSize, most_held
+from server.scheduling.params import SamplingParams
+from server.scheduling.request import Phase, Request, Sequence
+
+BLOCK = 4
+
+
+def lone(tokens: list[int], **options: bytes) -> Sequence:
+    request = Request("r", tokens, SamplingParams(max_new_tokens=99), 0.0, **options)  # type: ignore[arg-type]
+    request.phase = Phase.RUNNING
+    return request.sequences[0]
+
+
+def compute(cache: CacheManager, sequence: Sequence) -> Sequence:
+    """Admit and compute all known tokens in one chunk."""
+    cache.admit(sequence.request)
+    assert cache.extend(sequence, sequence.prefill_end - sequence.num_computed)
+    cache.commit(sequence, sequence.prefill_end)
+    sequence.num_computed = sequence.prefill_end
+    cache.slide(sequence)
+    return sequence
+
+
+@pytest.mark.parametrize(("window", "block"), [(8, 4), (8, 16), (1, 4), (5, 4), (4, 4)])
+def test_a_long_sequence_holds_a_few_blocks_of_a_window(window: int, block: int) -> None:
+    cache = CacheManager([GroupSize(1000), GroupSize(9, 0, window)], block)
+    sequence = compute(cache, lone([1] * 7))
+    most = 0
+    for _ in range(1000):
+        sequence.history.append(1)
+        if sequence.num_computed % block == 0:
+            cache.slide(sequence)
+            cache.grow(sequence)
+        most = max(most, cache.groups[1].device.num_used)
+        sequence.num_computed += 1
+    assert most == most_held(1007, block, window) == -(-(window - 1) // block) + 1
+    assert cache.groups[0].device.num_used == -(-1007 // block)
+
+
+def test_blocks_behind_the_window_are_found_as_long_as_they_are_there() -> None:
+    prompt = list(range(1, 34))
+    cache = CacheManager([GroupSize(100), GroupSize(20, 0, 8)], BLOCK)
+    cache.free(compute(cache, lone(prompt)))
+    assert compute(cache, lone(prompt)).request is not None
+    assert cache.counters.prefix_hits == 32
+    same = lone([*prompt[:20], 99, 98])
+    cache.admit(same.request)
+    assert same.num_computed == 20, "the window before the end of what is equal is still there"
+    assert [block == NO_BLOCK for block in same.tables[1].blocks] == [True] * 3 + [False] * 2
+
+
+def test_the_longest_prefix_of_which_every_group_has_what_is_seen() -> None:
+    prompt = list(range(1, 42))
+    cache = CacheManager([GroupSize(100), GroupSize(30, 0, 8)], BLOCK)
+    first = compute(cache, lone(prompt))
+    window = cache.groups[1].device
+    for place in (8, 6):  # of blocks 0 to 9 two are gone from the window's pool
+        window.forget(window.lookup(first.hashes[place]) or 0)
+    cache.free(first)
+    assert cache.groups[1].longest_match(first.hashes, [window.contents], 10) == 6
+    again = lone(prompt)
+    cache.admit(again.request)
+    assert again.num_computed == 6 * BLOCK
+    assert again.tables[1].first == 4, "blocks before the window are not needed"
+
+
+def test_what_a_sequence_shares_with_one_that_is_still_to_be_computed_is_kept_for_it() -> None:
+    """Two answers of a preempted request: the second starts where they part, far behind the first's end."""
+    prompt, answers = list(range(1, 22)), [[100 + i for i in range(40)], [200 + i for i in range(3)]]
+    params = SamplingParams(max_new_tokens=99, num_choices=2)
+    request = Request("r", prompt, params, 0.0, emitted=answers)
+    request.phase = Phase.RUNNING
+    cache = CacheManager([GroupSize(100), GroupSize(14, 0, 8)], BLOCK, prefix_cache=False)
+    cache.admit(request)
+    first, second = request.sequences
+    assert (first.num_computed, second.num_computed) == (0, 20)
+    kept = second.tables[1].blocks[3:5]
+    assert NO_BLOCK not in kept and first.tables[1].blocks == [NO_BLOCK] * 3 + kept
+    for end in range(4, 60, 4):
+        first.num_computed = end
+        cache.slide(first)
+        assert cache.extend(first, 4) == 4
+    assert second.tables[1].blocks[3:5] == kept and set(first.tables[1].blocks[3:5]) == {NO_BLOCK}
+    cache.check([request])
+
+
+def test_salts_and_keys_of_blocks_keep_contents_apart() -> None:
+    cache = CacheManager([GroupSize(100)], BLOCK)
+    tokens = list(range(1, 20))
+    compute(cache, lone(tokens))
+    assert compute(cache, lone(tokens, cache_salt=b"other")).hashes
+    assert cache.counters.prefix_hits == 0
+    pictured = lone(tokens)
+    pictured.request.block_keys = {2: b"an image"}
+    cache.admit(pictured.request)
+    assert pictured.num_computed == 2 * BLOCK, "what comes before the image is the same"
+    assert block_hash(b"", [1, 2]) != block_hash(b"", [1, 2], b"key")
+    assert len({cache_root(), cache_root(b""), cache_root(b"ab", b"c"), cache_root(b"a", b"bc")}) == 4
+
+
+def test_a_damaged_group_is_named() -> None:
+    cache = CacheManager([GroupSize(9), GroupSize(9, 0, 8, name="window_8")], BLOCK)
+    sequence = compute(cache, lone([1, 2, 3]))
+    cache.check([sequence.request])
+    cache.groups[1].device.allocate()
+    with pytest.raises(CacheIntegrityError, match=r"'window_8'.*1 references but 0 owners"):
+        cache.check([sequence.request])

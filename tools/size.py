@@ -1,0 +1,202 @@
+"""What of a model fits on a GPU or CPU, by calculation: weights, cache, requests at once, and a
+step's least time.
+
+    .venv/bin/python -m tools.size MODEL L4
+    .venv/bin/python -m tools.size MODEL H100 --length 8192 --beams 256
+    .venv/bin/python -m tools.size MODEL laptop --memory 16
+
+MODEL is a directory with config.json; its weights need not be there. The server measures what is really free
+when it starts (`num_blocks: null`); this tells beforehand whether it is worth starting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a plain script: python tools/size.py
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from server.checkpoints.errors import ModelError
+from server.checkpoints.files import StoredTensor, stored_tensors
+from server.layers.cache_spec import CacheSpec, cache_specs
+from server.models.config import ModelConfig
+from server.sampling.sampling_state import table_bytes
+from server.scheduling.limits import most_held
+from server.worker.cache_sizing import RAM_SHARE
+from utils.commands import with_interpreter
+
+GIB = 2**30
+FRACTION = 0.9
+"""Default of `cache_config.memory_fraction`."""
+FLOATS = {"F64", "F32", "F16", "BF16"}
+BYTES = {"U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1, "I16": 2, "U16": 2, "I64": 8}
+"""Of stored types that are kept as they are; all others have four bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Attributes:
+    memory: bytes that a program can use.
+    bandwidth: bytes a second, as the vendor has it.
+    taken: bytes of them that context, graphs and activations need.
+    share: of the free memory that the cache may take.
+    """
+
+    memory: float
+    bandwidth: float
+    taken: float = 1.5 * GIB
+    share: float = FRACTION
+
+
+MACHINES = {
+    "L4": Machine(22.0 * GIB, 300e9),
+    "A10": Machine(22.0 * GIB, 600e9),
+    "4090": Machine(23.5 * GIB, 1008e9),
+    "L40S": Machine(44.4 * GIB, 864e9),
+    "A100-40": Machine(39.4 * GIB, 1555e9),
+    "A100-80": Machine(79.2 * GIB, 2039e9),
+    "H100": Machine(79.2 * GIB, 3350e9),
+    "H200": Machine(139.8 * GIB, 4800e9),
+    "laptop": Machine(16 * GIB, 60e9, taken=4 * GIB, share=FRACTION * RAM_SHARE),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Attributes:
+    weights: bytes.
+    blocks: of the first group of layers; 0: the weights leave no room.
+    tokens: that these blocks hold.
+    requests: of the length asked for, side by side.
+    step: seconds to read the weights once.
+    """
+
+    weights: int
+    blocks: int
+    tokens: int
+    requests: int
+    step: float
+
+
+def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of the weights in memory: as stored, floats in `dtype`; counted from the configuration where none
+    are stored.
+
+    Raises:
+        ModelError: damaged files.
+    """
+    if any(path.glob("*.safetensors*")):
+        return sum(_bytes(tensor, dtype) for tensor in stored_tensors(path).values())
+    architecture = config.architecture
+    model = architecture.decoder(architecture.spec, dtype, torch.device("meta"), architecture.names)
+    unique = {id(weight): weight for weight in model.parameters()}
+    return sum(weight.numel() * weight.element_size() for weight in unique.values())
+
+
+def _bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
+    each = dtype.itemsize if tensor.dtype in FLOATS else BYTES.get(tensor.dtype, 4)
+    return math.prod(tensor.shape) * each
+
+
+def size(
+    machine: Machine,
+    weights: int,
+    specs: Iterable[CacheSpec],
+    vocab: int,
+    *,
+    length: int,
+    beams: int,
+    block: int,
+) -> Size:
+    """What fits.
+
+    Args:
+        weights: bytes.
+        specs: the model's groups of layers.
+        vocab: tokens of the vocabulary, of which options of sampling keep tables.
+        length: tokens of a request, prompt and answer.
+        beams: `batch_max_beams`.
+        block: tokens of a block.
+    """
+    specs = list(specs)
+    tables = table_bytes(beams, vocab) if machine.share == FRACTION else 0
+    free = max(machine.memory - machine.taken - weights - tables, 0) * machine.share
+    request = sum(most_held(length, block, each.window) * each.bytes_per_block(block) for each in specs)
+    requests = int(free // request)
+    # a window needs no more than its rows do; what it leaves, the layers that see everything take
+    windows = [each for each in specs[1:] if each.window is not None]
+    least = sum(
+        beams * most_held(length, block, each.window) * each.bytes_per_block(block) for each in windows
+    )
+    rest = [each for each in specs if each not in windows]
+    blocks = int(max(free - least, 0) // sum(each.bytes_per_block(block) for each in rest))
+    return Size(weights, blocks, blocks * block, requests, weights / machine.bandwidth)
+
+
+def report(name: str, machine: Machine, config: ModelConfig, found: Size, args: Any) -> str:
+    """What fits, for people."""
+    specs = cache_specs(config.spec.layers, args.dtype)
+    token = sum(each.bytes_per_block(args.block_size) for each in specs) / args.block_size
+    lines = [
+        f"model     {config.model_type}, {len(config.spec.layers)} layers, {args.dtype}",
+        f"weights   {found.weights / GIB:.2f} GiB of the {machine.memory / GIB:.1f} GiB of {name}",
+        f"cache     {token / 1024:.1f} KiB a token: {found.blocks:,} blocks, {found.tokens:,} tokens",
+        f"requests  {found.requests:,} of {args.length:,} tokens side by side",
+        f"floor     {1000 * found.step:.2f} ms a step: the weights, read once at "
+        f"{machine.bandwidth / 1e9:,.0f} GB/s",
+    ]
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path, help="directory with config.json")
+    parser.add_argument("machine", choices=MACHINES, metavar="MACHINE", help=", ".join(MACHINES))
+    parser.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory of the machine, if it has another"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--length", type=int, default=2048, help="tokens of a request (default: %(default)s)")
+    parser.add_argument("--beams", type=int, default=64, help="batch_max_beams (default: %(default)s)")
+    parser.add_argument("--block_size", type=int, default=16, help="tokens of a block (default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    machine = MACHINES[args.machine]
+    if args.memory is not None:
+        machine = replace(machine, memory=args.memory * GIB)
+    dtype = getattr(torch, args.dtype)
+    try:
+        config = ModelConfig.load(args.model)
+        weights = weight_bytes(args.model, config, dtype)
+    except ModelError as error:
+        sys.exit(f"error: {error}")
+    specs = cache_specs(config.spec.layers, args.dtype)
+    needs = {"length": args.length, "beams": args.beams, "block": args.block_size}
+    found = size(machine, weights, specs, config.vocab_size, **needs)
+    print(report(args.machine, machine, config, found, args))
+    if not found.requests:
+        able = [
+            name
+            for name, other in MACHINES.items()
+            if size(other, weights, specs, config.vocab_size, **needs).requests
+        ]
+        sys.exit(
+            f"error: no request of {args.length} tokens fits; machines with room: {', '.join(able) or 'none'}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The checks of `utils.cross_site` in front of an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from protocol.errors import ApiError
+from protocol.headers import REQUEST_ID, RETRY_AFTER, SHOULD_RETRY
+from utils.cross_site import SiteConfig, browser_headers, check_content_type, check_host, check_origin
+from utils.http_errors import error_response
+
+
+class SiteGuard:
+    """Hands to `app` what the checks let pass; answers the rest with 400, 403 or 415.
+
+    Args:
+        app: the ASGI application that is guarded.
+        config: gives the configuration in use.
+        host: the name or address that the service was set to listen on.
+    """
+
+    def __init__(self, app: ASGIApp, config: Callable[[], SiteConfig], host: str = "") -> None:
+        self._app = app
+        self._config = config
+        self._host = host
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._admit(scope) if scope["type"] == "http" else self._app
+        await app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> ASGIApp:
+        """What answers the request."""
+        config = self._config()
+        try:
+            headers = browser_headers(scope)
+            check_host(scope, headers, config.allowed_hosts, self._host)
+            check_origin(scope["method"], headers, config.allowed_origins)
+        except ApiError as error:
+            return error_response(error, scope["path"])
+        app = self._app
+        try:
+            check_content_type(headers)
+        except ApiError as error:
+            app = error_response(error, scope["path"])
+        if b"origin" in headers and config.allowed_origins:
+            return _readable(app, config.allowed_origins)
+        return app
+
+
+def _readable(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` with answers that tell the browser which pages may read them."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST", "DELETE"),
+        allow_headers=("*",),
+        expose_headers=(REQUEST_ID, RETRY_AFTER, SHOULD_RETRY),
+    )
