@@ -16,6 +16,9 @@ from server.scheduling.request import Phase, Request, Sequence
 from server.scheduling.step import SlotStart, StepInput
 
 
+_NO_MOVES = StepInput()
+
+
 @dataclass(slots=True)
 class BeamMoves:
     """What became of beams since the last step: the worker learns of it with the next one.
@@ -98,6 +101,8 @@ class StepBuilder:
 
 def block_moves(plan: Plan, block_size: int) -> StepInput:
     """The swaps and copies of `plan`, which precede its forward pass."""
+    if not (plan.swap_out or plan.swap_in or plan.copies):
+        return _NO_MOVES  # nearly every step
     written = frozenset(plan.written_blocks(block_size)) if plan.swap_out else frozenset()
     return StepInput(
         swap_out=_array(plan.swap_out),
