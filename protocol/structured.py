@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -56,6 +56,34 @@ class StructuredOutputs(BaseModel):
             names = "json, json_object, regex, choice, grammar"
             raise ValueError(f"exactly one of {names} must be set, got {len(given)}")
         return self
+
+
+class AnswerFormat(BaseModel):
+    """The form of an answer as OpenAI's routes ask for it; each has the schema in a field of its own.
+
+    A schema is followed whether or not it is `strict`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_field: ClassVar[str]
+    type: Literal["text", "json_object", "json_schema"]
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The schema that comes with the type ``json_schema``."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.schema_of_answer is not None) != (self.type == "json_schema"):
+            raise FieldError(self.schema_field, "goes with the type json_schema, and with no other")
+        return self
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """What the text of the answer must be; None: any text."""
+        return {"type": "object"} if self.type == "json_object" else self.schema_of_answer
 
 
 def check_old_names(body: Any) -> Any:

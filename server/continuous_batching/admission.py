@@ -48,6 +48,6 @@ def refusal_for_now(
     """
     if request.id in live:
         return RequestFailure(request.id, 422, "duplicate_id", f"request id {request.id!r} is in use")
-    if waiting >= limits.max_waiting:
+    if not limits.has_room(waiting):
         return RequestFailure(request.id, 429, "queue_full", f"{waiting} requests are waiting already")
     return None

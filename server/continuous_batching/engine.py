@@ -122,7 +122,7 @@ class Engine:
     @property
     def has_room(self) -> bool:
         """Whether one more request may wait."""
-        return len(self.scheduler.queues.waiting) < self.limits.max_waiting
+        return self.limits.has_room(len(self.scheduler.queues.waiting))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, in whatever state, and free all it holds; unknown ids are ignored."""
