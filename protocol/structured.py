@@ -47,7 +47,7 @@ class StructuredOutputs(BaseModel):
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the text is no JSON: {error}") from None
+            raise ValueError(f"the text is not JSON: {error}") from None
 
     @model_validator(mode="after")
     def _check_one(self) -> StructuredOutputs:
@@ -87,7 +87,7 @@ class AnswerFormat(BaseModel):
 
 
 def check_old_names(body: Any) -> Any:
-    """`body` without names of old that are null, unless it asks for a form under one.
+    """`body` without old names that are null; one that is set is refused.
 
     Raises:
         FieldError: it does; the message has the new name.

@@ -271,7 +271,7 @@ def make_room(connections: Any, limit: int) -> None:
     most = max(waiting.values(), key=len, default=[])
     most.sort(key=lambda connection: connection.waiting_since)
     for connection in most[: max(1, limit // 16)]:
-        connections.discard(connection)  # it is told of its loss only in the loop's next turn
+        connections.discard(connection)  # it learns of its loss only in the loop's next turn
         connection.transport.abort()
     if most:
         logger.warning("more than %d connections: some that wait for a request were closed", limit)

@@ -75,13 +75,13 @@ class Attempts:
         return True
 
     def answered(self, now: float) -> None:
-        """A replica answers the request: those that failed it have no excuse."""
+        """A replica answers the request: earlier failures were the replicas' own."""
         for replica, ticket in self.suspects.items():
             replica.breaker.failure(ticket, now)
         self.suspects.clear()
 
     def end(self) -> None:
-        """Nothing more is tried: what failed and was answered nowhere says nothing of the replicas."""
+        """No further attempt: a request that failed everywhere says nothing about the replicas."""
         for replica, ticket in self.suspects.items():
             replica.breaker.neutral(ticket)
         self.suspects.clear()

@@ -79,7 +79,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     worker, sampling = build_worker(loaded, specs, storage, limits)
     overlap = worker.overlaps
     if overlap and config.speculation_config.prompt_lookup_num_tokens:
-        raise ModelError(f"speculation_config.prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}")
+        raise ModelError(f"speculation_config.prompt_lookup_num_tokens is not supported: {NO_DRAFTS}")
     scheduler = _make_scheduler(config, limits, worker, loaded.backend)
     builder = StepBuilder(longest_first=overlap)
     vocabulary = Vocabulary(tokenizer, loaded.config.vocab_size)
@@ -119,7 +119,7 @@ def _make_scheduler(config: ServerConfig, limits: Limits, worker: Worker, backen
         limits.groups,
         limits.block_size,
         prefix_cache=config.cache_config.enable_prefix_cache,
-        tells_decoded=redecodes and backend.same_bits,
+        separates_decoded=redecodes and backend.same_bits,
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
     speculator = None if worker.overlaps else Speculator()

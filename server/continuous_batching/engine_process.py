@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Steps an engine and speaks for it.
+    """Runs the engine's steps and sends its messages.
 
     Args:
         engine: model loaded.

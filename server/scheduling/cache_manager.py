@@ -39,8 +39,8 @@ class CacheManager:
         sizes: blocks of each group of layers.
         block_size: tokens a block.
         prefix_cache: reuse blocks of equal content across requests.
-        tells_decoded: tokens that were decoded have other content than those of a prompt: blocks that hold
-            both or the former are reused only where a request decoded the same tokens.
+        separates_decoded: decoded tokens hash differently from those of a prompt: blocks that hold any are
+            reused only where a request decoded the same tokens.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class CacheManager:
         block_size: int,
         *,
         prefix_cache: bool = True,
-        tells_decoded: bool = False,
+        separates_decoded: bool = False,
     ) -> None:
         self.block_size = block_size
         self.groups = [CacheGroup(size, block_size) for size in sizes]
         self.slides = any(group.slides for group in self.groups)
         self.prefix_cache = prefix_cache
-        self._prefixes = PrefixMatcher(self.groups, block_size, tells_decoded=tells_decoded)
+        self._prefixes = PrefixMatcher(self.groups, block_size, separates_decoded=separates_decoded)
         self.counters = CacheCounters()
 
     def has_blocks(self, count: int) -> bool:

@@ -33,13 +33,13 @@ class PrefixMatcher:
     Args:
         groups: of layers; a prefix counts as far as all of them have it.
         block_size: tokens a block.
-        tells_decoded: tokens that were decoded have other content than those of a prompt.
+        separates_decoded: decoded tokens hash differently from those of a prompt.
     """
 
-    def __init__(self, groups: Seq[CacheGroup], block_size: int, *, tells_decoded: bool) -> None:
+    def __init__(self, groups: Seq[CacheGroup], block_size: int, *, separates_decoded: bool) -> None:
         self._groups = groups
         self._block_size = block_size
-        self._tells_decoded = tells_decoded
+        self._separates_decoded = separates_decoded
 
     def openings(self, request: Request) -> list[Opening]:
         """Of each sequence: a later one finds what earlier ones hold, or are going to hold."""
@@ -67,7 +67,7 @@ class PrefixMatcher:
             parent = hashes[-1] if hashes else request.cache_root
             own = sequence.history.slice(index * size, (index + 1) * size)
             key = keys.get(index, b"") if keys else b""
-            if self._tells_decoded and request.prompt_end < (index + 1) * size:
+            if self._separates_decoded and request.prompt_end < (index + 1) * size:
                 key += b"decoded from %d" % max(request.prompt_end - index * size, 0)
             hashes.append(block_hash(parent, own, key))
 

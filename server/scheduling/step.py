@@ -60,7 +60,8 @@ class StepInput:
     Attributes:
         moved_from, moved_to: int32 [moves], slots: a beam splits, and what is kept for the second becomes
             what is kept for the first.
-        told_slots, told_positions, told_tokens: int32 [told], tokens of beams, which the collector chose.
+        beam_slots, beam_positions, beam_tokens: int32 [beams], the newest tokens of beams, which
+            the collector chose.
         starts: sequences that take slots.
         swap_out: int64 [n, 3], (group of layers, device block, CPU block).
         swap_in: int64 [n, 3], (group, CPU block, device block); no other part of the step touches them.
@@ -84,9 +85,9 @@ class StepInput:
 
     moved_from: np.ndarray = field(default_factory=no_integers)
     moved_to: np.ndarray = field(default_factory=no_integers)
-    told_slots: np.ndarray = field(default_factory=no_integers)
-    told_positions: np.ndarray = field(default_factory=no_integers)
-    told_tokens: np.ndarray = field(default_factory=no_integers)
+    beam_slots: np.ndarray = field(default_factory=no_integers)
+    beam_positions: np.ndarray = field(default_factory=no_integers)
+    beam_tokens: np.ndarray = field(default_factory=no_integers)
     starts: list[SlotStart] = field(default_factory=list)
     swap_out: np.ndarray = field(default_factory=no_moves)
     swap_in: np.ndarray = field(default_factory=no_moves)
@@ -189,7 +190,7 @@ class Reports:
 
     Attributes:
         lines: int64 [sequences, k], the line of each chosen token in the arrays below; -1: not wanted.
-        counts: int64 [lines], how many of the likeliest tokens are to be told.
+        counts: int64 [lines], how many of the likeliest tokens are reported.
         logprobs: float32 [lines], of the chosen tokens; without meaning for beams.
         top_ids, top_logprobs: int64 and float32 [lines, most], the likeliest tokens.
     """

@@ -76,7 +76,7 @@ class StepBuilder:
         copies = np.array(moves, np.int32).reshape(-1, 2)
         step.moved_from, step.moved_to = copies[:, 0], copies[:, 1]
         tokens = np.array(self.moves.tokens, np.int32)
-        step.told_slots, step.told_positions, step.told_tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2]
+        step.beam_slots, step.beam_positions, step.beam_tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2]
         self.moves.tokens = []
 
     def _add_tables(self, step: StepInput, sequences: Seq[Sequence]) -> None:
