@@ -199,7 +199,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Take no notice of what comes, and close soon. At once, it would reset the connection before
+        """Discard further input, and close soon. At once, it would reset the connection before
         the client has read its answer."""
         self._stop_waiting()
         self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -30,7 +30,7 @@ _ERROR_EVENT = b"event: error\n"
 
 
 class Journal:
-    """What the client has been sent of one stream."""
+    """What of one stream the client has been sent."""
 
     __slots__ = (
         "_blind",

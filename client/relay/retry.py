@@ -28,7 +28,7 @@ class RetryBudget:
             self._tokens = min(BURST, self._tokens + ratio)
 
     def spend(self) -> bool:
-        """Take one retry, if there is one left."""
+        """Take one retry from the budget, if any is left."""
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
@@ -37,7 +37,7 @@ class RetryBudget:
 
 @dataclass(slots=True)
 class Attempts:
-    """What one request has been through."""
+    """The attempts of one request."""
 
     waits: bool = True
     """Whether it waits for lost servers to come back."""

@@ -46,7 +46,7 @@ MOST_SCORED = 512
 
 @dataclass(slots=True)
 class BuiltEngine:
-    """An engine, and what there is to know of it.
+    """An engine, and what was decided while it was built.
 
     Attributes:
         capabilities: what was chosen at load and why, for the operator.

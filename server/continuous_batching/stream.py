@@ -1,4 +1,4 @@
-"""The answer to one job as it comes from the engine: tokens in, text out."""
+"""The answer to one job while the engine generates it: tokens in, text out."""
 
 from __future__ import annotations
 
