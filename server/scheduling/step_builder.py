@@ -15,7 +15,6 @@ from server.scheduling.plan import Chunk, Plan
 from server.scheduling.request import Phase, Request, Sequence
 from server.scheduling.step import SlotStart, StepInput
 
-
 _NO_MOVES = StepInput()
 
 
