@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 74, 16, 40, 54
+LEFT, RIGHT, TOP, BOTTOM = 74, 30, 40, 54
 
 Point = tuple[float, float]
 

@@ -151,19 +151,19 @@ def _settings(args: argparse.Namespace) -> Settings:
         if trace.left_out:
             print(f"{path}: left out {trace.left_out} requests without tokens", file=sys.stderr)
         traces[path.name] = trace
-    return Settings(args.beams, requests, args.seeds, tuple(traffics), traces, tuple(fractions))
+    return Settings(args.beams, requests, args.seeds, tuple(traffics), traces, tuple(sorted(fractions)))
 
 
 def _facts(args: argparse.Namespace) -> list[tuple[str, str]]:
     """What the report says of model, code and machine."""
     return [
         *about_module.model_facts(Path(args.model)),
-        ("numbers", args.dtype),
-        ("rows", f"{args.beams} sequences side by side in every server, as many clients"),
+        ("dtype", args.dtype),
+        ("batch", f"up to {args.beams} sequences side by side in every server, as many clients"),
         ("commit", about_module.commit()),
         ("versions", about_module.versions()),
         ("machine", about_module.machine()),
-        ("load", about_module.load_before()),
+        ("load before", about_module.load_before()),
         ("begun", datetime.now().strftime("%Y-%m-%d %H:%M")),
     ]
 

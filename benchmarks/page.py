@@ -31,6 +31,7 @@ p { margin: 8px 0; max-width: 78ch; }
 .card ul { list-style: none; margin: 0; padding: 10px 0 0; border-top: 1px solid var(--line);
   font-size: 14px; }
 .card li { display: flex; justify-content: space-between; gap: 12px; font-variant-numeric: tabular-nums; }
+.card li > span:first-child { padding-left: 17px; text-indent: -17px; }
 .card li > span:last-child { white-space: nowrap; }
 dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 5px 20px; margin: 14px 0;
   font-size: 14px; }
@@ -65,7 +66,8 @@ code, pre { font: 13px/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, mono
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 12px;
   white-space: pre-wrap; overflow-wrap: anywhere; margin: 8px 0; }
 @media (max-width: 640px) { main { padding: 24px 16px 56px; } h1 { font-size: 24px; }
-  dl.facts { grid-template-columns: 1fr; gap: 0; } dl.facts dd { margin-bottom: 8px; }
+  td.text { white-space: normal; } dl.facts { grid-template-columns: 1fr; gap: 0; }
+  dl.facts dd { margin-bottom: 8px; }
   .chart .label, .chart .tick { font-size: 17px; } .chart .title { font-size: 20px; } }
 """
 COLOURS = 6
@@ -159,7 +161,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int 
             content = content[1:]
         return f'<{tag} class="{" ".join(names)}">{content}</{tag}>'
 
-    lines = ["<tr>" + "".join(cell("th", i, escape(name)) for i, name in enumerate(head)) + "</tr>"]
+    lines = ["<tr>" + "".join(cell("th", i, name) for i, name in enumerate(head)) + "</tr>"]
     lines += [
         "<tr>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>" for row in rows
     ]

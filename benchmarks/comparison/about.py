@@ -80,5 +80,5 @@ def _gpus() -> list[str]:
 def load_before() -> str:
     """How busy the machine is with other work, in words."""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
-    busy = "; not idle: figures are of both" if load > _BUSY * cores else ""
-    return f"{load:.2f} running on {cores} cores, before anything was started{busy}"
+    busy = "; other work was running, and the figures are of both" if load > _BUSY * cores else ""
+    return f"{load:.2f} on {cores} cores{busy}"

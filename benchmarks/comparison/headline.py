@@ -62,8 +62,8 @@ def _throughput(outcome: Outcome) -> Card:
         )
     return Card(
         f"{against.mean:.{1 if against.mean >= 2 else 2}f}×",
-        f"the output tokens per second of {names[1]} by {names[0]}, {over}; "
-        f"95 % interval {against.low:.2f} to {against.high:.2f}",
+        f"as many output tokens per second from {names[0]} as from {names[1]}, {over} "
+        f"(95 % interval {against.low:.2f} to {against.high:.2f})",
         lines,
     )
 
@@ -79,12 +79,13 @@ def _capacity(outcome: Outcome) -> Card:
             outcome, ["none" if rate is None else f"{number(rate)} requests/s" for rate in reached]
         )
         what = (
-            f"requests per second: the highest rate tried at which {names} keeps the objective for "
-            f"{KEPT_SHARE:.0%} of requests"
+            "requests per second, the highest rate tried at which "
+            f"{KEPT_SHARE:.0%} of requests keep the objective, "
+            f"with {names}"
         )
         return Card(
             "none" if best is None else number(best),
-            what if kept else "of the rates tried keeps the objective",
+            what if kept else "of the rates tried is served within the objective",
             lines,
         )
     traffic, results = _swept_or_first(outcome)
@@ -106,7 +107,7 @@ def _latency(outcome: Outcome) -> Card:
         return Card("–", "no request was answered", lines)
     best = ranked[0]
     name = escape(outcome.endpoints[best].name)
-    what = f"95th percentile of latency of {name} under “{escape(traffic)}”, all rows busy"
+    what = f"95th percentile of latency of {name} under “{escape(traffic)}”, at saturation"
     if len(ranked) > 1 and not differs(paired(results[best], results[ranked[1]], "latency.p95")):
         what += f"; no difference to {escape(outcome.endpoints[ranked[1]].name)}"
     return Card(f"{number(_mean(found[best]))} s", what, lines)

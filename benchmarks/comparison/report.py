@@ -22,30 +22,28 @@ from benchmarks.comparison.verdicts import (
     described,
     overall,
     paired,
-    verdict,
     with_interval,
 )
 from benchmarks.loadgen import measures
 from benchmarks.loadgen.repeats import Result
 
 FIGURES: list[tuple[str, str, bool]] = [
-    ("req/s", "requests_per_second", False),
-    ("tokens/s", "tokens_per_second", False),
-    ("goodput req/s", "goodput_requests", False),
-    ("first token p50", "ttft.p50", True),
-    ("per token p50", "tpot.p50", True),
-    ("latency p50", "latency.p50", True),
-    ("latency p95", "latency.p95", True),
+    ("requests/s", "requests_per_second", False),
+    ("output tokens/s", "tokens_per_second", False),
+    ("requests/s within the objective", "goodput_requests", False),
+    ("time to first token p50, s", "ttft.p50", True),
+    ("time per output token p50, s", "tpot.p50", True),
+    ("latency p50, s", "latency.p50", True),
+    ("latency p95, s", "latency.p95", True),
 ]
-"""Columns of a table: heading, figure, whether less is better."""
+"""Rows of a table: heading, figure, whether less is better."""
 
 METHOD = """<p>Every endpoint got the same requests (same prompts, same lengths, end of sequence ignored so
 that answers have the length asked for), one endpoint after the other with every seed, after a warm-up that
 is not counted. “All at once” is an open loop with every request due at the start; the other traffics at
 saturation are a closed loop with as many clients as the continuous-batching server decodes sequences side by
 side; traces come at their own times. Static batching answers whole, so its first token comes with its last.
-“Running” is the mean number of requests in the batch, “wasted” the share of computed tokens that belong to
-rows that were done already.</p>
+“Rows computed for nothing” is the share of computed tokens that belong to rows that were done already.</p>
 <p>Figures are means over the seeds; ± and the whiskers are 95 % confidence intervals by Student’s t
 distribution. Ratios are paired: both endpoints had the same requests with each seed, and the interval is that
 of the ratio. Where it contains 1, the difference is called none, and no figure is bold for it.</p>
@@ -129,7 +127,7 @@ def _conditions(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:
     return [
         ("runs", f"{settings.seeds} seeds, {settings.requests} requests each"),
         ("objective", str(outcome.objective)),
-        ("client’s lag", late),
+        ("client lag", late),
     ]
 
 
@@ -186,9 +184,7 @@ def _traffic(outcome: Outcome, traffic: str, names: list[str]) -> list[str]:
     samples = outcome.samples[traffic]
     return [
         f"<h2>{escape(described(traffic))}</h2>",
-        f"<p>{verdict(outcome, traffic)}</p>",
-        f'<p class="soft">{len(results[0].records[0])} requests, {load}, {len(results[0].runs)} seeds. '
-        "Times are in seconds.</p>",
+        f'<p class="soft">{len(results[0].records[0])} requests, {load}, {len(results[0].runs)} seeds.</p>',
         _table(results, samples),
         page.legend(names),
         page.charts(traffic_plots(results, samples)),
@@ -196,26 +192,27 @@ def _traffic(outcome: Outcome, traffic: str, names: list[str]) -> list[str]:
 
 
 def _table(results: Sequence[Result], samples: Sequence[Samples]) -> str:
-    best = {figure: best_of(results, figure, lowest=less) for _, figure, less in FIGURES}
+    """A row for each figure, a column for each endpoint."""
     rows = []
-    for i, (result, seen) in enumerate(zip(results, samples, strict=True)):
-        cells = [page.named(result.endpoint, i % page.COLOURS)]
-        cells += [
-            ("*" if best[name] == i else "") + with_interval(result.interval(name)) for _, name, _ in FIGURES
-        ]
-        against = paired(result, results[-1], "tokens_per_second")
-        cells.append("" if result is results[-1] else "–" if against is None else between(against))
-        wasted = seen.wasted_share()
-        cells += [
-            number(seen.mean_running()),
-            "–" if wasted is None else f"{wasted:.0%}",
-            _lag(result),
-            str(result.errors),
-        ]
-        rows.append(cells)
-    ratio = [f"tokens/s against {results[-1].endpoint}"]
-    head = ["", *(name for name, _, _ in FIGURES), *ratio, "running", "wasted", "client lag p99", "errors"]
-    return page.table(head, rows)
+    for head, figure, less in FIGURES:
+        winner = best_of(results, figure, lowest=less)
+        cells = [with_interval(result.interval(figure)) for result in results]
+        rows.append([head, *("*" + cell if i == winner else cell for i, cell in enumerate(cells))])
+    last = results[-1]
+    ratios = [paired(result, last, "tokens_per_second") for result in results[:-1]]
+    if ratios:
+        told = ["–" if one is None else between(one) for one in ratios]
+        rows.append([f"tokens/s, by those of {escape(last.endpoint)}", *told, ""])
+    wasted = [seen.wasted_share() for seen in samples]
+    rows += [
+        ["requests running, mean", *(number(seen.mean_running()) for seen in samples)],
+        ["rows computed for nothing", *("–" if one is None else f"{one:.0%}" for one in wasted)],
+        ["client lag p99", *map(_lag, results)],
+        ["errors", *(str(result.errors) for result in results)],
+    ]
+    return page.table(
+        ["", *(page.named(one.endpoint, i % page.COLOURS) for i, one in enumerate(results))], rows
+    )
 
 
 def _tuning(trials: Sequence[Trial]) -> list[str]:

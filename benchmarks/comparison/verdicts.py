@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 
@@ -74,10 +75,13 @@ def between(found: Interval) -> str:
 
 
 def with_interval(found: Interval | None) -> str:
-    """A figure with half of its interval: ``1,208 ±31``."""
+    """A figure with half of its interval, rounded alike: ``1,208 ±31``, ``1.97 ±0.24``."""
     if found is None:
         return "–"
-    return number(found.mean) + (f" ±{number(found.half)}" if found.known else "")
+    if not found.known or found.mean == 0:
+        return number(found.mean)
+    decimals = max(3 - math.ceil(math.log10(abs(found.mean)) + 1e-9), 0)  # three digits of the mean
+    return f"{found.mean:,.{decimals}f} ±{found.half:,.{decimals}f}"
 
 
 def overall(outcome: Outcome) -> list[str]:

@@ -87,11 +87,11 @@ def test_capacity_ends_at_the_first_rate_that_is_not_served() -> None:
 def test_cards_of_a_difference_and_of_none() -> None:
     outcome = outcome_of(result("slow", [0.8, 0.81, 0.79]), result("fa<st", [0.2, 0.21, 0.2]))
     throughput, goodput, latency = cards(outcome)
-    assert throughput.value == "3.9×" and "of slow by fa&lt;st" in throughput.what
-    assert "95 % interval 3." in throughput.what
+    assert throughput.value == "3.9×" and "from fa&lt;st as from slow" in throughput.what
+    assert "(95 % interval 3." in throughput.what
     assert goodput.value == "4.92" and latency.value == "0.203 s"
-    assert [line[0] for line in latency.lines] == ["slow", "fa<st"] and latency.lines[0][2].startswith(
-        "0.8 ±"
+    assert [line[0] for line in latency.lines] == ["slow", "fa<st"] and latency.lines[0][2] == (
+        "0.800 ±0.025 s"
     )
     none = cards(outcome_of(result("a", [0.5, 0.7, 0.6]), result("b", [0.6, 0.5, 0.65])))
     assert none[0].value == "none" and "no difference" in none[2].what
