@@ -3,7 +3,7 @@
 # stop:  drain and stop what was started; with PORT_BASE=N what `make serve PORT_BASE=N` started
 # test:  the whole test suite
 # clients: SDKs and agent frameworks, installed apart, against real servers
-# bench: benchmark of this machine, about an hour; with QUICK=1 two minutes  lint: format, style, types and structure
+# bench: benchmark of this machine, up to an hour; with QUICK=1 two minutes  lint: format, style, types and structure
 
 PYTHON    ?= python3
 VENV      ?= .venv

@@ -10,7 +10,7 @@ from benchmarks.charts import linear_ticks, number
 
 STYLE = """
 .bars { margin: 18px 0; }
-.bars h3 { font-size: 14px; margin: 0 0 10px; }
+.bars figcaption { font-size: 14px; font-weight: 600; margin: 0 0 10px; }
 .bars .group { display: grid; grid-template-columns: 150px minmax(0, 1fr); gap: 4px 14px; align-items: center;
   padding: 9px 0; border-top: 1px solid var(--line); }
 .bars .group > span { font-weight: 600; font-size: 14px; overflow-wrap: anywhere; }
@@ -64,8 +64,8 @@ def bar_chart(title: str, groups: Sequence[Group]) -> str:
     labels = "".join(f'<span style="left:{100 * tick / top:.2f}%">{number(tick)}</span>' for tick in ticks)
     step = 100 / (len(ticks) - 1)
     return (
-        f'<section class="bars" style="--tick:{step:.3f}%"><h3>{escape(title)}</h3>{rows}'
-        f'<div class="scale">{labels}</div></section>'
+        f'<figure class="bars" style="--tick:{step:.3f}%"><figcaption>{escape(title)}</figcaption>{rows}'
+        f'<div class="scale">{labels}</div></figure>'
     )
 
 

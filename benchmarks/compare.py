@@ -54,6 +54,10 @@ QUICK_REQUESTS = 32
 """Of each of the `SEEDS` runs."""
 
 
+class UsageError(ValueError):
+    """Options that do not go together."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -113,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     output = args.output or _default_output()
     try:
-        settings = _settings(args)
+        settings = settings_of(args)
         facts = _facts(args)
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="compare-")))
@@ -128,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 {server.name: server.config for server in servers},
             )
             outcome = _compare(args, endpoints, trials, settings, output, about)
-    except (ObjectiveError, TraceError) as error:
+    except (ObjectiveError, TraceError, UsageError) as error:
         parser.error(str(error))
     except (StartError, EndpointError) as error:
         print(error, file=sys.stderr)
@@ -140,9 +144,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> Settings:
+    """How much the command line asks for.
+
+    Raises:
+        TraceError: a trace cannot be replayed.
+        UsageError: an option would have no effect.
+    """
     traffics = args.traffic if args.traffic is not None else QUICK_TRAFFICS if args.quick else SATURATED
     fractions = args.sweep if args.sweep is not None else QUICK_FRACTIONS if args.quick else FRACTIONS
+    if args.sweep and SWEPT not in traffics:
+        raise UsageError(f"--sweep raises the rate of {SWEPT!r}, which --traffic leaves out")
+    if not args.trace and (args.trace_speed, args.trace_scale) != (1.0, 1.0):
+        raise UsageError("--trace_speed and --trace_scale change a --trace, and there is none")
     requests = args.requests or (QUICK_REQUESTS if args.quick else REQUESTS)
     traces = {}
     for path in args.trace:

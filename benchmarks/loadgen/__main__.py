@@ -156,6 +156,8 @@ def _requests(args: argparse.Namespace) -> tuple[list[list[Request]], list[Reque
         count = args.requests or len(changed.requests)
         parts = changed.parts(args.repeats, count)
         return parts, parts[0][: args.warm_up], args.trace.name
+    if (args.trace_speed, args.trace_scale) != (1.0, 1.0):
+        raise TraceError("--trace_speed and --trace_scale change a --trace, and there is none")
     names = ("answer", "prompt", "prefix", "beam_share", "beams", "sampled_share")
     traffic = parse_traffic(args.traffic, **{name: getattr(args, name) for name in names})
     runs = [traffic.requests(args.requests or 100, args.seed + i) for i in range(args.repeats)]

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import compare
 from benchmarks.charts import Axis, Series, cumulative, line_chart, number
-from benchmarks.comparison.outcome import Outcome, Settings
+from benchmarks.comparison.outcome import FRACTIONS, SATURATED, SWEPT, Outcome, Settings
 from benchmarks.comparison.report import About, write_report
 from benchmarks.comparison.servers import ROOT
 from protocol.errors import unavailable
@@ -125,6 +125,33 @@ def test_a_trace_that_is_too_short_is_refused_before_anything_starts(
     with pytest.raises(SystemExit):
         compare.main(["--trace", str(trace)])
     assert "the trace has 1 requests: too few for 5 runs" in capsys.readouterr().err
+
+
+def test_how_much_is_run() -> None:
+    """Five seeds of 200 requests for every traffic and rate, and less only where it is asked for."""
+    whole = compare.settings_of(compare.build_parser().parse_args([]))
+    assert (whole.seeds, whole.requests) == (5, 200)
+    assert whole.steps() == [*SATURATED, *FRACTIONS]
+    quick = compare.settings_of(compare.build_parser().parse_args(["--quick"]))
+    assert (quick.seeds, quick.requests) == (5, 32) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
+    asked = ["--quick", "--requests", "9", "--seeds", "2", "--traffic", "beams", "--sweep"]
+    few = compare.settings_of(compare.build_parser().parse_args(asked))
+    assert (few.seeds, few.requests, few.steps()) == (2, 9, ["beams"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--traffic", "beams", "--sweep", "0.3"], "--sweep raises the rate of 'exponential'"),
+        (["--trace_speed", "2"], "there is none"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(options)
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["x", "x=ftp://a", "x=http://a,api=v9", "x=http://a,modle=m"])

@@ -233,7 +233,12 @@ def test_command_line_tells_errors(
     command = ["--url", url, "--model", "fake", "--requests", "3", "--repeats", "1", "--quiet"]
     assert main(command) == 1
     assert "3 × status 503: engine_lost" in capsys.readouterr().err
-    for wrong in (["--answer", "fixd:3"], ["--arrivals", "often"], ["--slo", "speed=1"]):
+    for wrong in (
+        ["--answer", "fixd:3"],
+        ["--arrivals", "often"],
+        ["--slo", "speed=1"],
+        ["--trace_scale", "2"],
+    ):
         with pytest.raises(SystemExit) as left:
             main([*command, *wrong])
         assert left.value.code == 2
