@@ -48,7 +48,11 @@ def _throughput(outcome: Outcome) -> Card:
     found = [interval(values) if values else None for values in means]
     lines = _lines(outcome, [with_interval(one) for one in found])
     count = len(outcome.traffics)
-    over = "under the one traffic" if count == 1 else f"on average over {count} traffics"
+    over = (
+        f"under “{escape(next(iter(outcome.traffics)))}”"
+        if count == 1
+        else f"on average over {count} traffics"
+    )
     ranked = sorted((i for i, one in enumerate(found) if one), key=lambda i: -_mean(found[i]))
     if len(ranked) < 2:
         value = number(_mean(found[ranked[0]])) if ranked else "–"

@@ -57,22 +57,22 @@ async def compare(outcome: Outcome, settings: Settings, on_progress: Callable[[O
             else:
                 await _saturate(outcome, settings, BUILT_IN[step])
             taken.append(time.monotonic() - begin)
-            outcome.seconds_left = _seconds_left(outcome, settings, steps[number + 1 :], taken)
+            outcome.seconds_left = seconds_left(outcome, settings, steps[number + 1 :], taken)
             on_progress(outcome)
             bar.update()
 
 
-def _seconds_left(
+def seconds_left(
     outcome: Outcome, settings: Settings, ahead: Sequence[str | float], taken: Sequence[float]
 ) -> float:
-    """About how long the steps `ahead` take: what traffics took so far; rates follow from the throughput."""
-    rates = [step for step in ahead if isinstance(step, float)]
+    """About how long the steps `ahead` take: as long as those so far; rates follow from the throughput."""
+    swept = outcome.saturated.get(SWEPT, ())
+    rates = [step for step in ahead if isinstance(step, float)] if swept else []
     expected = (len(ahead) - len(rates)) * statistics.fmean(taken)
-    best = _best_rate(outcome)
     for fraction in rates:
-        for result in outcome.saturated.get(SWEPT, ()):
-            slower = min(best * fraction, result.mean("requests_per_second"))
-            expected += settings.seeds * settings.requests / slower if slower else 0.0
+        for result in swept:
+            served = min(_best_rate(outcome) * fraction, result.mean("requests_per_second"))
+            expected += settings.seeds * settings.requests / served if served else 0.0
     return expected
 
 

@@ -118,7 +118,7 @@ def _state(outcome: Outcome, settings: Settings) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds in words."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+    return f"{seconds:.0f}\N{NO-BREAK SPACE}s" if seconds < 90 else f"{seconds / 60:.0f}\N{NO-BREAK SPACE}min"
 
 
 def _conditions(outcome: Outcome, settings: Settings) -> list[tuple[str, str]]:

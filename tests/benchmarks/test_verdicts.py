@@ -6,9 +6,12 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks.comparison.about import model_facts
 from benchmarks.comparison.headline import cards
 from benchmarks.comparison.outcome import Outcome, Settings
+from benchmarks.comparison.plan import seconds_left
 from benchmarks.comparison.report import About, write_report
 from benchmarks.comparison.sampler import Samples
 from benchmarks.comparison.servers import ROOT
@@ -129,7 +132,7 @@ def test_page_of_everything(tmp_path: Path) -> None:
     text = read_page(report.read_text()).text
     places = [text.index(part) for part in ("3.9×", "Output tokens per second", "What was run", "make bench")]
     assert places == sorted(places)
-    assert "So far 1 of 3 traffics and rates; the rest takes about 3 min." in text
+    assert "So far 1 of 3 traffics and rates; the rest takes about 3\N{NO-BREAK SPACE}min." in text
     assert "A short run: 10 requests with each of 2 seeds" in text
     assert "with the best, 2 sequences and 0 s" in text and "interval 0.02 s" in text
     assert "at most 2.0 ms" in text and "package_max_workload" in text
@@ -139,6 +142,17 @@ def test_page_of_everything(tmp_path: Path) -> None:
     write_report(report, outcome, Settings(4), about)
     finished = read_page(report.read_text()).text
     assert "So far" not in finished and "A short run" not in finished
+
+
+def test_the_time_left_follows_from_what_was_measured() -> None:
+    settings = Settings(4, requests=10, seeds=2, fractions=(0.5, 1.0))
+    nothing_swept = Outcome([], Objective())
+    assert seconds_left(nothing_swept, settings, ["exponential", 0.5, 1.0], [10.0, 20.0]) == 3 * 15.0
+    outcome = outcome_of(result("fast", [0.2, 0.2]), result("slow", [0.8, 0.8]))  # 5 and 1.25 requests/s
+    at_half, at_all = 20 / 2.5 + 20 / 1.25, 20 / 5 + 20 / 1.25
+    left = seconds_left(outcome, settings, ["beams", 0.5, 1.0], [10.0, 20.0])
+    assert left == pytest.approx(15.0 + at_half + at_all)
+    assert seconds_left(outcome, settings, [], [10.0]) == 0.0
 
 
 def test_model_facts() -> None:
