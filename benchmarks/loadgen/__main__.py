@@ -99,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LengthError, ArrivalError, ObjectiveError, TraceError) as error:
         parser.error(str(error))
     print("\n".join(table(results)))
+    late = max(lag for result in results for lag in result.client_lags)
+    print(f"client lag: at most {1000 * late:.1f} ms (p99 of a run)", file=sys.stderr)
     for result in results:
         for run in result.runs:
             for kind, count in run.errors.items():

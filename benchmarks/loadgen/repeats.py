@@ -119,8 +119,7 @@ async def measure(
 
 def table(results: Sequence[Result]) -> Iterator[str]:
     """The main figures of each result as lines of text: means over the runs, with 95 % intervals."""
-    head = "endpoint,traffic,arrivals,req/s,tok/s,goodput,ttft p50,p99,tpot p50,latency p50,p95,p99,"
-    head += "client lag,errors"
+    head = "endpoint,traffic,arrivals,req/s,tok/s,goodput,ttft p50,p99,tpot p50,latency p50,p95,p99,errors"
     figures = "requests_per_second tokens_per_second goodput_requests ttft.p50 ttft.p99 tpot.p50 "
     figures += "latency.p50 latency.p95 latency.p99"
     rows = [head.split(",")]
@@ -132,7 +131,6 @@ def table(results: Sequence[Result]) -> Iterator[str]:
                 result.traffic,
                 result.arrivals,
                 *cells,
-                _short(max(result.client_lags)),
                 str(result.errors),
             ]
         )

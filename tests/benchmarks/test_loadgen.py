@@ -205,7 +205,9 @@ def test_command_line(
     command += ["--output", str(output), "--records", str(raw), "--plots", str(plots)]
     assert main(command) == 0
     assert len(service.jobs) == 2 * (3 + 2 * 12)
-    head, *rows = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "client lag: at most " in printed.err
+    head, *rows = printed.out.splitlines()
     assert head.split()[:3] == ["endpoint", "traffic", "arrivals"] and len(rows) == 2
     figures = json.loads(output.read_text())
     lines = [json.loads(line) for line in raw.read_text().splitlines()]
