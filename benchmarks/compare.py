@@ -14,6 +14,8 @@ free ports, loads one after the other, and after each traffic writes one HTML pa
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -50,7 +52,7 @@ from utils.commands import command, with_interpreter
 STRATEGIES = ("continuous", "static")
 QUICK_TRAFFICS = ("equal", SWEPT)
 QUICK_FRACTIONS = (0.5, 1.0)
-QUICK_REQUESTS = 32
+QUICK_REQUESTS = 24
 """Of each of the `SEEDS` runs."""
 
 
@@ -127,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not endpoints:
                 parser.error("nothing to measure: no strategy and no endpoint")
             about = About(
-                command("-m", "benchmarks.compare", *(sys.argv[1:] if argv is None else argv)),
+                _again(sys.argv[1:] if argv is None else argv),
                 facts,
                 {server.name: server.config for server in servers},
             )
@@ -180,6 +182,13 @@ def _facts(args: argparse.Namespace) -> list[tuple[str, str]]:
         ("load before", about_module.load_before()),
         ("begun", datetime.now().strftime("%Y-%m-%d %H:%M")),
     ]
+
+
+def _again(argv: Sequence[str]) -> str:
+    """The command that repeats the run, with the variable by which servers choose their threads."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    again = command("-m", "benchmarks.compare", *argv)
+    return again if threads is None else f"export OMP_NUM_THREADS={shlex.quote(threads)}; {again}"
 
 
 def _compare(

@@ -17,6 +17,7 @@ from benchmarks.charts import Axis, Series, cumulative, line_chart, number
 from benchmarks.comparison.outcome import FRACTIONS, SATURATED, SWEPT, Outcome, Settings
 from benchmarks.comparison.report import About, write_report
 from benchmarks.comparison.servers import ROOT
+from benchmarks.comparison.tuning import grid
 from protocol.errors import unavailable
 from server.api.app import create_app
 from tests.api.fake import FakeService
@@ -54,6 +55,27 @@ def test_compare_further_endpoints(
     assert quick["over_runs"]["latency.p50"]["mean"] < other["over_runs"]["latency.p50"]["mean"]
     assert [run["requests"] for run in quick["runs"] + other["runs"]] == [6] * 4
     assert set(figures["replayed"]) == {"trace.csv"} and len(figures["replayed"]["trace.csv"][0]["runs"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policies_beside_tuned_static_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real servers of the demo model."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    report = tmp_path / "report.html"
+    command = ["--quick", "--beams", "2", "--requests", "4", "--seeds", "2", "--traffic", "equal", "--sweep"]
+    command += ["--policies", "first_come", "decode_first", "--output", str(report)]
+    assert compare.main(command) == 0
+    page = read_page(report.read_text())
+    assert "continuous batching (decode_first)" in page.text and "How static batching was tuned" in page.text
+    figures = json.loads(report.with_suffix(".json").read_text())
+    assert [(trial["size"], trial["interval"]) for trial in figures["tuning"]] == grid(2, quick=True)
+    fastest = max(figures["tuning"], key=lambda trial: trial["over_runs"]["tokens_per_second"]["mean"])
+    chosen = figures["configurations"]["static batching"]["batcher_config"]
+    assert chosen["package_max_workload"] == fastest["size"]
+    assert chosen["packaging_interval_seconds"] == fastest["interval"]
+    assert not any(run["errors"] for result in figures["saturated"]["equal"] for run in result["runs"])
+    assert figures["command"].startswith("export OMP_NUM_THREADS=1; ")
 
 
 def test_an_endpoint_that_answers_nothing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +155,7 @@ def test_how_much_is_run() -> None:
     assert (whole.seeds, whole.requests) == (5, 200)
     assert whole.steps() == [*SATURATED, *FRACTIONS]
     quick = compare.settings_of(compare.build_parser().parse_args(["--quick"]))
-    assert (quick.seeds, quick.requests) == (5, 32) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
+    assert (quick.seeds, quick.requests) == (5, 24) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
     asked = ["--quick", "--requests", "9", "--seeds", "2", "--traffic", "beams", "--sweep"]
     few = compare.settings_of(compare.build_parser().parse_args(asked))
     assert (few.seeds, few.requests, few.steps()) == (2, 9, ["beams"])
