@@ -165,7 +165,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int 
     lines += [
         "<tr>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>" for row in rows
     ]
-    return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
+    return '<div class="scroll" tabindex="0"><table>' + "".join(lines) + "</table></div>"
 
 
 def details(summary: str, content: str) -> str:

@@ -141,7 +141,7 @@ def _sweep(outcome: Outcome, names: list[str]) -> list[str]:
             rows.append([number(rate), page.named(result.endpoint, i % page.COLOURS), *_sweep_cells(result)])
     head = [
         "offered req/s",
-        "",
+        "server",
         "tokens/s",
         "in objective",
         "latency p50",
@@ -211,7 +211,7 @@ def _table(results: Sequence[Result], samples: Sequence[Samples]) -> str:
         ["errors", *(str(result.errors) for result in results)],
     ]
     return page.table(
-        ["", *(page.named(one.endpoint, i % page.COLOURS) for i, one in enumerate(results))], rows
+        ["figure", *(page.named(one.endpoint, i % page.COLOURS) for i, one in enumerate(results))], rows
     )
 
 
