@@ -42,7 +42,7 @@ def _against(best: Result, other: Result) -> str:
     winner, loser = escape(best.endpoint), escape(other.endpoint)
     found = paired(best, other, "tokens_per_second")
     if found is None:
-        return f"{loser} answers no request"
+        return f"there is no ratio to {loser}, which generated nothing in at least one run"
     if not differs(found):
         return f"no difference between {winner} and {loser} ({between(found)})"
     parts = [f"{winner} generates {between(found)} the tokens per second of {loser}"]

@@ -161,5 +161,14 @@ def test_model_facts() -> None:
     assert re.fullmatch(r"\d\.\d million parameters, \d+ MB", facts["size"])
 
 
+def test_verdict_beside_one_that_generates_nothing() -> None:
+    silent = result("silent", [0.5])
+    for record in silent.records[0]:
+        record.error = "status 503: x"
+    broken = Result("silent", "exponential", "closed:1")
+    broken.add(silent.records[0], Objective())
+    assert "no ratio to silent, which generated nothing" in verdict_of(result("a", [0.5]), broken)
+
+
 def test_verdict_of_one() -> None:
     assert "alone generates 50 tokens/s" in verdict_of(result("alone", [0.2, 0.2]))
