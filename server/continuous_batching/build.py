@@ -73,7 +73,8 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     if loading.num_threads is not None:
         torch.set_num_threads(loading.num_threads)
     loaded = load(config)
-    specs = cache_specs(loaded.config.spec.layers, loading.torch_dtype)
+    cache_dtype = str(loaded.cache_dtype).removeprefix("torch.")
+    specs = cache_specs(loaded.config.spec.layers, cache_dtype)
     limits = _size_cache(config, loaded, specs)
     storage = build_storage(loaded, specs, limits)
     worker, sampling = build_worker(loaded, specs, storage, limits)
@@ -86,7 +87,7 @@ def build_engine(config: ServerConfig, tokenizer: Any) -> BuiltEngine:
     collector = Collector(scheduler.queues, builder.moves, vocabulary)
     with phase("fingerprint"):
         checkpoint = fingerprint(loading.model_name_or_path, loading.tokenizer_path)
-    root = cache_root(checkpoint.encode(), loading.torch_dtype.encode())
+    root = cache_root(checkpoint.encode(), loading.torch_dtype.encode(), cache_dtype.encode())
     compiler = GrammarCompiler(tokenizer, loaded.config.vocab_size, loaded.config.eos_token_ids)
     grammars = Grammars(compiler, loaded.config.vocab_size)
     engine = Engine(scheduler, builder, worker, collector, grammars, time.monotonic, cache_root=root)

@@ -29,7 +29,7 @@ from server.worker.worker import Worker
 def build_storage(loaded: LoadedModel, specs: Sequence[CacheSpec], limits: Limits) -> CacheStorage:
     """Memory for the keys and values of all groups of layers."""
     with phase("cache memory"):
-        return CacheStorage([*_memory(limits, specs, loaded.dtype)], loaded.device)
+        return CacheStorage([*_memory(limits, specs, loaded.cache_dtype)], loaded.device)
 
 
 def _memory(limits: Limits, specs: Sequence[CacheSpec], dtype: torch.dtype) -> Iterator[GroupMemory]:
@@ -86,7 +86,9 @@ def _make_attention(
     backends = []
     for spec, cache in zip(specs, storage.device, strict=True):
         own = tuple(layers[index].attention for index in spec.layers)
-        shape = AttentionShape(own, block_size, loaded.dtype)
+        scales = loaded.cache_scales
+        factors = None if scales is None else scales.of(spec.layers, spec.num_kv_heads).to(loaded.device)
+        shape = AttentionShape(own, block_size, loaded.dtype, factors)
         backends.append(loaded.backend.make_attention(shape, loaded.rotaries, cache))
     if len(backends) == 1 and len(specs[0].layers) == len(layers):
         return backends[0]

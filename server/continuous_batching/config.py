@@ -122,6 +122,9 @@ class CacheConfig(ConfigModel):
     """Blocks in host memory for swapping; null: a quarter of `num_blocks`."""
     block_size: Annotated[int, Field(ge=1, le=256)] = 16
     watermark: Fraction = 0.01
+    cache_dtype: Literal["auto", "fp8_e4m3"] = "auto"
+    """Type of keys and values; auto: `torch_dtype`; fp8_e4m3: half its memory, on NVIDIA GPUs with FP8 units,
+    scaled by the checkpoint's ``k_scale`` and ``v_scale`` where it has them."""
     enable_prefix_cache: bool = True
     swap_policy: SwapPolicy = "auto"
     memory_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from server.checkpoints.cache_scales import CacheScales
 from server.checkpoints.errors import ModelError
 from server.checkpoints.lengths import warn_beyond
 from server.continuous_batching.config import ServerConfig
@@ -19,6 +20,9 @@ from server.models.decoder import Decoder
 from server.models.load import load_model
 from server.ops.backend import Backend
 from server.ops.choose import choose_backend
+
+CACHE_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn}
+"""Of `cache_config.cache_dtype`; ``auto`` is that of activations."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -40,6 +44,8 @@ class LoadedModel:
 
     Attributes:
         config: of the checkpoint, for sequences of `max_length` tokens.
+        dtype, cache_dtype: of activations, and of keys and values.
+        cache_scales: of a cache in FP8; None: it is in the type of activations.
         rotaries: angles of each of its rotary embeddings.
         quantization: in what form quantized weights are multiplied and why; None: they never were.
     """
@@ -48,6 +54,8 @@ class LoadedModel:
     max_length: int
     device: torch.device
     dtype: torch.dtype
+    cache_dtype: torch.dtype
+    cache_scales: CacheScales | None
     rotaries: tuple[Rotary, ...]
     model: Decoder
     backend: Backend
@@ -61,6 +69,10 @@ class LoadedModel:
         return {
             "device": str(self.device),
             "dtype": dtype,
+            "cache_dtype": {
+                "name": str(self.cache_dtype).removeprefix("torch."),
+                "reason": "torch_dtype" if self.cache_scales is None else self.cache_scales.origin,
+            },
             "num_threads": torch.get_num_threads(),
             "weights": self.quantization or floats,
             **({"positions": notes} if notes else {}),
@@ -85,11 +97,23 @@ def load(config: ServerConfig) -> LoadedModel:
         rotaries = _rotaries(checkpoint.spec, max_length, dtype, device)
     with phase("weights"):
         model, dequantized = load_model(loading.source, checkpoint, dtype, device)
-        block_size = config.cache_config.block_size
-        backend = choose_backend(model, dtype, device, block_size, loading.attention_backend)
+        cache = config.cache_config
+        cache_dtype = CACHE_DTYPES.get(cache.cache_dtype, dtype)
+        wanted = loading.attention_backend
+        backend = choose_backend(model, dtype, device, cache.block_size, wanted, cache_dtype)
         quantization = backend.prepare(model, dtype)
-    weights = quantization or dequantized
-    return LoadedModel(checkpoint, max_length, device, dtype, rotaries, model, backend, weights)
+    weights = _both(quantization, dequantized)
+    scales = CacheScales.read(path) if cache_dtype is not dtype else None
+    return LoadedModel(
+        checkpoint, max_length, device, dtype, cache_dtype, scales, rotaries, model, backend, weights
+    )
+
+
+def _both(kept: dict[str, str] | None, dequantized: dict[str, str] | None) -> dict[str, str] | None:
+    """What multiplies where some weights stay quantized and some do not."""
+    if kept is None or dequantized is None:
+        return kept or dequantized
+    return {key: f"{kept[key]}; {dequantized[key]}" for key in kept}
 
 
 def _rotaries(

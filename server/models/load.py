@@ -11,6 +11,7 @@ from server.models.linears import QuantizedLinears
 from server.models.source import ModelSource
 from server.models.weights import load_weights
 from server.quantization.formats.registry import open_format
+from server.quantization.fp8.scheme import objection
 
 
 def load_model(
@@ -39,6 +40,8 @@ def load_model(
                 f"quantized weights of model type {found!r}, which has no file here, are not supported"
             )
         return architecture.load(path, architecture.spec, dtype, device), None
+    if checkpoint is not None:
+        checkpoint = checkpoint.for_float8(objection(device, dtype))
     linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
     model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears)
     load_weights(path, model, checkpoint)

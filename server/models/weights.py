@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, stored_tensors
 from server.checkpoints.tensors import read_tensors
@@ -73,7 +74,11 @@ def _sources(stored: Mapping[str, StoredTensor], known: Collection[str], names: 
         for old, new in names.renamed:
             now = now.replace(old, new)
         own = next((n for n in (now, names.base + now, now.removeprefix(names.base)) if n in known), name)
-        if name.endswith(names.derived) or (wrapped and own not in known and part == name):
+        if (
+            name.endswith(names.derived)
+            or is_cache_scale(name)
+            or (wrapped and own not in known and part == name)
+        ):
             continue
         if own in found:
             raise ModelError(f"{tensor.file} holds the tensor {name!r}, which is {found[own][0]!r} once more")

@@ -66,12 +66,15 @@ class AttentionShape:
     Attributes:
         layers: what each layer of its cache is, in order; heads are of the same sizes in all of them.
         block_size: tokens a cache block.
-        dtype: of queries and cache.
+        dtype: of queries and, unless it is in FP8, of the cache.
+        cache_scales: of a cache in FP8, float32 [layers, 2, kv_heads]: what its keys, then its values are
+            multiplied by.
     """
 
     layers: tuple[AttentionSpec, ...]
     block_size: int
     dtype: torch.dtype
+    cache_scales: Tensor | None = None
 
     @property
     def num_heads(self) -> int:

@@ -155,6 +155,7 @@ class Capabilities:
         block_multiple: tokens that a cache block must be a multiple of.
         overlaps: it walks block tables on the device (`PagedBatch`), so tokens can stay there, and a step can
             be launched before the tokens of the last one are read.
+        float8_cache: it keeps keys and values in FP8.
     """
 
     features: frozenset[Feature] = field(default_factory=frozenset)
@@ -165,9 +166,19 @@ class Capabilities:
     head_sizes: frozenset[int] | None = None
     block_multiple: int = 1
     overlaps: bool = False
+    float8_cache: bool = False
 
-    def objection(self, spec: ModelSpec, dtype: torch.dtype, block_size: int) -> str | None:
-        """Why it cannot compute the attention of a model, or None."""
+    def objection(
+        self, spec: ModelSpec, dtype: torch.dtype, block_size: int, cache_dtype: torch.dtype | None = None
+    ) -> str | None:
+        """Why it cannot compute the attention of a model, or None.
+
+        Args:
+            dtype: of activations.
+            cache_dtype: of keys and values; None: the same.
+        """
+        if cache_dtype not in (None, dtype) and not self.float8_cache:
+            return "it keeps no keys and values in FP8"
         if self.dtypes is not None and dtype not in self.dtypes:
             names = sorted(str(one).removeprefix("torch.") for one in self.dtypes)
             return f"it computes in {' and '.join(names)}, not {str(dtype).removeprefix('torch.')}"

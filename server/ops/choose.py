@@ -21,6 +21,8 @@ from server.ops.cpu.library import load
 from server.ops.layer_ops import LayerOps
 from server.ops.torch import packed
 from server.ops.torch.attention import TorchAttention
+from server.quantization.fp8.scheme import FIRST_UNITS
+from server.quantization.linear import QuantizedLinear
 
 CudaName = Literal["triton", "flash", "varlen", "xformers"]
 """Attention backends for NVIDIA GPUs."""
@@ -39,24 +41,28 @@ def choose_backend(
     device: torch.device,
     block_size: int,
     wanted: Literal["auto"] | CudaName = "auto",
+    cache_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
     Args:
         model: loaded, its weights as they are stored.
-        dtype: of activations and cache.
+        dtype: of activations.
         block_size: tokens a cache block.
         wanted: attention backend of the configuration.
+        cache_dtype: of keys and values; None: that of activations.
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
     """
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
+    if cache_dtype not in (None, dtype):
+        _check_float8_cache(device)
     if device.type == "cpu":
         return _choose_cpu(model, dtype, block_size)
     if device.type == "cuda":
-        return _choose_cuda(model, dtype, device, block_size, wanted)
+        return _choose_cuda(_CudaAttention(model, dtype, device, block_size, cache_dtype), model, wanted)
     reason = f"torch operations run on every device ({device.type}, {dtype})"
     return _layered(model, _torch_attention(model.spec, dtype, block_size, reason), LayerOps(), reason)
 
@@ -114,14 +120,19 @@ def _choose_cpu(model: DecoderWeights, dtype: torch.dtype, block_size: int) -> B
     return _layered(model, attention, LayerOps(), reason)
 
 
+def _check_float8_cache(device: torch.device) -> None:
+    """Raise ModelError where no backend keeps keys and values in FP8."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FIRST_UNITS
+    if not able:
+        raise ModelError(
+            "cache_config.cache_dtype 'fp8_e4m3' is for NVIDIA GPUs with FP8 units (compute capability 8.9); "
+            f"this device ({device.type}) has none: set it to 'auto'"
+        )
+
+
 def _choose_cuda(
-    model: DecoderWeights,
-    dtype: torch.dtype,
-    device: torch.device,
-    block_size: int,
-    wanted: Literal["auto"] | CudaName,
+    fitting: _CudaAttention, model: DecoderWeights, wanted: Literal["auto"] | CudaName
 ) -> Backend:
-    fitting = _CudaAttention(model, dtype, device, block_size)
     if wanted == "auto":
         attention = fitting.best()
     else:
@@ -129,26 +140,37 @@ def _choose_cuda(
             attention = fitting.choice(wanted, "attention_backend of the configuration")
         except ModelError as error:
             raise ModelError(f"attention_backend {wanted!r} does not run here: {error}") from error
-    return _layered(model, attention, *_cuda_layer_ops(device, dtype))
+    return _layered(model, attention, *_cuda_layer_ops(model, fitting.device, fitting.dtype))
 
 
-def _cuda_layer_ops(device: torch.device, dtype: torch.dtype) -> tuple[LayerOps, str]:
+def _cuda_layer_ops(model: DecoderWeights, device: torch.device, dtype: torch.dtype) -> tuple[LayerOps, str]:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return LayerOps(), f"torch operations run on every device ({device.type}, {dtype})"
     try:
         from server.ops.triton.layer_ops import TritonLayerOps
     except ImportError as error:
         return LayerOps(), f"torch operations: Triton cannot be imported ({error})"
-    return TritonLayerOps(), "fused norms and activations; one token's products read weights at bandwidth"
+    reason = "fused norms and activations; one token's products read weights at bandwidth"
+    if any(isinstance(module, QuantizedLinear) and module.format_name == "fp8" for module in model.modules()):
+        from server.ops.triton.float8_ops import Float8LayerOps
+
+        return Float8LayerOps(), reason
+    return TritonLayerOps(), reason
 
 
 class _CudaAttention:
     """Which attention backends for NVIDIA GPUs can compute a model."""
 
     def __init__(
-        self, model: DecoderWeights, dtype: torch.dtype, device: torch.device, block_size: int
+        self,
+        model: DecoderWeights,
+        dtype: torch.dtype,
+        device: torch.device,
+        block_size: int,
+        cache_dtype: torch.dtype | None,
     ) -> None:
-        self._spec, self._dtype, self._block_size = model.spec, dtype, block_size
+        self.device, self.dtype = device, dtype
+        self._spec, self._block_size, self._cache_dtype = model.spec, block_size, cache_dtype
         self._compute_capability = torch.cuda.get_device_capability(device)
 
     def best(self) -> AttentionChoice:
@@ -160,7 +182,11 @@ class _CudaAttention:
         try:
             own = self.choice("triton", "own kernels")
         except ModelError as error:
-            return _torch_attention(self._spec, self._dtype, self._block_size, f"torch operations: {error}")
+            if self._cache_dtype not in (None, self.dtype):
+                raise ModelError(
+                    f"cache_config.cache_dtype 'fp8_e4m3' cannot be honoured: {error}"
+                ) from error
+            return _torch_attention(self._spec, self.dtype, self._block_size, f"torch operations: {error}")
         try:
             return self.choice("flash", "FlashAttention 3 of vLLM for prompts, own kernels for decoding")
         except ModelError as error:
@@ -182,7 +208,7 @@ class _CudaAttention:
             capabilities = backend.capabilities
             if major not in (9, 10):  # prompts' keys and values of 256 take 192 KiB of shared memory
                 capabilities = replace(capabilities, largest_head=128)
-            objection = capabilities.objection(self._spec, self._dtype, self._block_size)
+            objection = capabilities.objection(self._spec, self.dtype, self._block_size, self._cache_dtype)
             if objection is not None:
                 raise ModelError(objection)
             backend.check_library()

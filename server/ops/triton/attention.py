@@ -27,11 +27,12 @@ class TritonAttention(PagedAttention):
         smallest_head=16,
         largest_head=256,
         overlaps=True,
+        float8_cache=True,
     )
 
     def __init__(self, shape: AttentionShape, rotaries: Sequence[Rotary], cache: Tensor) -> None:
         super().__init__(shape, rotaries, cache)
-        self._attend_decodes = DecodeAttention(cache)
+        self._attend_decodes = DecodeAttention(cache, shape.cache_scales)
         self._windows = any(spec.window is not None for spec in shape.layers)
 
     def _chunk_tables(self) -> Tensor:
@@ -49,7 +50,7 @@ class TritonAttention(PagedAttention):
         rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if batch.chunks is not None and batch.redone:
-            rotate_and_store(query, key, value, rotary, self.cache, layer, batch)
+            rotate_and_store(query, key, value, rotary, self.cache, layer, batch, self.shape.cache_scales)
         if batch.redone:  # for their keys and values; what they attend to is not all there yet
             begin = count - batch.redone
             part = PagedBatch(batch.redone, batch.rows[begin:], batch.positions[begin:], batch.tables)
@@ -60,7 +61,7 @@ class TritonAttention(PagedAttention):
             self._attend_decodes(layer, spec, rotary, batch, *decodes, sinks)
         if batch.chunks is not None:
             if not batch.redone:
-                rotate_and_store(query, key, value, rotary, self.cache, layer, batch)
+                rotate_and_store(query, key, value, rotary, self.cache, layer, batch, self.shape.cache_scales)
             self._attend_chunks(layer, query, batch.chunks, output, sinks)
         return output.flatten(1)
 
@@ -68,4 +69,5 @@ class TritonAttention(PagedAttention):
         self, layer: int, query: Tensor, chunks: Chunks, output: Tensor, sinks: Tensor | None
     ) -> None:
         """Fill the rows of `output` behind those of the decodes."""
-        chunk_attention(query, self.cache, layer, self.shape.layers[layer], self.batch, output, sinks)
+        spec, scales = self.shape.layers[layer], self.shape.cache_scales
+        chunk_attention(query, self.cache, layer, spec, self.batch, output, sinks, scales)

@@ -19,7 +19,8 @@ _MANY = 256
 end together. A power of two, at which the number of pieces changes anyway: steps with prompts, of any number
 of decodes, then take no kernel that was not compiled for a captured size."""
 _TILE_ELEMENTS = 4096
-"""Of the keys that a program reads at a time: four programs then share a multiprocessor's memory."""
+"""Of the keys that a program reads at a time: four programs then share a multiprocessor's memory. In FP8 they
+are twice as many, for the same bytes."""
 
 
 def num_splits(pairs: int, max_length: int, tile: int) -> int:
@@ -40,10 +41,12 @@ class DecodeAttention:
 
     Args:
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+        scales: of a cache in FP8, as in `AttentionShape`.
     """
 
-    def __init__(self, cache: Tensor) -> None:
+    def __init__(self, cache: Tensor, scales: Tensor | None = None) -> None:
         self._cache = cache
+        self._scales = scales
         self._arrivals = torch.empty(0, dtype=torch.int32, device=cache.device)
 
     def __call__(
@@ -74,14 +77,14 @@ class DecodeAttention:
         sequences, heads, head_dim = query.shape
         kv_heads, block_size = cache.shape[4], cache.shape[3]
         group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
-        tile = _TILE_ELEMENTS // dim_tile
+        tile = _TILE_ELEMENTS // dim_tile * (1 if self._scales is None else 2)
         longest = batch.tables.shape[1] * block_size
         splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile)
         scales = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
         partial = torch.empty((*scales.shape, head_dim), dtype=torch.float32, device=cache.device)
         merge_heads = next_power_of_two(group)
         decode[(kv_heads, splits, sequences)](
-            query, key, value, cos, sin, sinks, cache,
+            query, key, value, cos, sin, sinks, cache, None if self._scales is None else self._scales[layer],
             batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals_of(batch), output,
             query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
             layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,

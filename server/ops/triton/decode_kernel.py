@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.ops.triton.float8_cache import as_stored, scales_of, to_multiply
+
 
 @triton.jit
 def _load_tile(
@@ -40,6 +42,7 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 @triton.jit
 def _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     """(best, total, acc) of the online softmax after a tile of keys and values more."""
+    k, v = k.to(q.dtype), v.to(q.dtype)  # of a cache in FP8: exact in float16
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
     scores = tl.where(valid[None, :], scores, float("-inf"))
     peak = tl.maximum(best, tl.max(scores, 1))
@@ -141,7 +144,7 @@ def _hand_in(
 
 @triton.jit
 def decode(
-    query, key, value, cos_table, sin_table, sinks, cache, rows, positions, tables,
+    query, key, value, cos_table, sin_table, sinks, cache, cache_scales, rows, positions, tables,
     partial, scales, arrivals, output,
     query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, scale,
     GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -153,7 +156,7 @@ def decode(
 
     WINDOW, if not 0, is how many tokens the new one sees at most: the pieces are of those alone.
     Before it waits, it reads only what no kernel of the step writes once the tokens are embedded:
-    places, tables, angles, and the cache up to the new token.
+    places, tables, angles, and the cache up to the new token. A cache in FP8 has `cache_scales`.
     """
     TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
     if PDL:
@@ -177,6 +180,8 @@ def decode(
         present = (d < ROTARY_DIM) & (position >= 0)
         cos = tl.load(cos_table + position * ROTARY_DIM + d, mask=present, other=1.0).to(tl.float32)
         sin = tl.load(sin_table + position * ROTARY_DIM + d, mask=present, other=0.0).to(tl.float32)
+    k_scale, v_scale = scales_of(cache_scales, kv_head, KV_HEADS)
+    scale *= k_scale
     if PDL:
         gdc_wait()
     if (position < 0) | (split >= live):
@@ -187,12 +192,15 @@ def decode(
     q_mask = (g < GROUP)[:, None] & d_valid[None, :]
     at = query + sequence * query_stride + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
     q = _load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
+    q = to_multiply(q, cache_scales)
 
     first = split == 0
     mask = d_valid & first
     at = key + sequence * key_stride + kv_head * HEAD_DIM + d
-    k_new = _load_rotated(at, mask, d, cos, sin, ROTARY_DIM)
+    # a new token is seen as later ones will see it
+    k_new = as_stored(_load_rotated(at, mask, d, cos, sin, ROTARY_DIM), k_scale, cache_scales)
     v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
+    v_new = as_stored(v_new, v_scale, cache_scales)
     block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
     at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
     tl.store(at, k_new, mask=mask)
@@ -208,7 +216,7 @@ def decode(
         valid = n < end
         k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
         best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
-    acc = acc / total[:, None]
+    acc = acc / total[:, None] * v_scale
     pair = sequence * KV_HEADS + kv_head
     if SPLITS == 1:
         at = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]

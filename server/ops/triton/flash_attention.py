@@ -65,6 +65,7 @@ class FlashAttention(TritonAttention):
         TritonAttention.capabilities,
         features=TritonAttention.capabilities.features - {"sinks"},  # it takes them in bfloat16 only
         dtypes=frozenset((torch.float16, torch.bfloat16)),
+        float8_cache=False,
     )
     _tables: Tensor
 

@@ -15,6 +15,7 @@ from server.device.triton_support import LOG2_E, launch_options, next_power_of_t
 from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import QUERY_TILE, PagedBatch
 from server.ops.triton.decode_kernel import cap_scores
+from server.ops.triton.float8_cache import scales_of, to_multiply
 
 
 @triton.jit
@@ -45,6 +46,7 @@ def _attend_keys(
         else:
             k = tl.load(at)
             v = tl.load(at + value_offset)
+        k, v = k.to(q.dtype), v.to(q.dtype)  # of a cache in FP8
         scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
         if MASKED:
             seen = n[None, :] <= query_position[:, None]
@@ -63,7 +65,7 @@ def _attend_keys(
 
 @triton.jit
 def _attend_chunk(
-    query, cache, output, sinks, rows, positions, tables, tiles,
+    query, cache, cache_scales, output, sinks, rows, positions, tables, tiles,
     query_stride, output_stride, table_stride, block_stride, layer_offset, value_offset, scale,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, QUERIES: tl.constexpr,
@@ -86,8 +88,10 @@ def _attend_chunk(
     token = (first + m).to(tl.int64)
     mask = (token < chunk_end)[:, None] & (d < HEAD_DIM)[None, :]
     at = head * HEAD_DIM + d[None, :]
-    q = tl.load(query + token[:, None] * query_stride + at, mask=mask, other=0.0)
+    q = to_multiply(tl.load(query + token[:, None] * query_stride + at, mask=mask, other=0.0), cache_scales)
     base = cache + layer_offset + (head // GROUP) * HEAD_DIM
+    k_scale, v_scale = scales_of(cache_scales, head // GROUP, KV_HEADS)
+    scale *= k_scale
     # less than any score, and a number when taken from itself: queries may see no key of the first tiles
     best = tl.full([QUERIES], -1e30, tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
@@ -101,9 +105,7 @@ def _attend_chunk(
         before = position // TILE * TILE  # keys that every query of the piece attends to
         inside = 0
     else:
-        start = tl.maximum(
-            position - WINDOW + 1, 0
-        )  # of the first query's window; `latest`: of the last one's
+        start = tl.maximum(position - WINDOW + 1, 0)  # of the first query's window; `latest`: of the last's
         latest = tl.maximum(last - WINDOW, 0)
         inside = start + tl.cdiv(latest - start, TILE) * TILE
         before = start + (position - start) // TILE * TILE
@@ -120,7 +122,7 @@ def _attend_chunk(
         acc, total, best, q, place, before, last, table, base, block_stride, value_offset, scale,
         KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, True, PRECISION,
     )  # fmt: skip
-    acc = acc / total[:, None]
+    acc = acc / total[:, None] * v_scale
     tl.store(output + token[:, None] * output_stride + at, acc.to(output.dtype.element_ty), mask=mask)
 
 
@@ -132,6 +134,7 @@ def chunk_attention(
     batch: PagedBatch,
     output: Tensor,
     sinks: Tensor | None = None,
+    cache_scales: Tensor | None = None,
 ) -> None:
     """Attend for the chunks of a step.
 
@@ -142,12 +145,14 @@ def chunk_attention(
         spec: how it attends.
         output: [tokens, heads, head_dim]; the chunks' rows are filled.
         sinks: [heads], where the layer has them.
+        cache_scales: of a cache in FP8, as in `AttentionShape`.
     """
     assert batch.chunks is not None
     heads, head_dim = query.shape[1:]
     wide = query.dtype == torch.float32
     _attend_chunk[(heads, len(batch.chunks.tiles))](
-        query, cache, output, sinks, batch.rows, batch.positions, batch.tables, batch.chunks.tiles,
+        query, cache, None if cache_scales is None else cache_scales[layer], output, sinks,
+        batch.rows, batch.positions, batch.tables, batch.chunks.tiles,
         query.stride(0), output.stride(0), batch.tables.stride(0), cache.stride(0),
         layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
         GROUP=heads // cache.shape[4], KV_HEADS=cache.shape[4], HEAD_DIM=head_dim,

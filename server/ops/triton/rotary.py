@@ -10,6 +10,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from server.device.triton_support import launch_options, next_power_of_two
 from server.layers.rotary import Rotary
 from server.ops.paged_attention import PagedBatch
+from server.ops.triton.float8_cache import as_stored, scales_of
 
 
 @triton.jit
@@ -21,9 +22,15 @@ def _rotated(base, heads, d, cos, sin, mask, HEAD_DIM: tl.constexpr, ROTARY_DIM:
     return first * cos - second * sin, second * cos + first * sin
 
 
+@triton.jit
+def _keep(at, x, scale, cache_scales, dtype: tl.constexpr, mask):
+    """Store keys or values, rounded to `dtype`, that of what was projected, before they become FP8."""
+    tl.store(at, as_stored(x.to(dtype), scale, cache_scales), mask=mask)
+
+
 @triton.jit(do_not_specialize=["begin"])
 def _rotate_and_store(
-    query, key, value, cos_table, sin_table, cache, rows, positions, tables,
+    query, key, value, cos_table, sin_table, cache, cache_scales, rows, positions, tables,
     query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, begin,
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, HALF: tl.constexpr,
     ROTARY_DIM: tl.constexpr, ROTARY_HALF: tl.constexpr, REST: tl.constexpr,
@@ -65,19 +72,21 @@ def _rotate_and_store(
     slot += heads[:, None] * HEAD_DIM
     at = slot + d[None, :]
     first, second = _rotated(key + token * key_stride, heads, d, cos, sin, mask, HEAD_DIM, ROTARY_DIM)
-    tl.store(at, first.to(cache.dtype.element_ty), mask=mask)
-    tl.store(at + ROTARY_DIM // 2, second.to(cache.dtype.element_ty), mask=mask)
+    dtype: tl.constexpr = key.dtype.element_ty
+    k_scale, v_scale = scales_of(cache_scales, heads[:, None], KV_HEADS)
+    _keep(at, first, k_scale, cache_scales, dtype, mask)
+    _keep(at + ROTARY_DIM // 2, second, k_scale, cache_scales, dtype, mask)
     if ROTARY_DIM < HEAD_DIM:
         d = ROTARY_DIM + tl.arange(0, REST)
         mask = present & (d < HEAD_DIM)[None, :]
         source = key + token * key_stride + heads[:, None] * HEAD_DIM + d[None, :]
-        tl.store(slot + d[None, :], tl.load(source, mask=mask), mask=mask)
+        _keep(slot + d[None, :], tl.load(source, mask=mask), k_scale, cache_scales, dtype, mask)
     d = tl.arange(0, HALF)
     mask = present & (d < HEAD_DIM // 2)[None, :]
     source = value + token * value_stride + heads[:, None] * HEAD_DIM + d[None, :]
     at = slot + value_offset + d[None, :]
-    tl.store(at, tl.load(source, mask=mask), mask=mask)
-    tl.store(at + HEAD_DIM // 2, tl.load(source + HEAD_DIM // 2, mask=mask), mask=mask)
+    _keep(at, tl.load(source, mask=mask), v_scale, cache_scales, dtype, mask)
+    _keep(at + HEAD_DIM // 2, tl.load(source + HEAD_DIM // 2, mask=mask), v_scale, cache_scales, dtype, mask)
 
 
 def rotate_and_store(
@@ -88,6 +97,7 @@ def rotate_and_store(
     cache: Tensor,
     layer: int,
     batch: PagedBatch,
+    cache_scales: Tensor | None = None,
 ) -> None:
     """Rotate the chunks' queries in place; write their rotated keys and values to their places in `cache`.
 
@@ -96,6 +106,7 @@ def rotate_and_store(
         key, value: [tokens, kv_heads, head_dim], likewise.
         rotary: cosines and sines; None: nothing is rotated.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+        cache_scales: of a cache in FP8, as in `AttentionShape`.
     """
     tokens, heads, head_dim = query.shape
     kv_heads, first = key.shape[1], batch.num_decodes
@@ -105,7 +116,8 @@ def rotate_and_store(
     head_tile = min(next_power_of_two(heads), 8 if tokens - first <= 64 else 32)
     grid = (tokens - first, -(-turned // head_tile) + 1)
     _rotate_and_store[grid](
-        query, key, value, cos, sin, cache, batch.rows, batch.positions, batch.tables,
+        query, key, value, cos, sin, cache, None if cache_scales is None else cache_scales[layer],
+        batch.rows, batch.positions, batch.tables,
         query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0),
         cache.stride(0), layer * cache.stride(1), cache.stride(2), first,
         HEADS=turned, KV_HEADS=kv_heads, HEAD_DIM=head_dim, HALF=next_power_of_two(head_dim // 2),

@@ -48,6 +48,7 @@ class VarlenAttention(TritonAttention):
         TritonAttention.capabilities,
         features=TritonAttention.capabilities.features - {"softcap", "sinks"},
         dtypes=frozenset((torch.float16, torch.bfloat16)),
+        float8_cache=False,
         head_multiple=8,
         block_multiple=_BLOCK_MULTIPLE,
     )

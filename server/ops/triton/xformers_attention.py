@@ -59,6 +59,7 @@ class XformersAttention(TritonAttention):
         TritonAttention.capabilities,
         features=TritonAttention.capabilities.features & _FEATURES,
         dtypes=frozenset((torch.float16, torch.bfloat16)),
+        float8_cache=False,
         head_sizes=frozenset((16, 32, 64, 128, 256)),
         block_multiple=_PAGE_MULTIPLE,
     )

@@ -64,6 +64,14 @@ class OpenFormat(ABC):
         """
         return self
 
+    def for_float8(self, objection: str | None) -> OpenFormat:
+        """The same, with matrices of FP8 kept as they are where a device multiplies them.
+
+        Args:
+            objection: why it does not; None: it does.
+        """
+        return self
+
     @property
     def as_stored(self) -> bool:
         """Whether `read` gives what the files hold, so that whoever reads those themselves gets the same."""

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, find_weights, read_headers, read_json
 from server.quantization.formats.base import OpenFormat, WeightFormat, declared_method
 from server.quantization.formats.repacked import OpenRepacked, checkpoint_of
 from server.quantization.formats.scaled import open_scaled
+from server.quantization.fp8.scheme import BLOCK, Activations
 from server.quantization.gptq.config import BITS, GROUP_SIZES, PACKED_BITS, GPTQConfig
 from server.quantization.gptq.packing import pack_columns, unpack_rows
 
@@ -63,27 +65,36 @@ class CompressedTensors(WeightFormat):
         fields = read_json(source).get("quantization_config")
         if not isinstance(fields, dict):
             raise ModelError(f"{source} has no quantization_config: it is not in format {self.name}")
-        kind, weights = _scheme(fields, source)
+        kind, weights, inputs = _scheme(fields, source)
         entry = find_weights(path)
         stored = read_headers(entry)
         if kind in SCALED:
-            return open_scaled(path, entry, stored, weights.get("block_structure"), source)
+            block = weights.get("block_structure")
+            activations = _activations(inputs, weights.get("strategy"))
+            return open_scaled(path, entry, stored, source, block=block, activations=activations)
         return _open_packed(path, entry, stored, _packed_config(weights, source))
 
 
-def _scheme(fields: Mapping[str, Any], source: Path) -> tuple[str, Mapping[str, Any]]:
-    """(how weights are stored, how they were quantized).
+Scheme = Mapping[str, Any]
+"""How compressed-tensors says that something was quantized."""
+
+
+def _scheme(fields: Mapping[str, Any], source: Path) -> tuple[str, Scheme, Scheme | None]:
+    """(how weights are stored, how they were quantized, how activations are; None: they are not).
 
     Raises:
         ModelError: a variant that is not supported.
     """
-    for key in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+    cache = fields.get("kv_cache_scheme") or {"num_bits": 8, "type": "float"}
+    if (cache.get("num_bits"), cache.get("type", "int")) != (8, "float"):
+        raise ModelError(f"{source}: kv_cache_scheme of {CompressedTensors.name} is not FP8: {cache}")
+    for key in ("sparsity_config", "transform_config"):
         value = fields.get(key)
         if value and value != {"format": "dense"}:
             raise ModelError(f"{source}: {key} of {CompressedTensors.name} is not supported")
-    groups = list((fields.get("config_groups") or {}).values())
-    schemes = [group.get("weights") for group in groups if isinstance(group, dict)]
-    kinds = {group.get("format") or fields.get("format") for group in groups if isinstance(group, dict)}
+    groups = [group for group in (fields.get("config_groups") or {}).values() if isinstance(group, dict)]
+    schemes = [(group.get("weights"), group.get("input_activations")) for group in groups]
+    kinds = {group.get("format") or fields.get("format") for group in groups}
     if not groups or len(kinds) != 1 or any(scheme != schemes[0] for scheme in schemes):
         raise ModelError(f"{source}: config_groups that store weights differently are not supported")
     kind = kinds.pop()
@@ -92,10 +103,28 @@ def _scheme(fields: Mapping[str, Any], source: Path) -> tuple[str, Mapping[str, 
             f"{source}: format {kind!r} of {CompressedTensors.name} is not supported "
             f"(supported: {', '.join((PACKED, *SCALED))})"
         )
-    return str(kind), schemes[0] or {}
+    weights, inputs = schemes[0]
+    return str(kind), weights or {}, inputs
 
 
-def _packed_config(weights: Mapping[str, Any], source: Path) -> GPTQConfig:
+def _activations(scheme: Scheme | None, weights: str | None) -> Activations | None:
+    """How rows are quantized for FP8 units; None: they are not, or in another way.
+
+    Args:
+        weights: what of them shares a scale.
+    """
+    if scheme is None or (scheme.get("num_bits"), scheme.get("type")) != (8, "float"):
+        return None
+    strategy = scheme.get("strategy")
+    if not scheme.get("dynamic"):
+        return Activations(static=True) if strategy == "tensor" and weights != "block" else None
+    if strategy == "group":
+        return Activations() if weights == "block" and scheme.get("group_size") == BLOCK else None
+    # a scale for each row is at least as fine as one for all
+    return Activations() if strategy in ("token", "tensor") and weights != "block" else None
+
+
+def _packed_config(weights: Scheme, source: Path) -> GPTQConfig:
     """The scheme in GPTQ's terms."""
     strategy, size = weights.get("strategy"), weights.get("group_size")
     found = {
@@ -135,7 +164,7 @@ def _open_packed(
         elif part in _PARTS:
             shape = tensor.shape if part == "weight_g_idx" else tensor.shape[::-1]
             tensors[f"{layer}.{_PARTS[part]}"] = StoredTensor(tensor.file, tensor.dtype, shape)
-        elif part != _SHAPE:
+        elif part != _SHAPE and not is_cache_scale(name):
             tensors[name] = tensor
     checkpoint = checkpoint_of(path, entry, config, tensors, CompressedTensors.name)
     if not config.sym:

@@ -1,29 +1,34 @@
-"""Weights of 8 bits, FP8 or integers, with one scale for a matrix, for each output, or for each block."""
+"""Weights of 8 bits, FP8 or integers, with one scale for a matrix, for each output, or for each block.
+
+They become floats when they are read, but for FP8 where a device multiplies it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor
 from server.checkpoints.tensors import read_tensors
 from server.quantization.formats.base import OpenFloats, dequantized
+from server.quantization.fp8.scheme import BLOCK, MULTIPLE, Activations
+from server.quantization.linear import QuantizedLinear
+from server.quantization.scales import Block, multiply, shared
 
 STORED = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
 """Types of weights, in safetensors' names → for people."""
 _SCALES = ("weight_scale", "weight_scale_inv")
 """Both are what the stored number is multiplied by."""
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "input_zero_point", "output_scale")
-Block = tuple[int, int]
-"""Outputs and inputs."""
-_ROWS = 1024
-"""Outputs that are dequantized at once."""
+_EXPERT = ".experts."
+"""In the name of a matrix of an expert."""
 
 
 @dataclass(frozen=True)
@@ -34,69 +39,139 @@ class OpenScaled(OpenFloats):
         stored: what its files hold.
         scales: name of a weight → of its scale.
         block: outputs and inputs that share a scale, where it is neither the matrix nor an output.
+        activations: how they are quantized; None: they are not.
+        why: weights become floats.
     """
 
     stored: Mapping[str, StoredTensor]
     scales: Mapping[str, str]
     block: Block | None
+    activations: Activations | None
+    why: str = "this server multiplies floats of one type, so that activations are not quantized"
+
+    def quantizes(self, names: Sequence[str]) -> bool:
+        return self.layers.issuperset(names)  # others of a joint layer become floats with those that are
+
+    def for_float8(self, objection: str | None) -> OpenScaled:
+        reason = objection or self._objection()
+        if reason is not None:
+            return replace(self, why=reason)
+        layers = (name.rpartition(".")[0] for name in self.scales if _EXPERT not in name)
+        return self._keeping(layers)
+
+    def for_model(self, known: Collection[str]) -> OpenScaled:
+        return self._keeping(layer for layer in self.layers if f"{layer}.weight_scale" in known)
+
+    def _keeping(self, layers: Iterable[str]) -> OpenScaled:
+        """The same with FP8 in `layers` alone; their scales are read as float32, by output or by block."""
+        kept = frozenset(layers)
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in self._parts()}
+        for name in self.scales:
+            layer = name.rpartition(".")[0]
+            weight = self.stored[name]
+            if layer not in kept:
+                tensors[name] = replace(weight, dtype="F32")
+                continue
+            shape = (weight.shape[0], 1)
+            if self.block is not None:
+                shape = (weight.shape[0] // BLOCK, weight.shape[1] // BLOCK)
+            tensors |= {name: weight, f"{layer}.weight_scale": StoredTensor(weight.file, "F32", shape)}
+            if self.activations is not None and self.activations.static:
+                tensors[f"{layer}.input_scale"] = StoredTensor(weight.file, "F32", (1,))
+        why = "products of experts take floats" if kept else self.why
+        return replace(self, layers=kept, tensors=tensors, why=why)
+
+    def _parts(self) -> set[str]:
+        """Names of the scales in `tensors`."""
+        return {f"{layer}.{part}" for layer in self.layers for part in ("weight_scale", "input_scale")}
+
+    def _objection(self) -> str | None:
+        """Why this checkpoint's FP8 is not multiplied, whatever the device; None: it is."""
+        for name in self.scales:
+            if (stored := self.stored[name].dtype) != "F8_E4M3":
+                return f"products of 8 bits take FP8 (E4M3), not {STORED[stored]}"
+        if self.activations is None:
+            return "the checkpoint has activations that are floats"
+        if self.block not in (None, (BLOCK, BLOCK)):
+            return f"products of FP8 take blocks of {BLOCK} by {BLOCK}"
+        multiple = MULTIPLE if self.block is None else BLOCK
+        for name in self.scales:
+            shape = self.stored[name].shape
+            if shape[0] % multiple or shape[1] % multiple:
+                return f"products of FP8 take multiples of {multiple}, not {name} of shape {list(shape)}"
+            if self.activations.static and f"{name.removesuffix('weight')}input_scale" not in self.stored:
+                return f"there is no input_scale of {name}"
+        return None
+
+    def linear(
+        self,
+        names: Sequence[str],
+        inputs: int,
+        outputs: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> QuantizedLinear:
+        from server.quantization.fp8.linear import BlockScaledLinear, Float8Linear  # needs Triton
+
+        assert self.activations is not None
+        biases = [f"{name}.bias" in self.tensors for name in names]
+        if any(biases) != all(biases):
+            raise ModelError(f"{self.path}: only some of {', '.join(names)} have a bias, not supported")
+        kind = Float8Linear if self.block is None else BlockScaledLinear
+        return kind(
+            inputs, outputs, bias=any(biases), activations=self.activations, dtype=dtype, device=device
+        )
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        for name, tensor in read_tensors(self.stored, names):
-            scale = self.scales.get(name)
-            if scale is None:
-                yield name, tensor
-            else:
-                ((_, factors),) = read_tensors(self.stored, [scale])
-                yield name, multiply(tensor, factors, self.block, dtype)
+        own = {self._stored_name(name): name for name in names}
+        for stored, tensor in read_tensors(self.stored, own):
+            yield own[stored], self._made(own[stored], tensor, dtype)
 
-    def describe(self, dtype: torch.dtype) -> dict[str, str]:
-        kinds = sorted({STORED[self.stored[name].dtype] for name in self.scales})
-        why = "this server multiplies floats of one type; activations are not quantized"
-        return dequantized(", ".join(kinds), dtype, why)
+    def _stored_name(self, name: str) -> str:
+        layer, _, part = name.rpartition(".")
+        return self.scales[f"{layer}.weight"] if part == "weight_scale" and layer in self.layers else name
 
+    def _made(self, name: str, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """What is read as `name`, from what its file holds."""
+        layer, _, part = name.rpartition(".")
+        if layer in self.layers:
+            if part == "weight_scale":
+                return _by_output(stored, self.tensors[name].shape)
+            return stored.reshape(1) if part == "input_scale" else stored
+        if name not in self.scales:
+            return stored
+        ((_, factors),) = read_tensors(self.stored, [self.scales[name]])
+        return multiply(stored, factors, self.block, dtype)
 
-def multiply(stored: Tensor, scales: Tensor, block: Block | None, dtype: torch.dtype) -> Tensor:
-    """``stored · scale``: [outputs, inputs] of `dtype`; the only rounding is the last.
-
-    Args:
-        scales: one number, one for each output, or [n, m] for blocks, the last ones cut off.
-    """
-    outputs, inputs = stored.shape
-    wide = scales.float().reshape(-1, 1) if scales.ndim < 2 else scales.float()
-    height, width = _sizes((outputs, inputs), tuple(wide.shape), block)
-    across = wide.repeat_interleave(width, 1)[:, :inputs] if wide.shape[1] > 1 else wide
-    found = torch.empty(outputs, inputs, dtype=dtype)
-    for start in range(0, outputs, _ROWS):
-        rows = torch.arange(start, min(start + _ROWS, outputs))
-        found[start : start + _ROWS] = stored[start : start + _ROWS].float() * across[rows // height]
-    return found
+    def describe(self, dtype: torch.dtype) -> dict[str, str] | None:
+        floats = [name for name in self.scales if name.rpartition(".")[0] not in self.layers]
+        if not floats:
+            return None
+        kinds = sorted({STORED[self.stored[name].dtype] for name in floats})
+        return dequantized(", ".join(kinds), dtype, self.why)
 
 
-def _sizes(matrix: tuple[int, ...], scales: tuple[int, ...], block: Block | None) -> Block:
-    """Outputs and inputs that share a scale.
-
-    Raises:
-        ValueError: there are not as many scales as that takes.
-    """
-    if scales == (1, 1):
-        return matrix[0], matrix[1]
-    if scales == (matrix[0], 1) and block is None:
-        return 1, matrix[1]
-    if block is None:
-        raise ValueError("the configuration does not say of which blocks")
-    if scales != (-(-matrix[0] // block[0]), -(-matrix[1] // block[1])):
-        raise ValueError(f"blocks are {block[0]} by {block[1]}")
-    return block
+def _by_output(scales: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Scales of outputs, which have one together or one each, or of blocks, as they are."""
+    return scales.float() if shape[1] > 1 else scales.float().reshape(-1, 1).expand(shape)
 
 
 def open_scaled(
-    path: Path, entry: Path, stored: Mapping[str, StoredTensor], block: Any, source: Path
+    path: Path,
+    entry: Path,
+    stored: Mapping[str, StoredTensor],
+    source: Path,
+    *,
+    block: Any,
+    activations: Activations | None,
 ) -> OpenScaled:
     """The checkpoint in directory `path` whose files hold `stored`.
 
     Args:
-        block: outputs and inputs that share a scale, as the configuration has it.
         source: of the configuration.
+        block: outputs and inputs that share a scale, as the configuration has it.
+        activations: how they are quantized; None: they are not.
 
     Raises:
         ModelError: weights without scales, scales without weights, or shapes that do not fit.
@@ -108,7 +183,7 @@ def open_scaled(
         layer, _, part = name.rpartition(".")
         if part in _SCALES and f"{layer}.weight" in stored:
             scales[f"{layer}.weight"] = name
-        elif part not in _OF_ACTIVATIONS and part != "weight_zero_point":
+        elif part not in _OF_ACTIVATIONS and part != "weight_zero_point" and not is_cache_scale(name):
             tensors[name] = tensor
         elif part == "weight_zero_point":
             raise ModelError(f"{tensor.file}: {name}: weights of 8 bits with zero points are not supported")
@@ -116,7 +191,7 @@ def open_scaled(
         tensors[name] = _checked(name, stored[name], scale, stored[scale], known)
     if not scales:
         raise ModelError(f"{path}: no tensor is quantized, though its configuration says so")
-    return OpenScaled(path, entry, tensors, frozenset(), stored, scales, known)
+    return OpenScaled(path, entry, tensors, frozenset(), stored, scales, known, activations)
 
 
 def _checked_block(block: Any, source: Path) -> Block | None:
@@ -140,7 +215,7 @@ def _checked(
     try:
         if len(weight.shape) != 2 or len(factors.shape) > 2:
             raise ValueError("expected matrices")
-        _sizes(weight.shape, shape, block)
+        shared(weight.shape, shape, block)
     except ValueError as error:
         raise ModelError(
             f"{factors.file}: {scale} has shape {list(factors.shape)}, which does not fit "
