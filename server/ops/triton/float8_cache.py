@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def scales_of(cache_scales, head, KV_HEADS: tl.constexpr):
-    """Scales of the keys and of the values of key heads `head`; where there is none, those of the last one."""
+    """Scales of keys and of values of key heads `head`; the last one has those of heads that do not exist."""
     k_scale, v_scale = 1.0, 1.0
     if cache_scales is not None:
         at = cache_scales + tl.minimum(head, KV_HEADS - 1)
