@@ -74,12 +74,24 @@ def _awq_pack(codes: Tensor) -> Tensor:
     return torch.where(words >= 1 << 31, words - (1 << 32), words).int()
 
 
-def compressed(kind: str, **weights: Any) -> tuple[dict[str, Any], Layer]:
-    """(``quantization_config``, what quantizes a layer) of compressed-tensors' compressor called `kind`."""
+def compressed(
+    kind: str, *, inputs: dict[str, Any] | None = None, **weights: Any
+) -> tuple[dict[str, Any], Layer]:
+    """(``quantization_config``, what quantizes a layer) of compressed-tensors' compressor called `kind`.
+
+    Args:
+        inputs: how activations are quantized; if by a scale that is stored, it is 8 / 448.
+        weights: how weights are.
+    """
     args = QuantizationArgs(**weights)
     scheme = QuantizationScheme(targets=["Linear"], weights=args)
     compressor = BaseCompressor.get_value_from_registry(kind)
-    group = {"targets": ["Linear"], "weights": args.model_dump(mode="json"), "input_activations": None}
+    activations = None if inputs is None else QuantizationArgs(**inputs)
+    group = {
+        "targets": ["Linear"],
+        "weights": args.model_dump(mode="json"),
+        "input_activations": activations and activations.model_dump(mode="json"),
+    }
     declared = {
         "quant_method": "compressed-tensors",
         "format": kind,
@@ -92,7 +104,10 @@ def compressed(kind: str, **weights: Any) -> tuple[dict[str, Any], Layer]:
     def layer(weight: Tensor, seed: int) -> tuple[Tensors, Tensor]:
         state = {"weight": weight} | _parameters(weight, args)
         packed = compressor.compress(state, scheme)
-        return packed, compressor.decompress(packed, scheme)["weight"]
+        floats = compressor.decompress(packed, scheme)["weight"]
+        if activations is not None and not activations.dynamic:
+            packed = packed | {"input_scale": torch.tensor([8 / 448])}
+        return packed, floats
 
     return declared, layer
 

@@ -55,6 +55,28 @@ def paged_batch(
     )
 
 
+def rotated(x: Tensor, rotary: SimpleNamespace, batch: PagedBatch) -> Tensor:
+    """Queries or keys of a step, rotated, in float64 on the CPU."""
+    positions, x = batch.positions.long().cpu(), x.double().cpu()
+    cos, sin = (t.cpu().double()[positions].unsqueeze(1) for t in (rotary.cos, rotary.sin))
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat((-second, first), -1) * sin
+
+
+def attend_over(query: Tensor, stored: Tensor, batch: PagedBatch) -> Tensor:
+    """[tokens, heads, head_dim] of rotated queries over the stored keys and values of a layer, in float64."""
+    attended, tables = torch.empty_like(query), batch.tables.long().cpu()
+    group, size = query.shape[1] // stored.shape[3], stored.shape[2]
+    places = zip(batch.rows.tolist(), batch.positions.tolist(), strict=True)
+    for token, (row, position) in enumerate(places):
+        context = stored[tables[row, : position // size + 1]].double()
+        keys, values = context.transpose(0, 1).flatten(1, 2)[:, : position + 1]
+        keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
+        scores = torch.einsum("hd,nhd->hn", query[token], keys) * query.shape[-1] ** -0.5
+        attended[token] = torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
+    return attended
+
+
 def reference(
     query: Tensor, key: Tensor, value: Tensor, rotary: SimpleNamespace, cache: Tensor, batch: PagedBatch
 ) -> tuple[Tensor, Tensor]:
@@ -63,26 +85,11 @@ def reference(
     Keys are rounded to the cache's type as they are stored, as everywhere.
     """
     positions, rows, tables = batch.positions.long().cpu(), batch.rows.long().cpu(), batch.tables.long().cpu()
-    size = cache.shape[2]
-
-    def rotated(x: Tensor) -> Tensor:
-        cos, sin = (t.cpu().double()[positions].unsqueeze(1) for t in (rotary.cos, rotary.sin))
-        first, second = x.double().cpu().chunk(2, -1)
-        return x.double().cpu() * cos + torch.cat((-second, first), -1) * sin
-
-    query, stored = rotated(query), cache.clone().cpu()
+    stored, size = cache.clone().cpu(), cache.shape[2]
     blocks = tables[rows, positions // size]
-    stored[blocks, 0, positions % size] = rotated(key).to(cache.dtype)
+    stored[blocks, 0, positions % size] = rotated(key, rotary, batch).to(cache.dtype)
     stored[blocks, 1, positions % size] = value.cpu()
-    attended = torch.empty_like(query)
-    group = query.shape[1] // key.shape[1]
-    for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-        context = stored[tables[row, : position // size + 1]].double()
-        keys, values = context.transpose(0, 1).flatten(1, 2)[:, : position + 1]
-        keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
-        scores = torch.einsum("hd,nhd->hn", query[token], keys) * query.shape[-1] ** -0.5
-        attended[token] = torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
-    return attended, stored
+    return attend_over(rotated(query, rotary, batch), stored, batch), stored
 
 
 def rotary_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> SimpleNamespace:
