@@ -3,6 +3,7 @@ step's least time.
 
     .venv/bin/python -m tools.size MODEL L4
     .venv/bin/python -m tools.size MODEL H100 --length 8192 --beams 256
+    .venv/bin/python -m tools.size MODEL H200 --cache_dtype fp8_e4m3
     .venv/bin/python -m tools.size MODEL laptop --memory 16
 
 MODEL is a directory with config.json; its weights need not be there. The server measures what is really free
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ import torch
 
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, stored_tensors
+from server.continuous_batching.loaded_model import CACHE_DTYPES
 from server.layers.cache_spec import CacheSpec, cache_specs
 from server.models.config import ModelConfig
+from server.quantization.formats.registry import AUTO, Quantization, open_format
 from server.sampling.sampling_state import table_bytes
 from server.scheduling.limits import most_held
 from server.worker.cache_sizing import RAM_SHARE
@@ -48,24 +51,26 @@ class Machine:
     bandwidth: bytes a second, as the vendor has it.
     taken: bytes of them that context, graphs and activations need.
     share: of the free memory that the cache may take.
+    float8: it multiplies FP8, so that such weights stay as they are, and keeps keys and values in it.
     """
 
     memory: float
     bandwidth: float
     taken: float = 1.5 * GIB
     share: float = FRACTION
+    float8: bool = True
 
 
 MACHINES = {
     "L4": Machine(22.0 * GIB, 300e9),
-    "A10": Machine(22.0 * GIB, 600e9),
+    "A10": Machine(22.0 * GIB, 600e9, float8=False),
     "4090": Machine(23.5 * GIB, 1008e9),
     "L40S": Machine(44.4 * GIB, 864e9),
-    "A100-40": Machine(39.4 * GIB, 1555e9),
-    "A100-80": Machine(79.2 * GIB, 2039e9),
+    "A100-40": Machine(39.4 * GIB, 1555e9, float8=False),
+    "A100-80": Machine(79.2 * GIB, 2039e9, float8=False),
     "H100": Machine(79.2 * GIB, 3350e9),
     "H200": Machine(139.8 * GIB, 4800e9),
-    "laptop": Machine(16 * GIB, 60e9, taken=4 * GIB, share=FRACTION * RAM_SHARE),
+    "laptop": Machine(16 * GIB, 60e9, taken=4 * GIB, share=FRACTION * RAM_SHARE, float8=False),
 }
 
 
@@ -86,15 +91,23 @@ class Size:
     step: float
 
 
-def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of the weights in memory: as stored, floats in `dtype`; counted from the configuration where none
-    are stored.
+def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype, *, float8: bool = True) -> int:
+    """Bytes of the weights in memory: as they are stored or as what they become, floats in `dtype`; counted
+    from the configuration where none are stored.
+
+    Args:
+        float8: the device multiplies FP8.
 
     Raises:
         ModelError: damaged files.
     """
     if any(path.glob("*.safetensors*")):
-        return sum(_bytes(tensor, dtype) for tensor in stored_tensors(path).values())
+        checkpoint = open_format(path, Quantization(AUTO))
+        if checkpoint is None:
+            tensors: Mapping[str, StoredTensor] = stored_tensors(path)
+        else:
+            tensors = checkpoint.for_float8(None if float8 else "the device does not multiply it").tensors
+        return sum(_bytes(tensor, dtype) for tensor in tensors.values())
     architecture = config.architecture
     model = architecture.decoder(architecture.spec, dtype, torch.device("meta"), architecture.names)
     unique = {id(weight): weight for weight in model.parameters()}
@@ -143,10 +156,11 @@ def size(
 
 def report(name: str, machine: Machine, config: ModelConfig, found: Size, args: Any) -> str:
     """What fits, for people."""
-    specs = cache_specs(config.spec.layers, args.dtype)
+    specs = cache_specs(config.spec.layers, cache_type(args))
+    cache = "" if args.cache_dtype == "auto" else f", cache in {args.cache_dtype}"
     token = sum(each.bytes_per_block(args.block_size) for each in specs) / args.block_size
     lines = [
-        f"model     {config.model_type}, {len(config.spec.layers)} layers, {args.dtype}",
+        f"model     {config.model_type}, {len(config.spec.layers)} layers, {args.dtype}{cache}",
         f"weights   {found.weights / GIB:.2f} GiB of the {machine.memory / GIB:.1f} GiB of {name}",
         f"cache     {token / 1024:.1f} KiB a token: {found.blocks:,} blocks, {found.tokens:,} tokens",
         f"requests  {found.requests:,} of {args.length:,} tokens side by side",
@@ -154,6 +168,11 @@ def report(name: str, machine: Machine, config: ModelConfig, found: Size, args: 
         f"{machine.bandwidth / 1e9:,.0f} GB/s",
     ]
     return "\n".join(lines)
+
+
+def cache_type(args: argparse.Namespace) -> str:
+    """torch's name of the type of keys and values."""
+    return str(CACHE_DTYPES.get(args.cache_dtype, args.dtype)).removeprefix("torch.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,36 +185,47 @@ def build_parser() -> argparse.ArgumentParser:
         "--memory", type=float, metavar="GIB", help="memory of the machine, if it has another"
     )
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument(
+        "--cache_dtype", choices=("auto", *CACHE_DTYPES), default="auto", help="of keys and values"
+    )
     parser.add_argument("--length", type=int, default=2048, help="tokens of a request (default: %(default)s)")
     parser.add_argument("--beams", type=int, default=64, help="batch_max_beams (default: %(default)s)")
     parser.add_argument("--block_size", type=int, default=16, help="tokens of a block (default: %(default)s)")
     return parser
 
 
+def fitting(machine: Machine, args: argparse.Namespace, config: ModelConfig) -> Size:
+    """What fits on a machine.
+
+    Raises:
+        ModelError: damaged files.
+    """
+    weights = weight_bytes(args.model, config, getattr(torch, args.dtype), float8=machine.float8)
+    specs = cache_specs(config.spec.layers, cache_type(args))
+    needs = {"length": args.length, "beams": args.beams, "block": args.block_size}
+    return size(machine, weights, specs, config.vocab_size, **needs)
+
+
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     machine = MACHINES[args.machine]
+    if args.cache_dtype != "auto" and not machine.float8:
+        sys.exit(f"error: {args.machine} has no FP8 units, which cache_dtype {args.cache_dtype} needs")
     if args.memory is not None:
         machine = replace(machine, memory=args.memory * GIB)
-    dtype = getattr(torch, args.dtype)
     try:
         config = ModelConfig.load(args.model)
-        weights = weight_bytes(args.model, config, dtype)
+        found = fitting(machine, args, config)
+        print(report(args.machine, machine, config, found, args))
+        if not found.requests:
+            others = {n: m for n, m in MACHINES.items() if m.float8 or args.cache_dtype == "auto"}
+            able = [name for name, other in others.items() if fitting(other, args, config).requests]
+            sys.exit(
+                f"error: no request of {args.length} tokens fits; machines with room: "
+                f"{', '.join(able) or 'none'}"
+            )
     except ModelError as error:
         sys.exit(f"error: {error}")
-    specs = cache_specs(config.spec.layers, args.dtype)
-    needs = {"length": args.length, "beams": args.beams, "block": args.block_size}
-    found = size(machine, weights, specs, config.vocab_size, **needs)
-    print(report(args.machine, machine, config, found, args))
-    if not found.requests:
-        able = [
-            name
-            for name, other in MACHINES.items()
-            if size(other, weights, specs, config.vocab_size, **needs).requests
-        ]
-        sys.exit(
-            f"error: no request of {args.length} tokens fits; machines with room: {', '.join(able) or 'none'}"
-        )
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ import torch
 
 from server.layers.cache_spec import cache_specs
 from server.models.config import ModelConfig
+from server.models.linears import QuantizedLinears
 from server.models.load import load_model
 from server.models.source import ModelSource
+from server.quantization.formats.registry import Quantization, open_format
 from server.sampling.sampling_state import table_bytes
 from server.worker import cache_sizing
 from server.worker.cache_sizing import CacheWishes, size_groups
 from tests.checkpoints import tiny_llama
+from tests.quantization.others import fp8_layer, make
 from tools import size
 from utils.options import CONFIGS
 
@@ -50,6 +53,40 @@ def test_weights_are_counted_as_they_are_loaded(tmp_path: Path, large: Path) -> 
     assert (
         size.weight_bytes(large, ModelConfig.load(large), torch.bfloat16) == 2 * 8_030_261_248
     )  # Meta's count
+
+
+def test_fp8_is_counted_as_the_device_keeps_it(tmp_path: Path) -> None:
+    """As stored on GPUs with FP8 units, as floats elsewhere; within 1 % of what a model takes there."""
+    path, _ = make(
+        tiny_llama(tmp_path / "floats", hidden=256),
+        tmp_path,
+        {"quant_method": "fp8", "activation_scheme": "dynamic"},
+        fp8_layer(None, per_output=True, name="weight_scale"),
+    )
+    config = ModelConfig.load(path)
+    checkpoint = open_format(path, Quantization("auto"))
+    assert checkpoint is not None
+    for objection, float8 in ((None, True), ("none", False)):
+        kept = checkpoint.for_float8(objection)
+        linears = QuantizedLinears(kept, torch.bfloat16, torch.device("cpu"))
+        architecture = config.architecture
+        model = architecture.decoder(
+            architecture.spec, torch.bfloat16, torch.device("cpu"), architecture.names, linears
+        )
+        tensors = {id(t): t.nbytes for t in (*model.parameters(), *model.buffers())}
+        counted = size.weight_bytes(path, config, torch.bfloat16, float8=float8)
+        assert counted == pytest.approx(sum(tensors.values()), rel=0.01)
+
+
+def test_a_cache_in_fp8_holds_twice_the_tokens(large: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = []
+    for dtype in ("auto", "fp8_e4m3"):
+        size.main([str(large), "H200", "--cache_dtype", dtype])
+        (said,) = re.findall(r"blocks, ([\d,]+) tokens", capsys.readouterr().out)
+        tokens.append(int(said.replace(",", "")))
+    assert tokens[1] == pytest.approx(2 * tokens[0], abs=16)
+    with pytest.raises(SystemExit, match=r"A100-80 has no FP8 units, which cache_dtype fp8_e4m3 needs"):
+        size.main([str(large), "A100-80", "--cache_dtype", "fp8_e4m3"])
 
 
 def test_the_cache_is_that_of_a_server(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
