@@ -16,7 +16,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from server.ops.triton.float8_cache import as_stored, scales_of, to_multiply
+from server.ops.triton.float8_cache import (
+    PAIR_SCALE,
+    as_stored,
+    load_pairs,
+    scales_of,
+    to_multiply,
+    unpack_pairs,
+)
 
 
 @triton.jit
@@ -26,9 +33,15 @@ def _load_tile(
 ):  # fmt: skip
     """Keys and values of the tokens `n`, TOKEN elements of the cache apart within a block."""
     block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-    at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)[:, None] + d[None, :]
+    token = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
+    at = token[:, None] + d[None, :]
     mask = valid[:, None] & (d < HEAD_DIM)[None, :]
-    return tl.load(at, mask=mask, other=0.0), tl.load(at + value_offset, mask=mask, other=0.0)
+    k = tl.load(at, mask=mask, other=0.0)
+    if base.dtype.element_ty == tl.float8e4nv:
+        v = load_pairs(token + value_offset, valid, HEAD_DIM, d.shape[0])
+    else:
+        v = tl.load(at + value_offset, mask=mask, other=0.0)
+    return k, v
 
 
 @triton.jit
@@ -40,17 +53,25 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
-    """(best, total, acc) of the online softmax after a tile of keys and values more."""
-    k, v = k.to(q.dtype), v.to(q.dtype)  # of a cache in FP8: exact in float16
+def _attend_tile(
+    q, k, v, valid, best, total, acc, odd, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """(best, total, acc, odd) of the online softmax after a tile of keys and values more.
+
+    Of values in FP8, `acc` has the even numbers and `odd` the others; otherwise `odd` is nothing.
+    """
+    k = k.to(q.dtype)  # of a cache in FP8: exact in float16
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
     scores = tl.where(valid[None, :], scores, float("-inf"))
     peak = tl.maximum(best, tl.max(scores, 1))
     weights = tl.exp2(scores - peak[:, None])
     fade = tl.exp2(best - peak)
     total = total * fade + tl.sum(weights, 1)
+    if v.dtype == tl.int16:
+        v, v_odd = unpack_pairs(v, q.dtype)
+        odd = odd * fade[:, None] + tl.dot(weights.to(q.dtype), v_odd, input_precision=PRECISION)
     acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-    return peak, total, acc
+    return peak, total, acc, odd
 
 
 @triton.jit
@@ -210,12 +231,23 @@ def decode(
     if sinks is not None:
         sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
         best, total, acc = _add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
-    best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
+    odd = 0.0
+    if cache_scales is not None:  # the new value is added at the end, for the others are in another order
+        alone, new = best, acc
+        acc = tl.zeros([GROUP_TILE, DIM_TILE // 2], tl.float32)
+        odd = acc
+    best, total, acc, odd = _attend_tile(
+        q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
+    )  # fmt: skip
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
         k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-        best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
+        best, total, acc, odd = _attend_tile(
+            q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
+        )  # fmt: skip
+    if cache_scales is not None:
+        acc = tl.interleave(acc, odd) * PAIR_SCALE + new * tl.exp2(alone - best)[:, None]
     acc = acc / total[:, None] * v_scale
     pair = sequence * KV_HEADS + kv_head
     if SPLITS == 1:
