@@ -41,10 +41,8 @@ def load_model(
             )
         return architecture.load(path, architecture.spec, dtype, device), None
     if checkpoint is not None:
-        names = architecture.names
-        ordered = names.transposed or names.mixed_heads or names.paired
-        own = "the checkpoint has an order of its own" if ordered else None
-        checkpoint = checkpoint.for_float8(own or objection(device, dtype))
+        other = "the checkpoint has its matrices transposed" if architecture.names.transposed else None
+        checkpoint = checkpoint.for_float8(other or objection(device, dtype))
     linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
     model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears)
     load_weights(path, model, checkpoint)

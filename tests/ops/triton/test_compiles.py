@@ -11,6 +11,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there they ru
 
 _LAUNCHES = """
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -45,6 +46,9 @@ from server.sampling.triton.filters import find_bounds
 from server.ops.triton.experts import assign, inward, outward
 from server.ops.triton.gemv import gemv
 from server.ops.triton.norm import rms_norm, silu_mul
+from server.quantization.fp8.blocks import product
+from server.quantization.fp8.gemv import gemv as float8_gemv
+from server.quantization.fp8.rows import RowScales, quantize
 from server.sampling.triton.penalties import add_bias, count_tokens, penalise
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.scenes import paged_batch, rotary_of
@@ -92,6 +96,21 @@ attention.forward(0, *(tensor(len(batch.rows), count, 64) for count in (4, 2, 2)
 if dtype != torch.float32:
     x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
     skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
+    weight, scales = tensor(256, 4096).to(torch.float8_e4m3fn), torch.zeros(256)
+    quantize(tensor(3, 8192), RowScales(128), gated=True, overlapped=True)
+    rows = quantize(tensor(3, 4096), RowScales(128), norm=tensor(4096), overlapped=True)
+    product(rows, weight, scales, None, dtype)
+    for block in (None, 128):
+        float8_gemv(tensor(1, 4096), weight, scales, norm=tensor(4096), gated=True, block=block)
+    batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
+    for head_dim in (64, 96, 128):
+        cache = tensor(batch.tables.numel(), 1, 2, 16, 2, head_dim).to(torch.float8_e4m3fn)
+        shape = replace(attention_shape(8, 2, head_dim, 16, dtype), cache_scales=torch.ones(1, 2, 2))
+        attention = TritonAttention(shape, [rotary_of(head_dim, dtype, cpu)], cache)
+        attention.prepare(batch)
+        attention.forward(0, *(tensor(len(batch.rows), count, head_dim) for count in (8, 2, 2)))
+    names = [name for name, _, _ in compiled]
+    assert "_quantize" in names and "wgmma" in compiled[-1][1]
 names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
