@@ -19,7 +19,7 @@ _FEW = 64
 """Rows up to which weights are divided finely, for they fill no machine otherwise."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # or each alignment of it would be compiled while serving
 def _product(
     x, x_scales, weight, scales, bias, y, M,
     N: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
