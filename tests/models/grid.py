@@ -15,6 +15,7 @@ from unittest import mock
 
 os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: cells are proven on the CPU
 
+import numpy as np
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -42,10 +43,14 @@ KEPT = "FP8 on FP8 units"
 GGUF = {"llama", *gguf_families.FAMILIES}
 """Families that `tests.quantization.test_gguf` serves."""
 SERVED = "yes"
+ALIKE = 0.7
+"""Correlation of log probabilities, at least: activations are rounded to FP8, and weights are drawn wide, so that
+experts change with it. Weights in another order would leave none of it."""
 DEQUANTIZED = "dequantized when loaded: "
 TABLE = re.compile(r"(<!-- table: models -->\n)(.*?)(\n<!-- end -->)", re.S)
 _MATRIX = re.compile(r"\b(layers|h)\.\d+\..*\.weight$")
 _PROMPTS = [[0, 17, 250, 99, 3, 41, 42, 300], [5], [7, 8, 9, 10]]
+_LONG = [(7 * place * place + 3) % 500 for place in range(60)]
 _OPTIONS = GenerationConfig(max_new_tokens=8, ignore_eos=True)
 
 
@@ -107,13 +112,19 @@ def prove(family: str, name: str, directory: Path) -> str:
 
 
 def prove_kept(family: str, directory: Path) -> str:
-    """`SERVED`, if FP8 of the family stays so where a device multiplies it, and it answers; else why not.
+    """`SERVED`, if FP8 of the family stays so where a device multiplies it, and log probabilities follow those
+    of the floats; else why not.
 
     The products are those of torch and Triton's interpreter.
+
+    Raises:
+        AssertionError: they do not.
     """
+    paths = _quantized(family, "fp8", directory)
     with mock.patch("server.models.load.objection", lambda *_: None):
-        llm = _engine(_quantized(family, "fp8", directory)[0])
-    llm.generate(_PROMPTS, _OPTIONS)
+        llm = _engine(paths[0])
+    follows = np.corrcoef(_logprobs(llm), _logprobs(_engine(paths[1])))[0, 1]
+    assert follows > ALIKE, f"{family} in FP8 is unlike its floats: a correlation of {follows:.3f}"
     weights = llm.capabilities["weights"]
     why = weights["reason"].rpartition(DEQUANTIZED)[2] if DEQUANTIZED in weights["reason"] else ""
     if not weights["name"].startswith("fp8 ("):
@@ -159,6 +170,13 @@ def _even(fields: dict[str, Any]) -> dict[str, Any]:
 def _engine(path: Path) -> LLM:
     loading = {"torch_dtype": "float32", "device": "cpu", "quantization": "auto"}
     return LLM(path, model_loading_config=loading, cache_config={"num_blocks": 64})
+
+
+def _logprobs(llm: LLM) -> list[float]:
+    """Of the tokens of a prompt."""
+    options = GenerationConfig(max_new_tokens=1, prompt_logprobs=0)
+    (generation,) = llm.generate([_LONG], options)
+    return [each.logprob for each in generation.answers[0].prompt_logprobs or ()]
 
 
 def _answers(path: Path) -> list[list[int]]:
