@@ -44,8 +44,8 @@ GGUF = {"llama", *gguf_families.FAMILIES}
 """Families that `tests.quantization.test_gguf` serves."""
 SERVED = "yes"
 ALIKE = 0.7
-"""Correlation of log probabilities, at least: activations are rounded to FP8, and weights are drawn wide, so that
-experts change with it. Weights in another order would leave none of it."""
+"""Correlation of log probabilities, at least: activations are rounded to FP8, and with weights drawn so wide
+other experts are chosen. Weights in another order would leave none of it."""
 DEQUANTIZED = "dequantized when loaded: "
 TABLE = re.compile(r"(<!-- table: models -->\n)(.*?)(\n<!-- end -->)", re.S)
 _MATRIX = re.compile(r"\b(layers|h)\.\d+\..*\.weight$")
@@ -112,8 +112,8 @@ def prove(family: str, name: str, directory: Path) -> str:
 
 
 def prove_kept(family: str, directory: Path) -> str:
-    """`SERVED`, if FP8 of the family stays so where a device multiplies it, and log probabilities follow those
-    of the floats; else why not.
+    """`SERVED`, if FP8 of the family stays so where a device multiplies it, and its log probabilities follow
+    those of the floats; else why not.
 
     The products are those of torch and Triton's interpreter.
 
