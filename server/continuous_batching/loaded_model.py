@@ -86,7 +86,9 @@ def load(config: ServerConfig) -> LoadedModel:
     with phase("weights"):
         model, dequantized = load_model(loading.source, checkpoint, dtype, device)
         block_size = config.cache_config.block_size
-        backend = choose_backend(model, dtype, device, block_size, loading.attention_backend)
+        backend = choose_backend(
+            model, dtype, device, block_size, loading.attention_backend, deterministic=loading.deterministic
+        )
         quantization = backend.prepare(model, dtype)
     weights = quantization or dequantized
     return LoadedModel(checkpoint, max_length, device, dtype, rotaries, model, backend, weights)

@@ -39,6 +39,8 @@ def choose_backend(
     device: torch.device,
     block_size: int,
     wanted: Literal["auto"] | CudaName = "auto",
+    *,
+    deterministic: bool = False,
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
@@ -47,10 +49,27 @@ def choose_backend(
         dtype: of activations and cache.
         block_size: tokens a cache block.
         wanted: attention backend of the configuration.
+        deterministic: a token's bits shall depend on nothing but its own sequence (`Backend.same_bits`).
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
     """
+    if device.type == "cuda" and deterministic:
+        return _choose_fixed_order(model, dtype, device, block_size, wanted)
+    backend = _choose(model, dtype, device, block_size, wanted)
+    if deterministic and not backend.same_bits:
+        reason = f"sums of {backend.name} follow the number of rows: {backend.reason}"
+        raise ModelError(f"model_loading_config.deterministic cannot be honoured: {reason}")
+    return backend
+
+
+def _choose(
+    model: DecoderWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    wanted: Literal["auto"] | CudaName,
+) -> Backend:
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
     if device.type == "cpu":
@@ -130,6 +149,32 @@ def _choose_cuda(
         except ModelError as error:
             raise ModelError(f"attention_backend {wanted!r} does not run here: {error}") from error
     return _layered(model, attention, *_cuda_layer_ops(device, dtype))
+
+
+def _choose_fixed_order(
+    model: DecoderWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    wanted: Literal["auto"] | CudaName,
+) -> Backend:
+    """Own kernels alone: those of other projects choose the order of their sums themselves."""
+    failed = "model_loading_config.deterministic cannot be honoured"
+    if wanted not in ("auto", "triton"):
+        raise ModelError(
+            f"{failed}: attention_backend {wanted!r} promises no order of its sums; take 'triton'"
+        )
+    fitting = _CudaAttention(model, dtype, device, block_size)
+    try:
+        own = fitting.choice("triton", "own kernels, pieces of contexts do not depend on the batch")
+        from server.ops.triton.attention import FixedOrderAttention
+        from server.ops.triton.fixed_order import FixedOrderBackend, objection
+    except (ImportError, ModelError) as error:
+        raise ModelError(f"{failed}: {error}") from error
+    reason = objection(model, dtype, torch.cuda.get_device_capability(device))
+    if reason is not None:
+        raise ModelError(f"{failed}: {reason}")
+    return FixedOrderBackend(replace(own, make=FixedOrderAttention))
 
 
 def _cuda_layer_ops(device: torch.device, dtype: torch.dtype) -> tuple[LayerOps, str]:

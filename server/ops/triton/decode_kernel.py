@@ -18,7 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def _load_tile(
+def load_tile(
     base, table, n, valid, d, block_stride, value_offset,
     BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
@@ -38,7 +38,7 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+def attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
     """(best, total, acc) of the online softmax after a tile of keys and values more."""
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
     scores = tl.where(valid[None, :], scores, float("-inf"))
@@ -58,7 +58,7 @@ def _piece_of(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
+def load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
     """Elements `d` of heads, the first ROTARY_DIM rotated: each with its partner in their other half."""
     x = tl.load(at, mask=mask, other=0.0)
     if ROTARY_DIM > 0:
@@ -71,7 +71,7 @@ def _load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
 
 
 @triton.jit
-def _begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
+def begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
     """(best, total, acc) of the online softmax after one key and value, or, where not `present`, none."""
     score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
     best = tl.where(present, cap_scores(score, SOFTCAP), float("-inf"))
@@ -81,7 +81,7 @@ def _begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _add_sink(sink, present, best, total, acc):
+def add_sink(sink, present, best, total, acc):
     """(best, total, acc) with one score more that has no value, where `present`; else as they were."""
     peak = tl.where(present, tl.maximum(best, sink), 0.0)
     fade = tl.where(present, tl.exp2(best - peak), 1.0)
@@ -120,7 +120,7 @@ def _merge(
 
 
 @triton.jit
-def _hand_in(
+def hand_in(
     acc, scale, partial, scales, arrivals, output, pair, split, live,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr, SPLITS: tl.constexpr,
     MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
@@ -171,7 +171,7 @@ def decode(
     base = cache + layer_offset + kv_head * HEAD_DIM
     n = begin + tl.arange(0, TILE)
     valid = n < end
-    k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+    k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
     cos, sin = d, d
     if ROTARY_DIM > 0:
         present = (d < ROTARY_DIM) & (position >= 0)
@@ -186,35 +186,35 @@ def decode(
     g = tl.arange(0, GROUP_TILE)
     q_mask = (g < GROUP)[:, None] & d_valid[None, :]
     at = query + sequence * query_stride + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-    q = _load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
+    q = load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
 
     first = split == 0
     mask = d_valid & first
     at = key + sequence * key_stride + kv_head * HEAD_DIM + d
-    k_new = _load_rotated(at, mask, d, cos, sin, ROTARY_DIM)
+    k_new = load_rotated(at, mask, d, cos, sin, ROTARY_DIM)
     v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
     block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
     at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
     tl.store(at, k_new, mask=mask)
     tl.store(at + value_offset, v_new, mask=mask)
 
-    best, total, acc = _begin_with(q, k_new, v_new, first, scale, SOFTCAP)
+    best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
     if sinks is not None:
         sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-        best, total, acc = _add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
-    best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
+        best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+    best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
-        k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-        best, total, acc = _attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
+        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     acc = acc / total[:, None]
     pair = sequence * KV_HEADS + kv_head
     if SPLITS == 1:
         at = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
         tl.store(at, acc.to(output.dtype.element_ty), mask=q_mask)
     else:
-        _hand_in(
+        hand_in(
             acc, best + tl.log2(total), partial, scales, arrivals, output, pair, split, live,
             GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
         )  # fmt: skip

@@ -88,6 +88,8 @@ def rotate_and_store(
     cache: Tensor,
     layer: int,
     batch: PagedBatch,
+    *,
+    fused: bool = True,
 ) -> None:
     """Rotate the chunks' queries in place; write their rotated keys and values to their places in `cache`.
 
@@ -96,6 +98,7 @@ def rotate_and_store(
         key, value: [tokens, kv_heads, head_dim], likewise.
         rotary: cosines and sines; None: nothing is rotated.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
+        fused: a product and a sum may be rounded as one, which is the compiler's choice.
     """
     tokens, heads, head_dim = query.shape
     kv_heads, first = key.shape[1], batch.num_decodes
@@ -112,5 +115,5 @@ def rotate_and_store(
         ROTARY_DIM=size, ROTARY_HALF=next_power_of_two(max(size // 2, 1)),
         REST=next_power_of_two(max(head_dim - size, 1)),
         HEAD_TILE=head_tile, KV_TILE=next_power_of_two(kv_heads), BLOCK_SIZE=cache.shape[3],
-        num_warps=4, **launch_options(cache.device),
+        num_warps=4, enable_fp_fusion=fused, **launch_options(cache.device),
     )  # fmt: skip

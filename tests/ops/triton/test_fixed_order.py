@@ -1,0 +1,168 @@
+"""Sums in one order: a row has the same bits alone and among others, in products and attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from server.ops.triton import fixed_decode, fixed_product
+from server.ops.triton.attention import FixedOrderAttention
+from server.ops.triton.fixed_product import COUNTERS, Cut, decode_product, group_of, prompt_product
+from server.ops.triton.norm import rms_norm
+from tests.ops.shapes import attention_shape
+from tests.ops.triton.checks import HALF, relative_error
+from tests.ops.triton.ordered import add_in_order
+from tests.ops.triton.scenes import check, check_batch, paged_batch, rotary_of
+
+
+@pytest.fixture(autouse=True)
+def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_in_order(monkeypatch)
+
+
+def operands(device: torch.device, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, weight and arrivals."""
+    x = torch.randn(rows, inputs, device=device).to(HALF)
+    weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(HALF)
+    return x, weight, torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def decoded(x: Tensor, weight: Tensor, arrivals: Tensor, **options: Any) -> Tensor:
+    outputs = len(weight) // (2 if options.get("gated") else 1)
+    y = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
+    if options.get("residual"):
+        y.copy_(torch.arange(y.numel()).view(y.shape) % 7)
+    decode_product(x, weight, y, arrivals, **options)
+    return y
+
+
+KINDS: list[dict[str, bool]] = [{}, {"gated": True}, {"residual": True}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "gated", "residual"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_decodes_have_the_same_bits_in_any_number(
+    device: torch.device, kind: dict[str, bool], bias: bool
+) -> None:
+    """On both sides of every border between tiles, in groups side by side and in turn."""
+    x, weight, arrivals = operands(device, 200, 520, 160)
+    assert group_of(80, 520) == 256 < 520
+    options: dict[str, Any] = dict(kind)
+    if bias:
+        options["bias"] = torch.randn(160, device=device).to(HALF)
+    whole = decoded(x, weight, arrivals, **options)
+    product = x.double() @ weight.double().T + (options["bias"].double() if bias else 0.0)
+    if kind.get("gated"):
+        gate, up = product.chunk(2, -1)
+        product = silu(gate) * up
+    if kind.get("residual"):
+        product += (torch.arange(whole.numel(), device=device).view(whole.shape) % 7).double()
+    assert relative_error(whole, product) < 1e-2
+    for rows in (1, 3, 17, 40, 64, 65, 130):
+        part = decoded(x[:rows], weight, arrivals, **options)
+        assert torch.equal(part, whole[:rows]), rows
+    assert not arrivals.any()
+
+
+def test_tiles_change_no_bit(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, arrivals = operands(device, 70, 600, 130)
+    found = []
+    for cut in (
+        Cut(64, 16, 256, 4, 3, True),
+        Cut(64, 64, 128, 4, 3, True),
+        Cut(128, 64, 64, 8, 3),
+        Cut(64, 128, 64, 4, 3),
+    ):
+        monkeypatch.setattr(fixed_product, "cut_for_decodes", lambda *_, cut=cut: cut)
+        found.append(decoded(x, weight, arrivals))
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_norm_within_the_product_is_that_before_it(device: torch.device, gated: bool) -> None:
+    x, weight, arrivals = operands(device, 1, 520, 128)
+    norm = torch.randn(520, device=device).to(HALF)
+    within = decoded(x, weight, arrivals, norm=norm, eps=1e-5, gated=gated)
+    apart = decoded(rms_norm(x, norm, 1e-5, warps=4), weight, arrivals, gated=gated)
+    assert torch.equal(within, apart)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_prompts_have_the_same_bits_in_any_number(device: torch.device, residual: bool) -> None:
+    x, weight, _ = operands(device, 300, 136, 90)
+    before = torch.randn(300, 90, device=device).to(HALF)
+
+    def product(rows: slice) -> Tensor:
+        y = before[rows].clone()
+        prompt_product(x[rows], weight, y, residual=residual)
+        return y
+
+    whole = product(slice(300))
+    expected = x.double() @ weight.double().T + (before.double() if residual else 0.0)
+    assert relative_error(whole, expected) < 1e-2
+    for begin, end in ((0, 1), (3, 70), (40, 300), (299, 300)):
+        assert torch.equal(product(slice(begin, end)), whole[begin:end])
+
+
+def test_groups_depend_on_the_weight_alone() -> None:
+    """Those of Llama 3 8B: enough programs for one row, and groups of whole units."""
+    for outputs, inputs in ((6144, 4096), (4096, 4096), (14336, 4096), (4096, 14336), (128256, 4096)):
+        group = group_of(outputs, inputs)
+        programs = -(-outputs // 64) * -(-inputs // group)
+        assert group % 256 == 0 and (programs >= 256 or group == 256)
+    assert group_of(128256, 4096) == 4096
+
+
+HEADS = [(4, 2, 64), (6, 2, 96), (8, 1, 128)]
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_attention(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int]
+) -> None:
+    for programs in (1, 1024):
+        monkeypatch.setattr(fixed_decode, "_PROGRAMS", programs)
+        monkeypatch.setattr(fixed_decode, "_SMALLEST", 64)
+        check(
+            device, HALF, heads, 16, [0, 15, 63, 64, 65, 130, 199], [(0, 20), (33, 180)], FixedOrderAttention
+        )
+
+
+def test_tokens_that_are_decoded_again(device: torch.device) -> None:
+    batch = paged_batch([9, 35, 36, 37, 38], [(0, 35)], 16, device)
+    batch.rows[1:5] = batch.rows[5]
+    batch.redone = 4
+    check_batch(device, HALF, (4, 2, 64), 16, batch, FixedOrderAttention)
+
+
+@pytest.mark.parametrize("programs", [1, 2, 1024])
+def test_decodes_attend_the_same_in_any_company(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
+    """However many programs share the pieces of a context."""
+    monkeypatch.setattr(fixed_decode, "_SMALLEST", 64)
+    monkeypatch.setattr(fixed_decode, "_PROGRAMS", programs)
+    batch = paged_batch([0, 70, 130, 199], [], 16, device)
+    together = attend(device, batch, slice(4))
+    monkeypatch.setattr(fixed_decode, "_PROGRAMS", 1024)
+    alone = [attend(device, batch, slice(index, index + 1)) for index in range(4)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def attend(device: torch.device, batch: Any, rows: slice) -> Tensor:
+    """What some decodes of a step attend to, with a cache and tokens that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch.tables.numel(), 1, 2, 16, 2, 64)
+    cache = torch.randn(shape, generator=generator).to(device, HALF)
+    joint = torch.randn(batch.num_decodes, 8, 64, generator=generator).to(device, HALF)
+    query, key, value = torch.split(joint, [4, 2, 2], 1)
+    backend = FixedOrderAttention(
+        attention_shape(4, 2, 64, 16, HALF, 1), [rotary_of(64, HALF, device)], cache
+    )
+    part = type(batch)(len(joint[rows]), batch.rows[rows], batch.positions[rows], batch.tables)
+    backend.prepare(part)
+    return backend.forward(0, query[rows], key[rows], value[rows])
