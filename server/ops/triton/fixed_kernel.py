@@ -17,6 +17,17 @@ def _weight_tile(at, inside, k, K, WHOLE: tl.constexpr):
 
 
 @triton.jit
+def _fetch_ahead(at, n, begin, N, K, OUTPUTS: tl.constexpr):
+    """Ask for what follows the first tile of weights, up to 256 inputs, to be brought to the L2 cache."""
+    i = tl.arange(0, 4 * OUTPUTS)
+    row, k = n + i % OUTPUTS, begin + i // OUTPUTS * 64
+    place = tl.where((row < N) & (k < K), row.to(tl.int64) * K + k, 0)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at + place], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _row_tile(x_at, norm, present, k, K, scale, NORM: tl.constexpr):
     """Rows of x at inputs `k`, rounded as `rms_norm` does where NORM says so."""
     value = tl.load(x_at, mask=present[:, None] & (k < K)[None, :], other=0.0)
@@ -66,8 +77,8 @@ def _finish(
 
 @triton.jit(do_not_specialize=["rows"])
 def in_parts(
-    x, norm, weight, bias, y, partials, arrivals, eps, rows, N, K, group, groups, x_stride, y_stride,
-    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, SPLIT: tl.constexpr,
+    x, norm, weight, bias, y, partials, arrivals, eps, rows, N, K, group, x_stride, y_stride,
+    OUTPUTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, WHOLE: tl.constexpr, GROUPS: tl.constexpr,
     NORM: tl.constexpr, BIASED: tl.constexpr, GATED: tl.constexpr, RESIDUAL: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -91,7 +102,10 @@ def in_parts(
     w = _weight_tile(w_at, inside, k, K, WHOLE)
     if GATED:
         w_up = _weight_tile(up_at, inside, k, K, WHOLE)
-    if PDL:
+    if PDL:  # memory shall not rest while the kernel in front ends
+        _fetch_ahead(weight, tile * OUTPUTS, begin, N, K, OUTPUTS)
+        if GATED:
+            _fetch_ahead(weight + N.to(tl.int64) * K, tile * OUTPUTS, begin, N, K, OUTPUTS)
         gdc_wait()
     scale = 1.0
     if NORM > 0:
@@ -110,7 +124,7 @@ def in_parts(
         if GATED:
             up = tl.dot(_weight_tile(up_at + step, inside, k + step, K, WHOLE), value, up)
     total, up = total.trans(), up.trans()
-    if SPLIT:
+    if GROUPS > 1:
         width = N * (2 if GATED else 1)
         place = partials + m.to(tl.int64)[:, None] * width + n[None, :]
         size = rows.to(tl.int64) * width
@@ -120,10 +134,10 @@ def in_parts(
             tl.store(place + part * size + N, up, mask=exists)
         tl.debug_barrier()  # all of the tile is written before its arrival is told
         counter = arrivals + tl.program_id(2) * tl.num_programs(0) + tile
-        if tl.atomic_add(counter, 1, sem="acq_rel") == groups - 1:
+        if tl.atomic_add(counter, 1, sem="acq_rel") == GROUPS - 1:
             total = tl.zeros((ROWS, OUTPUTS), tl.float32)
             up = total
-            for other in range(groups):
+            for other in tl.static_range(GROUPS):
                 total += tl.load(place + other * size, mask=exists, other=0.0, cache_modifier=".cg")
                 if GATED:
                     up += tl.load(place + other * size + N, mask=exists, other=0.0, cache_modifier=".cg")

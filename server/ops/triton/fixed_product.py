@@ -131,9 +131,9 @@ def decode_product(
     partials = torch.empty(shape, dtype=torch.float32, device=x.device) if groups > 1 else y
     in_parts[grid](
         x, x if norm is None else norm, weight, y if bias is None else bias, y, partials, arrivals, eps,
-        rows, outputs, inputs, group, groups, x.stride(0), y.stride(0),
+        rows, outputs, inputs, group, x.stride(0), y.stride(0),
         OUTPUTS=cut.outputs, ROWS=cut.rows, DEPTH=cut.depth,
-        WHOLE=outputs % cut.outputs == 0 and inputs % cut.depth == 0, SPLIT=groups > 1,
+        WHOLE=outputs % cut.outputs == 0 and inputs % cut.depth == 0, GROUPS=groups,
         NORM=0 if norm is None else next_power_of_two(inputs),
         BIASED=bias is not None, GATED=gated, RESIDUAL=residual,
         num_warps=cut.warps, num_stages=cut.stages, enable_fp_fusion=False, **launch_options(x.device),
