@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from server.checkpoints.errors import ModelError
 from server.continuous_batching import LLM, loaded_model
 from server.ops.backend import AttentionChoice
 from server.ops.triton.attention import FixedOrderAttention
@@ -66,3 +67,13 @@ def test_alone_and_in_a_batch(make: Any) -> None:
     for index in range(len(PROMPTS)):
         ask(together, index)
     assert told(together) == alone
+
+
+def test_on_a_cpu_it_always_holds_or_is_refused(tiny_model: Path) -> None:
+    def load(dtype: str) -> LLM:
+        loading = {"torch_dtype": dtype, "device": "cpu", "model_max_length": 64, "deterministic": True}
+        return LLM(tiny_model, model_loading_config=loading, cache_config={"num_blocks": 8})
+
+    assert load("bfloat16").capabilities["same_bits"]["promised"]
+    with pytest.raises(ModelError, match=r"deterministic cannot be honoured: sums of .* follow the number"):
+        load("float16")
