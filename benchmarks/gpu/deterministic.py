@@ -29,7 +29,8 @@ from benchmarks.same_bits.answers import Answerer, Asked, Told
 from utils.commands import with_interpreter
 
 BATCH = 64
-CHUNKS = (33, 100, 1000)
+CHUNKS = {33: 16, 100: 64, 1000: 64}
+"""Tokens of a chunk, and how many prompts of each kind go through chunks of that size."""
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "seeded": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
@@ -108,18 +109,26 @@ class Check:
         print(f"alone: {time.perf_counter() - begin:.1f} s", flush=True)
 
     def compare(
-        self, setting: str, engine: LoadedAnswerer, at_once: int = BATCH, *, cut: int = 0, note: Any = None
+        self,
+        setting: str,
+        engine: LoadedAnswerer,
+        at_once: int = BATCH,
+        *,
+        cut: int = 0,
+        most: int = BATCH,
+        note: Any = None,
     ) -> None:
         """Answer everything again.
 
         Args:
             cut: tokens of each answer that are there already.
+            most: requests of each kind.
             note: gives words on what happened.
         """
         begin, compared = time.perf_counter(), Compared()
         for kind, asked in self.asked.items():
             alone = self.alone[kind]
-            again = [dataclasses.replace(one, emitted=alone[one.name].tokens[:cut]) for one in asked]
+            again = [dataclasses.replace(one, emitted=alone[one.name].tokens[:cut]) for one in asked[:most]]
             told = engine.answer(again, at_once)
             for name, answer in told.items():
                 compared.add(alone[name], answer)
@@ -142,9 +151,9 @@ def check_with(shape: str, models: Path, llm: Any, count: int, tokens: int) -> d
     check.compare("in a batch of 7", engine, 7)
     check.compare("resumed", engine, cut=tokens // 2)
     whole = scheduler.limits
-    for chunk in CHUNKS:
+    for chunk, prompts in CHUNKS.items():
         scheduler.limits = dataclasses.replace(whole, chunk_tokens=chunk)
-        check.compare(f"in chunks of {chunk}", engine)
+        check.compare(f"in chunks of {chunk}", engine, most=prompts)
     scheduler.limits = whole
     scheduler.cache.prefix_cache = True
     engine.answer(check.asked["greedy"], BATCH)

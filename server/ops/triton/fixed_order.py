@@ -1,13 +1,10 @@
 """Everything of a model in one order of sums: for `deterministic` on GPUs.
 
-What was decoded has the bits of decodes, what was prompt those of prompts, whatever is computed beside them.
-So each product of a step with prompts is two: decodes by `decode_product`, the others by `prompt_product`.
-The head makes the scores of both as for decodes.
+Products and norms of a row are the same in any step. Attention of decodes and of prompts differs, so what was
+decoded is decoded again (`AttentionBackend.chunks_like_decodes`).
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +13,11 @@ from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
 from server.layers.spec import FeedForwardSpec
 from server.layers.weights import DecoderWeights
-from server.ops.attention import AttentionBackend
 from server.ops.backend import AttentionChoice, LayeredBackend
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.paged_attention import PagedAttention
-from server.ops.triton.fixed_product import COUNTERS, decode_product, normalises, prompt_product
-from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.fixed_product import normalises, product
+from server.ops.triton.norm import rms_norm
 
 _WARPS = 4
 """Of programs that normalise, on their own as within a product: the order of the sum depends on it."""
@@ -62,57 +57,32 @@ def _objection_to_linear(linear: LinearLayer) -> str | None:
 
 
 class FixedOrderOps(LayerOps):
-    """Layer arithmetic in which a row's bits do not depend on the rows beside it.
-
-    Attributes:
-        decodes: rows of the step at hand that are decodes; they come first.
-    """
+    """Layer arithmetic in which a row's bits do not depend on the rows beside it."""
 
     name = "triton, sums of one order"
-
-    def __init__(self) -> None:
-        self.decodes = 0
-        self._head: LinearLayer | None = None
-        self._arrivals = torch.empty(0, dtype=torch.int32)
-
-    def prepare(self, model: DecoderWeights, dtype: torch.dtype) -> dict[str, str] | None:
-        self._head = model.head
-        self._arrivals = torch.zeros(COUNTERS, dtype=torch.int32, device=model.embedding.device)
-        return super().prepare(model, dtype)
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         return rms_norm(rows, norm.weight, norm.spec.eps, warps=_WARPS).view(x.shape)
 
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
-        return self._product(x, linear)
+        return self.norm_linear(x, None, linear)
 
     def norm_linear(
         self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor | None = None
     ) -> Tensor:
-        if norm is not None and self._all_decodes(x, linear) and normalises(*x.shape):
-            return self._product(x, linear, out, norm)
-        return self._product(x if norm is None else self.norm(x, norm), linear, out)
+        if out is None:
+            out = torch.empty((len(x), len(linear.weight)), dtype=x.dtype, device=x.device)
+        self._product(x, norm, linear, out)
+        return out
 
     def norm_feed_forward(
         self, x: Tensor, norm: Norm | None, gate_up: LinearLayer, spec: FeedForwardSpec
     ) -> Tensor:
         if not (spec.gated and spec.activation == "silu" and spec.clamp is None):
             return between(self.norm_linear(x, norm, gate_up), spec)
-        weight, bias = gate_up.weight, gate_up.bias
-        inner = torch.empty((len(x), len(weight) // 2), dtype=x.dtype, device=x.device)
-        options: dict[str, Any] = {"bias": bias, "gated": True}
-        if norm is not None and self._all_decodes(x, gate_up) and normalises(*x.shape):
-            options |= {"norm": norm.weight, "eps": norm.spec.eps}
-        elif norm is not None:
-            x = self.norm(x, norm)
-        count = min(self.decodes, len(x))
-        if count:
-            decode_product(x[:count], weight, inner[:count], self._arrivals, **options)
-        if count < len(x):
-            both = torch.empty((len(x) - count, len(weight)), dtype=x.dtype, device=x.device)
-            prompt_product(x[count:], weight, both, bias=bias)
-            silu_mul(both, out=inner[count:])
+        inner = torch.empty((len(x), len(gate_up.weight) // 2), dtype=x.dtype, device=x.device)
+        self._product(x, norm, gate_up, inner, gated=True)
         return inner
 
     def linear_add(
@@ -126,53 +96,23 @@ class FixedOrderOps(LayerOps):
     ) -> Tensor:
         if norm is not None or scale != 1.0 or comm is not None:
             return super().linear_add(x, linear, residual, norm, scale, comm)
-        return self._product(x, linear, residual, residual=True)
-
-    def _all_decodes(self, x: Tensor, linear: LinearLayer) -> bool:
-        return linear is self._head or len(x) <= self.decodes
+        product(x, linear.weight, residual, bias=linear.bias, residual=True)
+        return residual
 
     def _product(
-        self,
-        x: Tensor,
-        linear: LinearLayer,
-        out: Tensor | None = None,
-        norm: Norm | None = None,
-        *,
-        residual: bool = False,
-    ) -> Tensor:
-        """``linear(norm(x))`` in `out`, or added to it; a norm only where all rows are decodes."""
+        self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor, *, gated: bool = False
+    ) -> None:
         weight, bias = linear.weight, linear.bias
-        if out is None:
-            out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
-        options: dict[str, Any] = {"bias": bias, "residual": residual}
-        count = len(x) if self._all_decodes(x, linear) else self.decodes
-        if count:
-            if norm is not None:
-                options |= {"norm": norm.weight, "eps": norm.spec.eps}
-            decode_product(x[:count], weight, out[:count], self._arrivals, **options)
-        if count < len(x):
-            prompt_product(x[count:], weight, out[count:], **options)
-        return out
+        if norm is not None and normalises(*x.shape):
+            product(x, weight, out, bias=bias, norm=norm.weight, eps=norm.spec.eps, gated=gated)
+        else:
+            product(x if norm is None else self.norm(x, norm), weight, out, bias=bias, gated=gated)
 
 
 class FixedOrderBackend(LayeredBackend):
-    """Tells the operations which rows are decodes."""
+    """Layers by `FixedOrderOps`, beside attention that keeps the same promise."""
 
     same_bits = True
-    layer_ops: FixedOrderOps
 
     def __init__(self, attention: AttentionChoice) -> None:
         super().__init__(attention, FixedOrderOps(), "deterministic: every sum has one order")
-
-    def forward(
-        self,
-        model: DecoderWeights,
-        token_ids: Tensor,
-        logit_rows: Tensor | None,
-        attention: AttentionBackend[Any],
-        out: Tensor | None = None,
-    ) -> Tensor:
-        paged = attention.groups[0]
-        assert isinstance(paged, PagedAttention)
-        self.layer_ops.decodes = paged.batch.num_decodes
-        return super().forward(model, token_ids, logit_rows, attention, out)

@@ -68,15 +68,14 @@ def _silu_mul(x, y, SIZE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr):
     tl.store(y + row * SIZE + i, value.to(y.dtype.element_ty), mask=i < SIZE)
 
 
-def silu_mul(x: Tensor, *, overlapped: bool = True, out: Tensor | None = None) -> Tensor:
+def silu_mul(x: Tensor, *, overlapped: bool = True) -> Tensor:
     """``silu(gate) · up`` of gates and ups side by side: [rows, 2 × size] → [rows, size].
 
     Args:
         overlapped: `launch_options`.
-        out: contiguous, takes the result instead of new memory.
     """
     rows, size = x.shape[0], x.shape[1] // 2
-    y = torch.empty((rows, size), dtype=x.dtype, device=x.device) if out is None else out
+    y = torch.empty((rows, size), dtype=x.dtype, device=x.device)
     _silu_mul[(rows, -(-size // 1024))](
         x, y, SIZE=size, TILE=1024, num_warps=4, **launch_options(x.device, overlapped=overlapped)
     )  # fmt: skip

@@ -38,7 +38,7 @@ triton_support.overlaps_launches = lambda device: True
 from benchmarks.gpu.skinny import Tiling, skinny
 from server.ops.attention import AttentionShape
 from server.ops.triton.attention import FixedOrderAttention, TritonAttention
-from server.ops.triton.fixed_product import COUNTERS, decode_product, prompt_product
+from server.ops.triton.fixed_product import product
 from server.sampling.triton.beams import best_continuations
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
@@ -95,16 +95,16 @@ if dtype != torch.float32:
     x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
     skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
     first = len(compiled)
-    arrivals, weight = torch.zeros(COUNTERS, dtype=torch.int32), tensor(128, 512)
-    for rows in (1, 40, 64, 65, 9000):
-        decode_product(tensor(rows, 512), weight, tensor(rows, 128), arrivals, residual=True)
-        decode_product(tensor(rows, 512), weight, tensor(rows, 64), arrivals, bias=tensor(128), gated=True)
-        prompt_product(tensor(rows, 512), weight, tensor(rows, 128))
-    decode_product(tensor(1, 512), weight, tensor(1, 64), arrivals, norm=tensor(512), eps=1e-5, gated=True)
+    weight, norm = tensor(128, 512), tensor(512)
+    for rows in (1, 64, 65, 9000):
+        product(tensor(rows, 512), weight, tensor(rows, 128), residual=True)
+        product(tensor(rows, 512), weight, tensor(rows, 64), bias=tensor(128), gated=True)
+    product(tensor(1, 512), weight, tensor(1, 64), norm=norm, eps=1e-5, gated=True)
+    product(tensor(9000, 512), tensor(4096, 512), tensor(9000, 4096))
     made = compiled[first:]
     # all by the same units, whose bits do not depend on the size of the tile
     assert all("wgmma.mma_async" in ptx and "mma.sync.aligned.m" not in ptx for _, ptx, _ in made)
-    assert {name for name, _, _ in made} == {"in_parts", "in_turn"}
+    assert {name for name, _, _ in made} == {"product_of_one", "product_of_many"}
 names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",

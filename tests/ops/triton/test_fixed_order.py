@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from server.ops.attention import AttentionShape
 from server.ops.triton import fixed_decode, fixed_product
 from server.ops.triton.attention import FixedOrderAttention
-from server.ops.triton.fixed_product import COUNTERS, Cut, decode_product, group_of, prompt_product
+from server.ops.triton.fixed_product import Cut, cut_for, product
 from server.ops.triton.norm import rms_norm
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import HALF, relative_error
@@ -26,19 +26,18 @@ def ordered(monkeypatch: pytest.MonkeyPatch) -> None:
     add_in_order(monkeypatch)
 
 
-def operands(device: torch.device, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, weight and arrivals."""
+def operands(device: torch.device, rows: int, inputs: int, outputs: int) -> tuple[Tensor, Tensor]:
+    """Rows and a weight."""
     x = torch.randn(rows, inputs, device=device).to(HALF)
-    weight = (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(HALF)
-    return x, weight, torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+    return x, (torch.randn(outputs, inputs, device=device) * inputs**-0.5).to(HALF)
 
 
-def decoded(x: Tensor, weight: Tensor, arrivals: Tensor, **options: Any) -> Tensor:
+def multiplied(x: Tensor, weight: Tensor, **options: Any) -> Tensor:
     outputs = len(weight) // (2 if options.get("gated") else 1)
     y = torch.empty(len(x), outputs, dtype=x.dtype, device=x.device)
     if options.get("residual"):
         y.copy_(torch.arange(y.numel()).view(y.shape) % 7)
-    decode_product(x, weight, y, arrivals, **options)
+    product(x, weight, y, **options)
     return y
 
 
@@ -47,79 +46,59 @@ KINDS: list[dict[str, bool]] = [{}, {"gated": True}, {"residual": True}]
 
 @pytest.mark.usefixtures("ordered")
 @pytest.mark.parametrize(("kind", "bias"), [*zip(KINDS, (False, True, True), strict=True)])
-def test_decodes_have_the_same_bits_in_any_number(
+def test_a_row_has_the_same_bits_among_any_number(
     device: torch.device, kind: dict[str, bool], bias: bool
 ) -> None:
-    """On both sides of every border between tiles, in groups side by side and in turn."""
-    x, weight, arrivals = operands(device, 200, 520, 160)
-    assert group_of(80, 520) == 256 < 520
+    """On both sides of every border between tiles."""
+    x, weight = operands(device, 200, 520, 160)
     options: dict[str, Any] = dict(kind)
     if bias:
         options["bias"] = torch.randn(160, device=device).to(HALF)
-    whole = decoded(x, weight, arrivals, **options)
-    product = x.double() @ weight.double().T + (options["bias"].double() if bias else 0.0)
+    whole = multiplied(x, weight, **options)
+    expected = x.double() @ weight.double().T + (options["bias"].double() if bias else 0.0)
     if kind.get("gated"):
-        gate, up = product.chunk(2, -1)
-        product = silu(gate) * up
+        gate, up = expected.chunk(2, -1)
+        expected = silu(gate) * up
     if kind.get("residual"):
-        product += (torch.arange(whole.numel(), device=device).view(whole.shape) % 7).double()
-    assert relative_error(whole, product) < 1e-2
-    for rows in (1, 17, 64, 65, 130):
-        part = decoded(x[:rows], weight, arrivals, **options)
-        assert torch.equal(part, whole[:rows]), rows
-    assert not arrivals.any()
+        expected += (torch.arange(whole.numel(), device=device).view(whole.shape) % 7).double()
+    assert relative_error(whole, expected) < 1e-2
+    for rows in (1, 2, 64, 65, 130):
+        assert torch.equal(multiplied(x[:rows], weight, **options), whole[:rows]), rows
 
 
 @pytest.mark.usefixtures("ordered")
 def test_tiles_change_no_bit(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, arrivals = operands(device, 70, 600, 130)
+    x, weight = operands(device, 70, 200, 130)
     found = []
     for cut in (
-        Cut(64, 16, 256, 4, 3, True),
-        Cut(64, 64, 128, 4, 3, True),
-        Cut(128, 64, 64, 8, 3),
-        Cut(64, 128, 64, 4, 3),
+        Cut(128, 256, 64, 8, 3),
+        Cut(128, 128, 64, 8, 4),
+        Cut(64, 64, 64, 4, 5),
+        Cut(64, 16, 128, 4, 4),
     ):
-        monkeypatch.setattr(fixed_product, "cut_for_decodes", lambda *_, cut=cut: cut)
-        found.append(decoded(x, weight, arrivals))
+        monkeypatch.setattr(fixed_product, "cut_for", lambda *_, cut=cut: cut)
+        found.append(multiplied(x, weight))
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_tiles_follow_the_number_of_rows() -> None:
+    """Those of Llama 3 8B: prompts take large tiles, few rows so small ones that many programs read."""
+    assert cut_for(8192, 4096, False) == Cut(128, 256, 64, 8, 3)
+    assert cut_for(8192, 14336, True) == Cut(128, 128, 64, 8, 4)
+    for rows in (2, 64, 65, 256):
+        cut = cut_for(rows, 4096, False)
+        assert -(-4096 // cut.outputs) * -(-rows // cut.rows) >= 120
+    assert cut_for(1, 4096, False).outputs == 16
 
 
 @pytest.mark.usefixtures("ordered")
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_norm_within_the_product_is_that_before_it(device: torch.device, gated: bool) -> None:
-    x, weight, arrivals = operands(device, 1, 520, 128)
+    x, weight = operands(device, 2, 520, 128)
     norm = torch.randn(520, device=device).to(HALF)
-    within = decoded(x, weight, arrivals, norm=norm, eps=1e-5, gated=gated)
-    apart = decoded(rms_norm(x, norm, 1e-5, warps=4), weight, arrivals, gated=gated)
-    assert torch.equal(within, apart)
-
-
-@pytest.mark.usefixtures("ordered")
-@pytest.mark.parametrize("residual", [False, True])
-def test_prompts_have_the_same_bits_in_any_number(device: torch.device, residual: bool) -> None:
-    x, weight, _ = operands(device, 300, 136, 90)
-    before = torch.randn(300, 90, device=device).to(HALF)
-
-    def product(rows: slice) -> Tensor:
-        y = before[rows].clone()
-        prompt_product(x[rows], weight, y, residual=residual)
-        return y
-
-    whole = product(slice(300))
-    expected = x.double() @ weight.double().T + (before.double() if residual else 0.0)
-    assert relative_error(whole, expected) < 1e-2
-    for begin, end in ((0, 1), (3, 70), (40, 300), (299, 300)):
-        assert torch.equal(product(slice(begin, end)), whole[begin:end])
-
-
-def test_groups_depend_on_the_weight_alone() -> None:
-    """Those of Llama 3 8B: enough programs for one row, and groups of whole units."""
-    for outputs, inputs in ((6144, 4096), (4096, 4096), (14336, 4096), (4096, 14336), (128256, 4096)):
-        group = group_of(outputs, inputs)
-        programs = -(-outputs // 64) * -(-inputs // group)
-        assert group % 256 == 0 and (programs >= 256 or group == 256)
-    assert group_of(128256, 4096) == 4096
+    within = multiplied(x[:1], weight, norm=norm, eps=1e-5, gated=gated)
+    apart = multiplied(rms_norm(x, norm, 1e-5, warps=4), weight, gated=gated)
+    assert torch.equal(within, apart[:1])
 
 
 HEADS = [(4, 2, 64), (6, 2, 96), (8, 1, 128)]
