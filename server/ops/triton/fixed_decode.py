@@ -2,7 +2,8 @@
 
 The kernel of `decode_kernel` cuts a context into as many pieces as the machine has programs to spare. Here
 the pieces are always the same, and where sequences are many, a program attends to several of a context, one
-after the other; the pieces of a context are merged in their order by the program that ends last.
+after the other. Pieces are merged one by one in their order: by the program that has all of them, or by the
+one that ends last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from server.ops.triton.decode_kernel import (
     add_sink,
     attend_tile,
     begin_with,
-    hand_in,
     load_rotated,
     load_tile,
 )
@@ -35,8 +35,6 @@ _PROGRAMS = 1024
 """About as many keep a data-centre GPU busy."""
 _TILE_ELEMENTS = 4096
 """Of the keys that a program reads at a time."""
-_MERGED = 8192
-"""Elements of pieces that are merged at a time."""
 
 
 @triton.jit
@@ -47,6 +45,33 @@ def fixed_piece(length, PIECES: tl.constexpr, SMALLEST: tl.constexpr):
 
 
 @triton.jit
+def _merge(best, total, acc, scale, part):
+    """(best, total, acc) of the pieces so far after one more, which weighs ``2 ** scale``."""
+    peak = tl.maximum(best, scale)
+    fade, weight = tl.exp2(best - peak), tl.exp2(scale - peak)
+    return peak, total * fade + weight, acc * fade[:, None] + part * weight[:, None]
+
+
+@triton.jit
+def _merge_stored(partial, scales, line, live, mask, d, HEAD_DIM: tl.constexpr, ROOM: tl.constexpr):
+    """The `live` pieces of heads `line`, merged: [heads, head_dim]."""
+    best = tl.full([line.shape[0]], float("-inf"), tl.float32)
+    total = tl.zeros([line.shape[0]], tl.float32)
+    acc = tl.zeros([line.shape[0], d.shape[0]], tl.float32)
+    for first in range(0, live, 4):
+        for beside in tl.static_range(4):  # asked for together; what is not there weighs nothing
+            there = first + beside < live
+            at = line * ROOM + tl.minimum(first + beside, live - 1)
+            # past the first-level cache, which knows nothing of other multiprocessors' stores
+            scale = tl.load(scales + at, cache_modifier=".cg")
+            part = tl.load(
+                partial + at[:, None] * HEAD_DIM + d[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+            )
+            best, total, acc = _merge(best, total, acc, tl.where(there, scale, float("-inf")), part)
+    return acc / total[:, None]
+
+
+@triton.jit
 def decode_in_pieces(
     query, key, value, cos_table, sin_table, sinks, cache, rows, positions, tables,
     partial, scales, arrivals, output,
@@ -54,8 +79,7 @@ def decode_in_pieces(
     GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr, TILE: tl.constexpr, PIECES: tl.constexpr, SMALLEST: tl.constexpr,
-    ROOM: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr, PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
+    ROOM: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (key head, every so manieth piece, sequence). ROOM: pieces that `partial` has room for.
 
@@ -101,6 +125,11 @@ def decode_in_pieces(
     tl.store(at + value_offset, v_new, mask=mask)
 
     pair = sequence * KV_HEADS + kv_head
+    target = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
+    line = pair * GROUP + tl.minimum(g, GROUP - 1)
+    all_best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
+    all_total = tl.zeros([GROUP_TILE], tl.float32)
+    all_acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
     for split in range(first_split, live, tl.num_programs(1)):
         begin = start + split * piece
         end = tl.minimum(begin + piece, position)
@@ -121,15 +150,21 @@ def decode_in_pieces(
             more = n < end
             k, v = load_tile(base, table, n, more, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
             best, total, acc = attend_tile(q, k, v, more, best, total, acc, scale, SOFTCAP, PRECISION)
-        acc = acc / total[:, None]
-        if live == 1:
-            target = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-            tl.store(target, acc.to(output.dtype.element_ty), mask=q_mask)
+        part, weight = acc / total[:, None], best + tl.log2(total)
+        if tl.num_programs(1) == 1:
+            all_best, all_total, all_acc = _merge(all_best, all_total, all_acc, weight, part)
         else:
-            hand_in(
-                acc, best + tl.log2(total), partial, scales, arrivals, output, pair, split, live,
-                GROUP, HEAD_DIM, DIM_TILE, ROOM, MERGE_HEADS, MERGE_TILE,
-            )  # fmt: skip
+            place = line * ROOM + split
+            tl.store(partial + place[:, None] * HEAD_DIM + d[None, :], part, mask=q_mask)
+            tl.store(scales + place, weight, mask=g < GROUP)
+            tl.debug_barrier()  # every thread has stored before one of them says so
+            if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
+                stored = _merge_stored(partial, scales, line, live, q_mask, d, HEAD_DIM, ROOM)
+                tl.store(target, stored.to(output.dtype.element_ty), mask=q_mask)
+                tl.store(arrivals + pair, 0)
+    if tl.num_programs(1) == 1:
+        merged = all_acc / all_total[:, None]
+        tl.store(target, merged.to(output.dtype.element_ty), mask=q_mask)
 
 
 class FixedDecodeAttention(DecodeAttention):
@@ -157,17 +192,15 @@ class FixedDecodeAttention(DecodeAttention):
         programs = min(room, next_power_of_two(triton.cdiv(_PROGRAMS, sequences * kv_heads)))
         scales = torch.empty((sequences, heads, room), dtype=torch.float32, device=cache.device)
         partial = torch.empty((*scales.shape, head_dim), dtype=torch.float32, device=cache.device)
-        merge_heads = next_power_of_two(group)
         decode_in_pieces[(kv_heads, programs, sequences)](
             query, key, value, cos, sin, sinks, cache,
             batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals_of(batch), output,
             query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
             layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
-            GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
+            GROUP=group, GROUP_TILE=max(next_power_of_two(group), 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
             DIM_TILE=dim_tile, BLOCK_SIZE=block_size, ROTARY_DIM=0 if cos is None else cos.shape[1],
             WINDOW=spec.window or 0, SOFTCAP=(spec.softcap or 0.0) * LOG2_E,
             TILE=_TILE_ELEMENTS // dim_tile, PIECES=_PIECES, SMALLEST=_SMALLEST, ROOM=room,
-            MERGE_HEADS=merge_heads, MERGE_TILE=max(min(_PIECES, _MERGED // (merge_heads * dim_tile)), 1),
             PRECISION="ieee", num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
             enable_fp_fusion=False,  # the compiler may fuse in one variant and not in another
             # what is read of the cache ahead of time is not to be of this step
