@@ -202,6 +202,7 @@ class FixedDecodeAttention(DecodeAttention):
             WINDOW=spec.window or 0, SOFTCAP=(spec.softcap or 0.0) * LOG2_E,
             TILE=_TILE_ELEMENTS // dim_tile, PIECES=_PIECES, SMALLEST=_SMALLEST, ROOM=room,
             PRECISION="ieee", num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
+            maxnreg=128,  # four programs a multiprocessor
             enable_fp_fusion=False,  # the compiler may fuse in one variant and not in another
             # what is read of the cache ahead of time is not to be of this step
             **launch_options(cache.device, overlapped=not batch.redone),

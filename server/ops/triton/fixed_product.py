@@ -44,7 +44,7 @@ class Cut:
 
 
 _ONE = Cut(1, 16, 256, 4, 6)
-_ONE_GATED = Cut(1, 16, 256, 4, 4)
+_ONE_GATED = Cut(1, 16, 128, 4, 6)
 _CUTS = (
     Cut(128, 256, 64, 8, 3),
     Cut(128, 128, 64, 8, 4),
