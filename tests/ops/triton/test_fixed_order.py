@@ -83,7 +83,7 @@ def test_tiles_change_no_bit(device: torch.device, monkeypatch: pytest.MonkeyPat
 
 def test_tiles_follow_the_number_of_rows() -> None:
     """Those of Llama 3 8B: prompts take large tiles, few rows so small ones that many programs read."""
-    assert cut_for(8192, 4096, False) == Cut(128, 256, 64, 8, 3)
+    assert cut_for(8192, 4096, False) == Cut(128, 256, 64, 8, 4)
     assert cut_for(8192, 14336, True) == Cut(128, 128, 64, 8, 4)
     for rows in (2, 64, 65, 256):
         cut = cut_for(rows, 4096, False)
