@@ -29,13 +29,13 @@ from benchmarks.same_bits.answers import Answerer, Asked, Told
 from utils.commands import with_interpreter
 
 BATCH = 64
-CHUNKS = {33: 16, 100: 64, 1000: 64}
+CHUNKS = {33: 8, 100: 40, 1000: 64}
 """Tokens of a chunk, and how many prompts of each kind go through chunks of that size."""
 KINDS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "seeded": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
 }
-TURNS = {"1b": {"W1": 3, "W2": 5, "W4": 3}, "8b": {"W1": 1, "W2": 3, "W4": 2}}
+TURNS = {"1b": {"W2": 5, "W4": 3, "W1": 3}, "8b": {"W2": 3, "W4": 2, "W1": 1}}
 """How often each workload is run with and without."""
 
 
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--parts", default="kernels,bits,speed", help="which of the three to do")
     arguments = parser.parse_args()
     shape, parts = arguments.shape, arguments.parts.split(",")
-    count, tokens = (64, 64) if shape == "1b" else (56, 40)
+    count, tokens = (64, 48) if shape == "1b" else (64, 32)
     result: dict[str, Any] = {
         "shape": shape,
         "device": torch.cuda.get_device_name(),
@@ -230,15 +230,15 @@ def main() -> None:
         write("kernels", examine(SHAPES[shape]))
         torch.cuda.empty_cache()
     blocks = int(1.05 * peak_blocks(workload("W1"), 16)) + 512
-    with_it = own.load(shape, arguments.models, deterministic=True, num_blocks=blocks)
+    with_it = own.load(shape, arguments.models, deterministic=True, beams=256, num_blocks=blocks)
     write("capabilities", with_it.capabilities)
     if "bits" in parts:
         write("with", check_with(shape, arguments.models, with_it, count, tokens))
-    without = own.load(shape, arguments.models, num_blocks=blocks)
-    if "bits" in parts:
-        write("without", check_without(without, count, tokens))
+    without = own.load(shape, arguments.models, beams=256, num_blocks=blocks)
     if "speed" in parts:
         write("turns", in_turns(shape, with_it, without))
+    if "bits" in parts:
+        write("without", check_without(without, count // 2, tokens))
 
 
 if __name__ == "__main__":
