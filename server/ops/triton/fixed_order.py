@@ -16,7 +16,7 @@ from server.layers.weights import DecoderWeights
 from server.ops.backend import AttentionChoice, LayeredBackend
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.triton.fixed_product import normalises, product
+from server.ops.triton.fixed_product import normalises, product, rows_of_cuts
 from server.ops.triton.norm import rms_norm
 
 _WARPS = 4
@@ -61,6 +61,12 @@ class FixedOrderOps(LayerOps):
 
     name = "triton, sums of one order"
 
+    def prepare(self, model: DecoderWeights, dtype: torch.dtype) -> dict[str, str] | None:
+        found = super().prepare(model, dtype)
+        if model.embedding.is_cuda:
+            _compile(model, dtype)
+        return found
+
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         return rms_norm(rows, norm.weight, norm.spec.eps, warps=_WARPS).view(x.shape)
@@ -79,7 +85,7 @@ class FixedOrderOps(LayerOps):
     def norm_feed_forward(
         self, x: Tensor, norm: Norm | None, gate_up: LinearLayer, spec: FeedForwardSpec
     ) -> Tensor:
-        if not (spec.gated and spec.activation == "silu" and spec.clamp is None):
+        if not _gates(spec):
             return between(self.norm_linear(x, norm, gate_up), spec)
         inner = torch.empty((len(x), len(gate_up.weight) // 2), dtype=x.dtype, device=x.device)
         self._product(x, norm, gate_up, inner, gated=True)
@@ -107,6 +113,32 @@ class FixedOrderOps(LayerOps):
             product(x, weight, out, bias=bias, norm=norm.weight, eps=norm.spec.eps, gated=gated)
         else:
             product(x if norm is None else self.norm(x, norm), weight, out, bias=bias, gated=gated)
+
+
+def _gates(spec: FeedForwardSpec) -> bool:
+    """Whether a feed-forward part has the gate that a product can apply."""
+    return spec.gated and spec.activation == "silu" and spec.clamp is None
+
+
+def _compile(model: DecoderWeights, dtype: torch.dtype) -> None:
+    """Multiply with weights of every shape in all tiles that there are: no request waits for a compiler.
+
+    Kernels of a single row are compiled when steps are captured.
+    """
+    seen, gates = set(), _gates(model.spec.layers[0].feed_forward)
+    for name, linear in model.named_modules():
+        if not isinstance(linear, LinearLayer):
+            continue
+        outputs, inputs = linear.weight.shape
+        adds, gated = name.endswith((".output", ".down")), gates and name.endswith(".gate_up")
+        if (kind := (outputs, inputs, linear.bias is not None, adds, gated)) in seen:
+            continue
+        seen.add(kind)
+        wide = outputs // 2 if gated else outputs
+        for rows in rows_of_cuts(wide, gated):
+            x = torch.zeros((rows, inputs), dtype=dtype, device=linear.weight.device)
+            y = torch.zeros((rows, wide), dtype=dtype, device=x.device)
+            product(x, linear.weight, y, bias=linear.bias, gated=gated, residual=adds)
 
 
 class FixedOrderBackend(LayeredBackend):

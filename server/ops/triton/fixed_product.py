@@ -75,6 +75,14 @@ def cut_for(rows: int, outputs: int, gated: bool) -> Cut:
     return _CUTS[-2] if rows > 64 or gated else _CUTS[-1]
 
 
+def rows_of_cuts(outputs: int, gated: bool) -> list[int]:
+    """For every `cut_for` several rows, the least number of rows that gets it."""
+    first: dict[Cut, int] = {}
+    for rows in (2, *range(65, 128 * _FULL, 64)):
+        first.setdefault(cut_for(rows, outputs, gated), rows)
+    return [*first.values()]
+
+
 def product(
     x: Tensor,
     weight: Tensor,

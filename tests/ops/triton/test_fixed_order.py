@@ -13,7 +13,7 @@ from torch.nn.functional import silu
 from server.ops.attention import AttentionShape
 from server.ops.triton import fixed_decode, fixed_product
 from server.ops.triton.attention import FixedOrderAttention
-from server.ops.triton.fixed_product import Cut, cut_for, product
+from server.ops.triton.fixed_product import Cut, cut_for, product, rows_of_cuts
 from server.ops.triton.norm import rms_norm
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import HALF, relative_error
@@ -89,6 +89,10 @@ def test_tiles_follow_the_number_of_rows() -> None:
         cut = cut_for(rows, 4096, False)
         assert -(-4096 // cut.outputs) * -(-rows // cut.rows) >= 120
     assert cut_for(1, 4096, False).outputs == 16
+    for outputs, gated in ((2560, False), (5632, True), (128256, False)):
+        rows = rows_of_cuts(outputs, gated)
+        cuts = {cut_for(n, outputs, gated) for n in rows}
+        assert len(rows) < 7 and {cut_for(n, outputs, gated) for n in range(2, 16385)} == cuts
 
 
 @pytest.mark.usefixtures("ordered")
