@@ -27,10 +27,20 @@ def random_weights(path: Path, model: Decoder, quantized: None = None) -> None:
             target.tensor.normal_(0.0, 0.02)
 
 
-def load(shape: str, directory: Path, *, num_blocks_cpu: int = 0, **cache: Any) -> Any:
+def load(
+    shape: str,
+    directory: Path,
+    *,
+    num_blocks_cpu: int = 0,
+    deterministic: bool = False,
+    beams: int = 512,
+    **cache: Any,
+) -> Any:
     """An `LLM` of that shape with random weights on the GPU.
 
     Args:
+        deterministic: the key of `model_loading_config`.
+        beams: sequences of a step.
         cache: keys of `cache_config`.
     """
     from server.continuous_batching import LLM
@@ -41,10 +51,14 @@ def load(shape: str, directory: Path, *, num_blocks_cpu: int = 0, **cache: Any) 
     with mock.patch("server.models.load.load_weights", random_weights):
         return LLM(
             path,
-            model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
-            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
+            model_loading_config={
+                "torch_dtype": "bfloat16", "model_max_length": 4096, "deterministic": deterministic,
+            },
+            batcher_config={
+                "batch_max_tokens": 16384, "batch_max_beams": beams, "prefill_chunk_tokens": 8192,
+            },
             cache_config={"enable_prefix_cache": False, "num_blocks_cpu": num_blocks_cpu, **cache},
-        )
+        )  # fmt: skip
 
 
 def run(llm: Any, load: Workload) -> float:

@@ -51,6 +51,9 @@ class ModelLoadingConfig(ConfigModel):
     """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
     attention_backend: Literal["auto", "triton", "flash", "varlen", "xformers"] = "auto"
     """On a GPU, what computes attention; auto: what was measured fastest of those that run there."""
+    deterministic: bool = False
+    """A token's bits depend on nothing but its own sequence, whatever is computed beside it; where that
+    cannot be had, loading fails. Own C++ kernels for CPUs always compute so; on a GPU it costs some speed."""
 
     @model_validator(mode="after")
     def _check_quantization(self) -> ModelLoadingConfig:

@@ -99,8 +99,15 @@ def load(config: ServerConfig) -> LoadedModel:
         model, dequantized = load_model(loading.source, checkpoint, dtype, device)
         cache = config.cache_config
         cache_dtype = CACHE_DTYPES.get(cache.cache_dtype, dtype)
-        wanted = loading.attention_backend
-        backend = choose_backend(model, dtype, device, cache.block_size, wanted, cache_dtype)
+        backend = choose_backend(
+            model,
+            dtype,
+            device,
+            cache.block_size,
+            loading.attention_backend,
+            cache_dtype,
+            deterministic=loading.deterministic,
+        )
         quantization = backend.prepare(model, dtype)
     weights = _both(quantization, dequantized)
     scales = CacheScales.read(path) if cache_dtype is not dtype else None

@@ -83,7 +83,7 @@ class Attention(AttentionWeights):
             found[self.sinks_name] = Target(self.sinks.data, axis=0)
         return found
 
-    def heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(self, qkv: Tensor, ops: LayerOps) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [tokens, heads, head_dim] from their joint projection."""
         if self.order is not None:
             qkv = qkv.index_select(1, self.order)
@@ -91,15 +91,11 @@ class Attention(AttentionWeights):
         query, key, value = torch.split(heads, self.heads_of_each, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
             if self.spec.norm_scope == "joint":
-                return self._jointly(self.query_norm, query), self._jointly(self.key_norm, key), value
-            query, key = self.query_norm(query), self.key_norm(key)
+                whole = ((query, self.query_norm), (key, self.key_norm))
+                query, key = (ops.norm(x.flatten(1), norm).view(x.shape) for x, norm in whole)
+                return query, key, value
+            query, key = ops.norm(query, self.query_norm), ops.norm(key, self.key_norm)
         return query, key, value
-
-    @staticmethod
-    def _jointly(norm: Norm, heads: Tensor) -> Tensor:
-        """[tokens, heads, head_dim], all heads of a token normalised as one."""
-        normalised: Tensor = norm(heads.flatten(1))
-        return normalised.view(heads.shape)
 
 
 class Layer(LayerWeights):
@@ -147,7 +143,7 @@ class Layer(LayerWeights):
         """The residual stream [tokens, hidden] after this layer."""
         spec, own = self.spec, self.attention
         qkv = ops.norm_linear(x, self.attention_norm, own.qkv)
-        attended = attention.forward(self.index, *own.heads(qkv), own.sinks)
+        attended = attention.forward(self.index, *own.heads(qkv, ops), own.sinks)
         inner = self._inward(x, ops) if spec.parallel else None  # now, for `x` may be added to in place
         x = ops.linear_add(attended, own.output, x, self.attention_post_norm, spec.residual_scale, comm)
         if inner is None:

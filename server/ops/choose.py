@@ -42,6 +42,8 @@ def choose_backend(
     block_size: int,
     wanted: Literal["auto"] | CudaName = "auto",
     cache_dtype: torch.dtype | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
@@ -51,10 +53,28 @@ def choose_backend(
         block_size: tokens a cache block.
         wanted: attention backend of the configuration.
         cache_dtype: of keys and values; None: that of activations.
+        deterministic: a token's bits shall depend on nothing but its own sequence (`Backend.same_bits`).
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
     """
+    if device.type == "cuda" and deterministic:
+        return _choose_fixed_order(model, dtype, device, block_size, wanted, cache_dtype)
+    backend = _choose(model, dtype, device, block_size, wanted, cache_dtype)
+    if deterministic and not backend.same_bits:
+        reason = f"sums of {backend.name} follow the number of rows: {backend.reason}"
+        raise ModelError(f"model_loading_config.deterministic cannot be honoured: {reason}")
+    return backend
+
+
+def _choose(
+    model: DecoderWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    wanted: Literal["auto"] | CudaName,
+    cache_dtype: torch.dtype | None,
+) -> Backend:
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
     if cache_dtype not in (None, dtype):
@@ -141,6 +161,35 @@ def _choose_cuda(
         except ModelError as error:
             raise ModelError(f"attention_backend {wanted!r} does not run here: {error}") from error
     return _layered(model, attention, *_cuda_layer_ops(model, fitting.device, fitting.dtype))
+
+
+def _choose_fixed_order(
+    model: DecoderWeights,
+    dtype: torch.dtype,
+    device: torch.device,
+    block_size: int,
+    wanted: Literal["auto"] | CudaName,
+    cache_dtype: torch.dtype | None,
+) -> Backend:
+    """Own kernels alone: those of other projects choose the order of their sums themselves."""
+    failed = "model_loading_config.deterministic cannot be honoured"
+    if wanted not in ("auto", "triton"):
+        raise ModelError(
+            f"{failed}: attention_backend {wanted!r} promises no order of its sums; take 'triton'"
+        )
+    if cache_dtype not in (None, dtype):
+        raise ModelError(f"{failed} with cache_config.cache_dtype: its kernels read the type of the weights")
+    fitting = _CudaAttention(model, dtype, device, block_size, None)
+    try:
+        own = fitting.choice("triton", "own kernels, pieces of contexts do not depend on the batch")
+        from server.ops.triton.attention import FixedOrderAttention
+        from server.ops.triton.fixed_order import FixedOrderBackend, objection
+    except (ImportError, ModelError) as error:
+        raise ModelError(f"{failed}: {error}") from error
+    reason = objection(model, dtype, torch.cuda.get_device_capability(device))
+    if reason is not None:
+        raise ModelError(f"{failed}: {reason}")
+    return FixedOrderBackend(replace(own, make=FixedOrderAttention))
 
 
 def _cuda_layer_ops(model: DecoderWeights, device: torch.device, dtype: torch.dtype) -> tuple[LayerOps, str]:

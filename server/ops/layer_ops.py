@@ -45,11 +45,16 @@ class LayerOps:
         y: Tensor = linear(x)
         return y
 
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """``norm(x)``, of the last dimension, where no product follows that it could be part of."""
+        y: Tensor = norm(x)
+        return y
+
     def norm_linear(
         self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor | None = None
     ) -> Tensor:
         """``linear(norm(x))``: [tokens, hidden] → [tokens, outputs], in `out` where it is given."""
-        y = self.linear(x if norm is None else norm(x), linear)
+        y = self.linear(x if norm is None else self.norm(x, norm), linear)
         return y if out is None else out.copy_(y)
 
     def norm_feed_forward(
@@ -90,7 +95,7 @@ class LayerOps:
         if comm is not None:
             y = comm.reduce(y)
         if norm is not None:
-            y = norm(y)
+            y = self.norm(y, norm)
         if scale != 1.0:
             y = y * scale
         return residual + y
@@ -98,7 +103,7 @@ class LayerOps:
     def experts(self, x: Tensor, norm: Norm | None, weights: ExpertsWeights, spec: FeedForwardSpec) -> Tensor:
         """What the experts make of ``norm(x)``, and the shared one: [tokens, hidden] → [tokens, hidden]."""
         assert spec.experts is not None
-        x = x if norm is None else norm(x)
+        x = x if norm is None else self.norm(x, norm)
         chosen, shares = route(self.linear(x, weights.router), spec.experts)
         y = self.chosen_experts(x, chosen, shares, weights, spec)
         if weights.shared is None:

@@ -82,7 +82,7 @@ def compute_with(
     """Let engines run on such attention and layer arithmetic."""
     choice = AttentionChoice(attention.name, attention, attention.capabilities, "a test")
     backend = LayeredBackend(choice, layer_ops, "a test")
-    monkeypatch.setattr(loaded_model, "choose_backend", lambda *_: backend)
+    monkeypatch.setattr(loaded_model, "choose_backend", lambda *_, **__: backend)
 
 
 def overlapped_llm(

@@ -12,6 +12,7 @@ from server.ops.attention import AttentionShape
 from server.ops.capabilities import Capabilities
 from server.ops.paged_attention import Chunks, PagedAttention, PagedBatch
 from server.ops.triton.decode_attention import DecodeAttention
+from server.ops.triton.fixed_decode import FixedDecodeAttention
 from server.ops.triton.prefill_attention import chunk_attention
 from server.ops.triton.rotary import rotate_and_store
 
@@ -29,10 +30,15 @@ class TritonAttention(PagedAttention):
         overlaps=True,
         float8_cache=True,
     )
+    fixed_order = False
+    """Whether a token's bits depend on nothing but its own sequence."""
 
     def __init__(self, shape: AttentionShape, rotaries: Sequence[Rotary], cache: Tensor) -> None:
         super().__init__(shape, rotaries, cache)
-        self._attend_decodes = DecodeAttention(cache, shape.cache_scales)
+        if self.fixed_order:
+            self._attend_decodes: DecodeAttention = FixedDecodeAttention(cache)
+        else:
+            self._attend_decodes = DecodeAttention(cache, shape.cache_scales)
         self._windows = any(spec.window is not None for spec in shape.layers)
 
     def _chunk_tables(self) -> Tensor:
@@ -50,7 +56,7 @@ class TritonAttention(PagedAttention):
         rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if batch.chunks is not None and batch.redone:
-            rotate_and_store(query, key, value, rotary, self.cache, layer, batch, self.shape.cache_scales)
+            self._rotate_and_store(query, key, value, rotary, layer)
         if batch.redone:  # for their keys and values; what they attend to is not all there yet
             begin = count - batch.redone
             part = PagedBatch(batch.redone, batch.rows[begin:], batch.positions[begin:], batch.tables)
@@ -61,13 +67,27 @@ class TritonAttention(PagedAttention):
             self._attend_decodes(layer, spec, rotary, batch, *decodes, sinks)
         if batch.chunks is not None:
             if not batch.redone:
-                rotate_and_store(query, key, value, rotary, self.cache, layer, batch, self.shape.cache_scales)
+                self._rotate_and_store(query, key, value, rotary, layer)
             self._attend_chunks(layer, query, batch.chunks, output, sinks)
         return output.flatten(1)
+
+    def _rotate_and_store(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layer: int
+    ) -> None:
+        """Of the chunks."""
+        scales, fused = self.shape.cache_scales, not self.fixed_order
+        rotate_and_store(query, key, value, rotary, self.cache, layer, self.batch, scales, fused=fused)
 
     def _attend_chunks(
         self, layer: int, query: Tensor, chunks: Chunks, output: Tensor, sinks: Tensor | None
     ) -> None:
         """Fill the rows of `output` behind those of the decodes."""
         spec, scales = self.shape.layers[layer], self.shape.cache_scales
-        chunk_attention(query, self.cache, layer, spec, self.batch, output, sinks, scales)
+        fused = not self.fixed_order
+        chunk_attention(query, self.cache, layer, spec, self.batch, output, sinks, scales, fused=fused)
+
+
+class FixedOrderAttention(TritonAttention):
+    """Decodes in pieces of their own sequence, chunks in tiles of it; every sum in one order."""
+
+    fixed_order = True

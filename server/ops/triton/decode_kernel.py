@@ -27,7 +27,7 @@ from server.ops.triton.float8_cache import (
 
 
 @triton.jit
-def _load_tile(
+def load_tile(
     base, table, n, valid, d, block_stride, value_offset,
     BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
@@ -53,7 +53,7 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _attend_tile(
+def attend_tile(
     q, k, v, valid, best, total, acc, odd, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
 ):  # fmt: skip
     """(best, total, acc, odd) of the online softmax after a tile of keys and values more.
@@ -82,7 +82,7 @@ def _piece_of(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
+def load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
     """Elements `d` of heads, the first ROTARY_DIM rotated: each with its partner in their other half."""
     x = tl.load(at, mask=mask, other=0.0)
     if ROTARY_DIM > 0:
@@ -95,7 +95,7 @@ def _load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
 
 
 @triton.jit
-def _begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
+def begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
     """(best, total, acc) of the online softmax after one key and value, or, where not `present`, none."""
     score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
     best = tl.where(present, cap_scores(score, SOFTCAP), float("-inf"))
@@ -105,7 +105,7 @@ def _begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _add_sink(sink, present, best, total, acc):
+def add_sink(sink, present, best, total, acc):
     """(best, total, acc) with one score more that has no value, where `present`; else as they were."""
     peak = tl.where(present, tl.maximum(best, sink), 0.0)
     fade = tl.where(present, tl.exp2(best - peak), 1.0)
@@ -144,7 +144,7 @@ def _merge(
 
 
 @triton.jit
-def _hand_in(
+def hand_in(
     acc, scale, partial, scales, arrivals, output, pair, split, live,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr, SPLITS: tl.constexpr,
     MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
@@ -195,7 +195,7 @@ def decode(
     base = cache + layer_offset + kv_head * HEAD_DIM
     n = begin + tl.arange(0, TILE)
     valid = n < end
-    k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+    k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
     cos, sin = d, d
     if ROTARY_DIM > 0:
         present = (d < ROTARY_DIM) & (position >= 0)
@@ -212,14 +212,14 @@ def decode(
     g = tl.arange(0, GROUP_TILE)
     q_mask = (g < GROUP)[:, None] & d_valid[None, :]
     at = query + sequence * query_stride + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-    q = _load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
+    q = load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
     q = to_multiply(q, cache_scales)
 
     first = split == 0
     mask = d_valid & first
     at = key + sequence * key_stride + kv_head * HEAD_DIM + d
     # a new token is seen as later ones will see it
-    k_new = as_stored(_load_rotated(at, mask, d, cos, sin, ROTARY_DIM), k_scale, cache_scales)
+    k_new = as_stored(load_rotated(at, mask, d, cos, sin, ROTARY_DIM), k_scale, cache_scales)
     v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
     v_new = as_stored(v_new, v_scale, cache_scales)
     block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
@@ -227,23 +227,23 @@ def decode(
     tl.store(at, k_new, mask=mask)
     tl.store(at + value_offset, v_new, mask=mask)
 
-    best, total, acc = _begin_with(q, k_new, v_new, first, scale, SOFTCAP)
+    best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
     if sinks is not None:
         sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-        best, total, acc = _add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+        best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
     odd = 0.0
     if cache_scales is not None:  # the new value is added at the end, for the others are in another order
         alone, new = best, acc
         acc = tl.zeros([GROUP_TILE, DIM_TILE // 2], tl.float32)
         odd = acc
-    best, total, acc, odd = _attend_tile(
+    best, total, acc, odd = attend_tile(
         q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
     )  # fmt: skip
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
-        k, v = _load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-        best, total, acc, odd = _attend_tile(
+        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        best, total, acc, odd = attend_tile(
             q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
         )  # fmt: skip
     if cache_scales is not None:
@@ -254,7 +254,7 @@ def decode(
         at = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
         tl.store(at, acc.to(output.dtype.element_ty), mask=q_mask)
     else:
-        _hand_in(
+        hand_in(
             acc, best + tl.log2(total), partial, scales, arrivals, output, pair, split, live,
             GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
         )  # fmt: skip

@@ -20,18 +20,21 @@ from server.ops.triton.float8_cache import scales_of, to_multiply
 
 @triton.jit
 def _attend_keys(
-    acc, total, best, q, query_position, begin, end, table, base,
+    acc, total, best, q, query_position, lowest, begin, end, table, base,
     block_stride, value_offset, scale,
     TOKEN_STRIDE: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
     TILE: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Take keys `begin` to `end` into the running softmax; MASKED: some queries do not see some of them."""
+    """Take keys `begin` to `end` into the running softmax; MASKED: some queries do not see some of them.
+
+    Keys before `lowest` are seen by none, and not read.
+    """
     d = tl.arange(0, DIM_TILE)
     for n0 in range(begin, end, TILE):
         n = n0 + tl.arange(0, TILE)
         if MASKED:
-            valid = n < end
+            valid = (n >= lowest) & (n < end)
             block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
         else:
             block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
@@ -74,6 +77,7 @@ def _attend_chunk(
     """Program (head, piece of a chunk).
 
     WINDOW, if not 0, is how many tokens each sees at most: what lies before all their windows is not read.
+    Tiles of keys begin at multiples of TILE, so that a query adds up the same wherever its chunk begins.
     """
     if PDL:
         gdc_launch_dependents()
@@ -104,22 +108,23 @@ def _attend_chunk(
     if WINDOW == 0:
         before = position // TILE * TILE  # keys that every query of the piece attends to
         inside = 0
+        lowest = 0
     else:
-        start = tl.maximum(position - WINDOW + 1, 0)  # of the first query's window; `latest`: of the last's
-        latest = tl.maximum(last - WINDOW, 0)
-        inside = start + tl.cdiv(latest - start, TILE) * TILE
-        before = start + (position - start) // TILE * TILE
-        inside = tl.minimum(inside, before)
+        lowest = tl.maximum(position - WINDOW + 1, 0)  # of the first query's window
+        latest = tl.maximum(last - WINDOW, 0)  # of the last one's
+        before = position // TILE * TILE
+        inside = tl.minimum(tl.cdiv(latest, TILE) * TILE, before)
         acc, total, best = _attend_keys(
-            acc, total, best, q, place, start, inside, table, base, block_stride, value_offset, scale,
+            acc, total, best, q, place, lowest, lowest // TILE * TILE, inside, table, base,
+            block_stride, value_offset, scale,
             KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, True, PRECISION,
         )  # fmt: skip
     acc, total, best = _attend_keys(
-        acc, total, best, q, place, inside, before, table, base, block_stride, value_offset, scale,
+        acc, total, best, q, place, lowest, inside, before, table, base, block_stride, value_offset, scale,
         KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, False, PRECISION,
     )  # fmt: skip
     acc, total, best = _attend_keys(
-        acc, total, best, q, place, before, last, table, base, block_stride, value_offset, scale,
+        acc, total, best, q, place, lowest, before, last, table, base, block_stride, value_offset, scale,
         KV_HEADS * HEAD_DIM, HEAD_DIM, DIM_TILE, BLOCK_SIZE, WINDOW, SOFTCAP, TILE, True, PRECISION,
     )  # fmt: skip
     acc = acc / total[:, None] * v_scale
@@ -135,6 +140,8 @@ def chunk_attention(
     output: Tensor,
     sinks: Tensor | None = None,
     cache_scales: Tensor | None = None,
+    *,
+    fused: bool = True,
 ) -> None:
     """Attend for the chunks of a step.
 
@@ -146,6 +153,7 @@ def chunk_attention(
         output: [tokens, heads, head_dim]; the chunks' rows are filled.
         sinks: [heads], where the layer has them.
         cache_scales: of a cache in FP8, as in `AttentionShape`.
+        fused: a product and a sum may be rounded as one, which the compiler does in some tiles only.
     """
     assert batch.chunks is not None
     heads, head_dim = query.shape[1:]
@@ -159,5 +167,5 @@ def chunk_attention(
         DIM_TILE=next_power_of_two(head_dim), BLOCK_SIZE=cache.shape[3], WINDOW=spec.window or 0,
         SOFTCAP=(spec.softcap or 0.0) * LOG2_E, QUERIES=QUERY_TILE,
         TILE=32 if wide else 64, PRECISION="ieee", num_warps=8, num_stages=1 if wide else 3,
-        **launch_options(cache.device),
+        enable_fp_fusion=fused, **launch_options(cache.device),
     )  # fmt: skip

@@ -98,6 +98,8 @@ def rotate_and_store(
     layer: int,
     batch: PagedBatch,
     cache_scales: Tensor | None = None,
+    *,
+    fused: bool = True,
 ) -> None:
     """Rotate the chunks' queries in place; write their rotated keys and values to their places in `cache`.
 
@@ -107,6 +109,7 @@ def rotate_and_store(
         rotary: cosines and sines; None: nothing is rotated.
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
         cache_scales: of a cache in FP8, as in `AttentionShape`.
+        fused: a product and a sum may be rounded as one, which is the compiler's choice.
     """
     tokens, heads, head_dim = query.shape
     kv_heads, first = key.shape[1], batch.num_decodes
@@ -124,5 +127,5 @@ def rotate_and_store(
         ROTARY_DIM=size, ROTARY_HALF=next_power_of_two(max(size // 2, 1)),
         REST=next_power_of_two(max(head_dim - size, 1)),
         HEAD_TILE=head_tile, KV_TILE=next_power_of_two(kv_heads), BLOCK_SIZE=cache.shape[3],
-        num_warps=4, **launch_options(cache.device),
+        num_warps=4, enable_fp_fusion=fused, **launch_options(cache.device),
     )  # fmt: skip

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from server.checkpoints.errors import ModelError
+from server.layers.spec import ExpertsSpec, FeedForwardSpec, NormSpec
+from server.models.decoder import Decoder
 from server.ops.choose import choose_backend
+from server.quantization.linear import QuantizedLinear
 from tests.ops.shapes import model_of
 
 
@@ -48,3 +52,42 @@ def test_what_no_backend_computes_is_refused_by_name(monkeypatch: pytest.MonkeyP
     for device in (cuda, torch.device("cpu"), torch.device("meta")):
         with pytest.raises(ModelError, match=r"attention to later tokens .*, keys and values of layer 0"):
             choose_backend(both, bf16, device, 16)
+
+
+def test_one_order_of_sums_or_a_reason_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, bf16 = torch.device("cuda"), torch.bfloat16
+    capability = (9, 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    model = decoder()
+
+    def refused(words: str, model: Decoder = model, dtype: torch.dtype = bf16, wanted: Any = "auto") -> None:
+        with pytest.raises(ModelError, match=f"deterministic cannot be honoured: .*{words}"):
+            choose_backend(model, dtype, cuda, 16, wanted, deterministic=True)
+
+    backend = choose_backend(model, bf16, cuda, 16, deterministic=True)
+    assert backend.same_bits and backend.describe()["attention"]["name"] == "triton"
+    assert not choose_backend(model, bf16, cuda, 16).same_bits
+    refused("'flash' promises no order", wanted="flash")
+    refused("float16 and bfloat16, not of float32", dtype=torch.float32)
+    refused("layer normalisation", decoder(NormSpec(1e-5, kind="layer")))
+    refused(r"60 inputs are no multiple of 8", decoder(inner=60))
+    refused("experts", decoder(experts=ExpertsSpec(4, 2)))
+    foreign = decoder()
+    foreign.computed_by = "transformers"
+    refused("modules of transformers", foreign)
+    quantized = decoder()
+    quantized.layers[0].feed_forward.down = QuantizedLinear()  # type: ignore[union-attr]
+    monkeypatch.setattr(QuantizedLinear, "format_name", "a test", raising=False)
+    refused("format a test follow", quantized)
+    capability = (10, 0)
+    refused("for Hopper")
+    with pytest.raises(ModelError, match="sums of torch follow the number of rows"):
+        choose_backend(model, torch.float16, torch.device("meta"), 16, deterministic=True)
+
+
+def decoder(norm: NormSpec | None = None, inner: int = 64, **fields: Any) -> Decoder:
+    """Without its numbers."""
+    spec = model_of(4, 2, 64).spec
+    norm, feed_forward = norm or spec.norm, FeedForwardSpec(inner, **fields)
+    layer = replace(spec.layers[0], feed_forward=feed_forward, attention_norm=norm, feed_forward_norm=norm)
+    return Decoder(replace(spec, layers=(layer,), norm=norm), torch.bfloat16, torch.device("meta"))

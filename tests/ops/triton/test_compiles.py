@@ -38,7 +38,8 @@ triton_support.overlaps_launches = lambda device: True
 
 from benchmarks.gpu.skinny import Tiling, skinny
 from server.ops.attention import AttentionShape
-from server.ops.triton.attention import TritonAttention
+from server.ops.triton.attention import FixedOrderAttention, TritonAttention
+from server.ops.triton.fixed_product import product as fixed_product
 from server.sampling.triton.beams import best_continuations
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
@@ -83,10 +84,11 @@ for heads, kv_heads, head_dim, decodes in (
     batch = paged_batch([5, 130] * (decodes // 2), [(0, 20)], 16, cpu)
     cache = tensor(batch.tables.numel(), 1, 2, 16, kv_heads, head_dim)
     shape = attention_shape(heads, kv_heads, head_dim, 16, dtype)
-    attention = TritonAttention(shape, [rotary_of(head_dim, dtype, cpu)], cache)
-    attention.prepare(batch)
-    tokens = len(batch.rows)
-    attention.forward(0, tensor(tokens, heads, head_dim), *(tensor(tokens, kv_heads, head_dim),) * 2)
+    for kind in (TritonAttention, FixedOrderAttention):
+        attention = kind(shape, [rotary_of(head_dim, dtype, cpu)], cache)
+        attention.prepare(batch)
+        tokens = len(batch.rows)
+        attention.forward(0, tensor(tokens, heads, head_dim), *(tensor(tokens, kv_heads, head_dim),) * 2)
 batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
 shape = AttentionShape((attention_spec(4, 2, 64, window=20, softcap=30.0, sinks=True),), 16, dtype)
 cache = tensor(batch.tables.numel(), 1, 2, 16, 2, 64)
@@ -96,6 +98,17 @@ attention.forward(0, *(tensor(len(batch.rows), count, 64) for count in (4, 2, 2)
 if dtype != torch.float32:
     x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
     skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
+    first = len(compiled)
+    weight, norm = tensor(128, 512), tensor(512)
+    for rows in (1, 64, 65, 9000):
+        fixed_product(tensor(rows, 512), weight, tensor(rows, 128), residual=True)
+        fixed_product(tensor(rows, 512), weight, tensor(rows, 64), bias=tensor(128), gated=True)
+    fixed_product(tensor(1, 512), weight, tensor(1, 64), norm=norm, eps=1e-5, gated=True)
+    fixed_product(tensor(9000, 512), tensor(4096, 512), tensor(9000, 4096))
+    made = compiled[first:]
+    # all by the same units, whose bits do not depend on the size of the tile
+    assert all("wgmma.mma_async" in ptx and "mma.sync.aligned.m" not in ptx for _, ptx, _ in made)
+    assert {name for name, _, _ in made} == {"product_of_one", "product_of_many"}
     weight, scales = tensor(256, 4096).to(torch.float8_e4m3fn), torch.zeros(256)
     quantize(tensor(3, 8192), RowScales(128), gated=True, overlapped=True)
     rows = quantize(tensor(3, 4096), RowScales(128), norm=tensor(4096), overlapped=True)
@@ -114,6 +127,7 @@ if dtype != torch.float32:
 names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
+    "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
     "_add_bias", "_penalise", "_count_tokens",
