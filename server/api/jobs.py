@@ -262,4 +262,7 @@ def checked(service: Service, call: Call) -> Call:
             # 503: the gateway learned of this server's weights before they changed, and shall ask another
             raise unavailable("the stream was begun with other weights", code="other_weights")
         checks.check_resume(size, config, call.resume.choices, call.choices)
+        if call.resume.cached_tokens > call.prompt_tokens:
+            message = f"resume: {call.resume.cached_tokens} cached tokens of {call.prompt_tokens} in prompts"
+            raise unprocessable(message, param="resume")
     return call

@@ -48,14 +48,15 @@ class StepOutput:
     """Everything that one step has to tell.
 
     Attributes:
-        started: ids of requests that left the waiting queue for the first time.
+        started: ids of requests that left the waiting queue for the first time, and how many tokens of the
+            prompt of each the cache had.
         prompts: reports on prompts; they precede the deltas.
         deltas: progress of answers.
         done: ids of requests whose answers are all complete.
         failures: requests that ended otherwise.
     """
 
-    started: list[str] = field(default_factory=list)
+    started: dict[str, int] = field(default_factory=dict)
     prompts: list[PromptReport] = field(default_factory=list)
     deltas: list[AnswerDelta] = field(default_factory=list)
     done: list[str] = field(default_factory=list)

@@ -195,10 +195,10 @@ class ContinuousBatchingService:
     def _on_report(self, report: messages.Report) -> None:
         now = asyncio.get_running_loop().time()
         output = report.output
-        for request_id in output.started:
+        for request_id, cached_tokens in output.started.items():
             stream = self._streams.get(request_id)
             if stream is not None:
-                stream.started = True
+                stream.started, stream.cached_tokens = True, cached_tokens
                 stream.queue_seconds = now - stream.submitted_at
                 self._metrics.observe_queue_time(stream.queue_seconds)
         for prompt in output.prompts:
