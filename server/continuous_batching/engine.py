@@ -170,6 +170,7 @@ class Engine:
         self._observe_timings()
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
             self._forget(request_id)
+        output.seconds = self._clock() - begin
         return output
 
     def _observe_timings(self) -> None:
