@@ -83,6 +83,10 @@ ENGINE_ALONE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: change(path / "config.json", rope_parameters={"rope_type": True, "rope_theta": 1e4}),
         "rope_parameters: rope_type is True",
     ),
+    "more rows than there is memory for": (
+        lambda path: change(path / "config.json", vocab_size=2**40),
+        "the memory does not suffice",
+    ),
     "a rope that nobody knows": (
         lambda path: change(path / "config.json", rope_parameters={"rope_type": "x", "rope_theta": 1e4}),
         "rope_parameters: rope scaling 'x' is not supported",
