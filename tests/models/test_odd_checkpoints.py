@@ -58,6 +58,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: change(path / "config.json", max_position_embeddings=-1),
         "max_position_embeddings",
     ),
+    "a tokenizer that is a model": (
+        lambda path: change(path / "tokenizer_config.json", tokenizer_class="LlamaForCausalLM"),
+        "tokenizer_config.json: tokenizer_class 'LlamaForCausalLM' is no tokenizer",
+    ),
     "no tokenizer": (lambda path: (path / "tokenizer.json").unlink(), "tokenizer"),
     "a width that is text": (lambda path: change(path / "config.json", hidden_size="32"), "hidden_size"),
 }
@@ -86,6 +90,10 @@ ENGINE_ALONE: dict[str, tuple[Callable[[Path], object], str]] = {
     "more rows than there is memory for": (
         lambda path: change(path / "config.json", vocab_size=2**40),
         "the memory does not suffice",
+    ),
+    "a rope without a number": (
+        lambda path: change(path / "config.json", rope_parameters={"rope_type": "default", "rope_theta": []}),
+        "rope_parameters: rope_theta is []",
     ),
     "a rope that nobody knows": (
         lambda path: change(path / "config.json", rope_parameters={"rope_type": "x", "rope_theta": 1e4}),
