@@ -42,6 +42,7 @@ class Resume(BaseModel):
     (`protocol.sse`). `created` is the time stamp of the first server's chunks; the chunk id follows
     from the request id. `weights` is the fingerprint of the first server's checkpoint, where it reported one:
     another checkpoint would continue with another answer. `sampling` are its defaults, if reported.
+    `cached_tokens` says how many tokens its prefix cache had of the prompts whose answers have begun.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -49,6 +50,7 @@ class Resume(BaseModel):
     created: Annotated[int, Field(ge=0, lt=2**63)]
     choices: list[ResumedChoice]
     weights: Annotated[str, Field(max_length=128)] | None = None
+    cached_tokens: Annotated[int, Field(ge=0)] = 0
     sampling: (
         dict[Literal["temperature", "top_k", "top_p", "min_p", "repetition_penalty"], int | float] | None
     ) = None

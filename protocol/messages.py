@@ -224,7 +224,7 @@ class AnswerBlock(BaseModel):
 
 
 class MessageUsage(BaseModel):
-    """Counts of tokens; reads of the prefix cache are not counted apart."""
+    """Counts of tokens; those that came from the prefix cache are not among `input_tokens`."""
 
     input_tokens: int
     output_tokens: int

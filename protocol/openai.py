@@ -82,6 +82,10 @@ class SharedRequest(Body):
     include_stop_str_in_output: Literal[False] | None = None
     spaces_between_special_tokens: Literal[True] | None = None
     truncate_prompt_tokens: None = None
+    return_tokens_as_token_ids: Literal[False] | None = None
+    logits_processors: None = None
+    kv_transfer_params: None = None
+    vllm_xargs: None = None
     # beyond OpenAI, as in GenerationConfig
     top_k: int | None = None
     min_p: float | None = None
@@ -184,6 +188,7 @@ class OpenAICompletionRequest(SharedRequest):
     best_of: int | None = None
     add_special_tokens: Literal[True] | None = None
     suffix: str | None = None
+    prompt_embeds: None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -230,6 +235,10 @@ class ChatCompletionRequest(SharedRequest):
     add_special_tokens: Literal[False] | None = None
     chat_template: None = None
     documents: None = None
+    echo: Literal[False] | None = None
+    include_reasoning: Literal[True] | None = None
+    mm_processor_kwargs: None = None
+    media_io_kwargs: None = None
     # beyond OpenAI, as vLLM has them
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -239,6 +248,8 @@ class ChatCompletionRequest(SharedRequest):
     def _check(self) -> ChatCompletionRequest:
         if self.tool_choice not in (None, "none", "auto") and not self.tools:
             raise FieldError("tool_choice", "needs tools")
+        if self.max_tokens is not None and self.max_completion_tokens not in (None, self.max_tokens):
+            raise FieldError("max_tokens", f"differs from max_completion_tokens {self.max_completion_tokens}")
         if self.top_logprobs and not self.logprobs:
             raise FieldError("top_logprobs", "needs logprobs to be true")
         return self

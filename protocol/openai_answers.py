@@ -10,6 +10,18 @@ from protocol.chat import AnswerToolCall, ChatFinishReason, ToolCallDelta
 from protocol.completion import FinishReason, Logprobs, PromptLogprobs, Usage
 
 
+class PromptTokensDetails(BaseModel):
+    """What is told of a prompt's tokens: how many came from the prefix cache when its answer was begun."""
+
+    cached_tokens: int
+
+
+class OpenAIUsage(Usage):
+    """Counts of tokens, as OpenAI has them."""
+
+    prompt_tokens_details: PromptTokensDetails
+
+
 class OpenAICompletionChoice(BaseModel):
     """One answer of ``/v1/completions``, or the next piece of it."""
 
@@ -31,7 +43,7 @@ class OpenAICompletionResponse(BaseModel):
     model: str
     system_fingerprint: str | None = None
     choices: list[OpenAICompletionChoice]
-    usage: Usage | None = None
+    usage: OpenAIUsage | None = None
 
 
 class ChatLogprob(BaseModel):
@@ -85,7 +97,7 @@ class ChatCompletionResponse(BaseModel):
     model: str
     system_fingerprint: str | None = None
     choices: list[ChatChoice]
-    usage: Usage
+    usage: OpenAIUsage
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
 
@@ -118,6 +130,6 @@ class ChatCompletionChunk(BaseModel):
     model: str
     system_fingerprint: str | None = None
     choices: list[ChatChunkChoice]
-    usage: Usage | None = None
+    usage: OpenAIUsage | None = None
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None

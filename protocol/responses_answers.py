@@ -38,7 +38,7 @@ class OutputItem(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """Counts of tokens; `cached_tokens` is not counted and always 0."""
+    """Counts of tokens; `cached_tokens` are those of the prompt that came from the prefix cache."""
 
     input_tokens: int
     input_tokens_details: dict[str, int]

@@ -7,7 +7,8 @@ When a gateway asks for it (`headers.STREAM_CHECKPOINT`), every event starts wit
 ``: tokens INDEX ID,ID,…[ .]`` for each answer that it advances: the token ids whose text the
 stream has dealt with once the event is out (all of them since the last event, text held back
 included), and a dot where the answer is finished. SSE clients skip comments. From them the
-gateway builds a `Resume`.
+gateway builds a `Resume`. With the first event of a prompt's answers comes a line ``: cached COUNT``, where
+that many of its tokens came from the cache: clients are told so, and a peer that goes on tells them the same.
 
 Events that belong together, because one token caused all of them, are handed on together or not at
 all: each but the last starts with ``: more``, and the last has the checkpoint. Where a stream does not
@@ -34,6 +35,8 @@ END = b": end\n"
 """Before the last event of a stream without ``[DONE]``."""
 
 _MARK = b": tokens "
+_CACHED = b": cached "
+_COUNT = re.compile(rb": cached (\d{1,9})")
 _CHECKPOINT = re.compile(rb": tokens (\d{1,9}) ((?:\d{1,10}(?:,\d{1,10})*)?)( \.)?")
 _TOKEN_IDS = 2**31
 
@@ -68,6 +71,27 @@ def checkpoint(index: int, token_ids: Sequence[int], finished: bool) -> bytes:
     """The comment line that says how far answer `index` has come."""
     ids = ",".join(map(str, token_ids))
     return f": tokens {index} {ids}{' .' if finished else ''}\n".encode()
+
+
+def cached(count: int) -> bytes:
+    """The comment line that says that `count` more tokens of prompts came from the cache."""
+    return b": cached %d\n" % count
+
+
+def read_cached(data: bytes) -> int:
+    """How many tokens of prompts came from the cache, by the comments in whole events.
+
+    Raises:
+        ValueError: a comment looks like such a line and is none.
+    """
+    total = 0
+    for line in data.splitlines() if _CACHED in data else ():
+        if line.startswith(_CACHED):
+            match = _COUNT.fullmatch(line)
+            if match is None:
+                raise ValueError(f"no count of cached tokens: {line[:80]!r}")
+            total += int(match.group(1))
+    return total
 
 
 def read_checkpoints(data: bytes) -> Iterable[tuple[int, list[int], bool]]:

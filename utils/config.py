@@ -34,6 +34,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from utils.addresses import redacted
+from utils.not_json import explain
 
 Location = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
@@ -84,7 +85,7 @@ logged or dumped. Its text is `get_secret_value()`."""
 
 def _resolve(path: str, info: ValidationInfo) -> str:
     """`path` against the directory of the file that holds it (else the working directory)."""
-    directory = (info.context or {}).get(_DIRECTORY, Path.cwd())
+    directory = (info.context or {}).get(_DIRECTORY) or Path.cwd()  # which may be gone
     return os.path.normpath(os.path.join(directory, os.path.expanduser(path)))
 
 
@@ -184,8 +185,7 @@ class _Document:
         except RecursionError:
             raise ConfigError(f"{path}: not valid JSON: nested too deeply") from None
         except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else 1
-            raise ConfigError(f"{path}:{line}: not valid JSON: {error.problem}") from None
+            raise ConfigError(f"{path}:{explain(document.text, error)}") from None
         except yaml.YAMLError as error:
             raise ConfigError(f"{path}: not valid JSON: {str(error).splitlines()[0]}") from None
         return document

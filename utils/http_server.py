@@ -19,6 +19,7 @@ from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]
 
 from protocol.errors import ApiError, bad_request, head_too_large, target_too_long
 from utils.access_log import Throttle, log_malformed
+from utils.http_framing import frame_as_asked
 from utils.http_head import check_head, take_host_from_target
 from utils.http_limits import HEAD_BYTES, HttpLimits, allow_open_files
 from utils.http_transport import JoiningTransport
@@ -237,6 +238,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise
         take_host_from_target(self.url, self.headers)
         super().on_headers_complete()
+        frame_as_asked(self.cycle)
         self._in_head = False
         # an answer that does not wait for the end of the request is the last one
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
@@ -283,10 +285,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
         "http": HttpProtocol,
-        # there are no websockets
-        "ws": "none",
-        # no service looks at the client's address
-        "proxy_headers": False,
+        "ws": "none",  # there are none
+        "proxy_headers": False,  # no service looks at the client's address
         "server_header": False,
     }
 

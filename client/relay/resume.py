@@ -16,9 +16,10 @@ from client.health.replica import Replica
 from client.requests.request import InferenceRequest
 from client.upstream.parse import digits
 from protocol.completion import Resume, ResumedChoice
-from protocol.sse import DONE, END, MORE, read_checkpoints
+from protocol.sse import DONE, END, MORE, read_cached, read_checkpoints
 
 _MARK = b": tokens "
+_CACHED = b": cached "
 _COMMENT = b": "
 _LATER_COMMENT = b"\n" + _COMMENT
 _AT_END = re.compile(b"^" + END, re.MULTILINE)
@@ -27,6 +28,8 @@ _END = b"\n\n"
 _CREATED = re.compile(rb'"created(?:_at)?": ?(\d+)')
 _TEXT = re.compile(rb'"(?:text|content|reasoning_content|thinking|arguments|partial_json|delta)": ?"[^"]')
 _ERROR_EVENT = b"event: error\n"
+_LATER_FIELDS = {"weights", "cached_tokens", "sampling"}
+"""Those of a record that older servers do not know."""
 
 
 class Journal:
@@ -115,6 +118,8 @@ class Journal:
             if line.startswith(_MARK):
                 self._checkpoints.append(line)
                 tokens += line.count(b",") + 1
+            elif line.startswith(_CACHED):
+                self._checkpoints.append(line)
             elif line not in (MORE, END):
                 kept.append(line)
         shown = b"".join(kept)
@@ -145,7 +150,8 @@ class Journal:
         if self._blind:
             raise ValueError("text came without a checkpoint")
         resumed = [ResumedChoice() for _ in range(choices)]
-        for index, token_ids, finished in read_checkpoints(b"".join(self._checkpoints)):
+        checkpoints = b"".join(self._checkpoints)
+        for index, token_ids, finished in read_checkpoints(checkpoints):
             if index >= len(resumed):
                 raise ValueError(f"a checkpoint of answer {index} among {len(resumed)}")
             if resumed[index].finished:
@@ -154,8 +160,12 @@ class Journal:
             resumed[index].finished = finished
         created = now if self._created is None else self._created
         defaults = None if self.sampling is None else orjson.loads(self.sampling)
-        return Resume.model_validate(
-            {"created": created, "choices": resumed, "weights": self.weights, "sampling": defaults}
+        return Resume(
+            created=created,
+            choices=resumed,
+            weights=self.weights,
+            cached_tokens=read_cached(checkpoints),
+            sampling=defaults,
         )
 
     def resumable(self, choices: int) -> bool:
@@ -187,9 +197,8 @@ def resumed_body(fields: dict[str, Any], resume: Resume, *, checks_weights: bool
     """The request `fields` as JSON, asking to go on from `resume`.
 
     Args:
-        checks_weights: whether the server that gets it knows of fingerprints; an older one refuses the field.
+        checks_weights: whether the server that gets it knows of fingerprints; an older one refuses the fields
+            that came with them.
     """
-    record = resume.model_dump(
-        exclude_none=True, exclude=set() if checks_weights else {"weights", "sampling"}
-    )
+    record = resume.model_dump(exclude_none=True, exclude=set() if checks_weights else _LATER_FIELDS)
     return orjson.dumps({**fields, "resume": record})

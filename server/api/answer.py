@@ -15,7 +15,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from protocol import sse
-from protocol.completion import Usage
 from protocol.error_shapes import error_body
 from protocol.errors import ApiError, internal
 from protocol.headers import CACHE_SALT, STREAM_CHECKPOINT
@@ -24,7 +23,7 @@ from server.api.jobs import Call, work
 from server.api.live import LiveRequests
 from server.api.metrics import RequestMetrics
 from server.api.service import Delta, Service
-from server.api.shapes import Shape
+from server.api.shapes import Shape, TokenCounts
 from server.api.writing import EventWriter, already_sent
 from utils.http_errors import CLIENT_CLOSED_REQUEST
 
@@ -83,9 +82,12 @@ async def _whole(context: Context, request_id: str, call: Call, shape: Shape) ->
     if call.reader is not None:
         for answer in answers:
             call.reader.read(answer)
-    completion_tokens = sum(len(delta.token_ids) for delta in answers)
-    usage = Usage.of(call.prompt_tokens, completion_tokens)
-    return await work(8 * call.prompt_reports, lambda: shape.whole(answers, usage))
+    counts = TokenCounts(
+        prompt=call.prompt_tokens,
+        cached=sum(delta.cached_tokens for delta in answers[:: call.config.num_choices]),
+        completion=sum(len(delta.token_ids) for delta in answers),
+    )
+    return await work(8 * call.prompt_reports, lambda: shape.whole(answers, counts))
 
 
 class EventStream(Response):

@@ -83,6 +83,7 @@ def extend(delta: Delta, more: Delta) -> None:
     delta.text += more.text
     delta.token_ids += more.token_ids
     delta.finish_reason = more.finish_reason
+    delta.cached_tokens = more.cached_tokens
     if more.parts is not None:
         delta.parts = join(delta.parts or [], more.parts)
     if more.logprobs is not None:

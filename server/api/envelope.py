@@ -24,7 +24,6 @@ def envelope(request: Request, body: SharedRequest, call: Call, fingerprint: str
         request_id=request.state.request_id,
         created=created_at(call),
         model=body.model,
-        prompt_tokens=call.prompt_tokens,
         stream_options=body.stream_options,
         fingerprint=None if fingerprint is None else f"fp_{fingerprint[:FINGERPRINT_CHARACTERS]}",
     )

@@ -10,7 +10,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from protocol.completion import CompletionRequest, Resume, ResumedChoice
-from protocol.errors import from_validation, model_not_found, unavailable, unprocessable
+from protocol.errors import ApiError, from_validation, model_not_found, unavailable, unprocessable
 from protocol.generation import GenerationConfig
 from protocol.openai import OpenAICompletionRequest, OpenAIPrompt, SharedRequest
 from server.api.reading import AnswerReader
@@ -243,7 +243,16 @@ def openai_config(
     try:
         return request.model_copy(update=missing).generation_config(max_new_tokens, logprobs)
     except ValidationError as error:
-        raise from_validation(error) from None
+        raise _as_asked(from_validation(error)) from None
+
+
+def _as_asked(error: ApiError) -> ApiError:
+    """`error`, which names an option of `GenerationConfig`, as the request calls it."""
+    option = error.body.param
+    if option is None or (field := openai_field(option)) == option:
+        return error
+    message = error.body.message.replace(f"{option}: ", f"{field}: ", 1)
+    return unprocessable(message, param=field, code=error.body.code)
 
 
 def checked(service: Service, call: Call) -> Call:
@@ -262,4 +271,7 @@ def checked(service: Service, call: Call) -> Call:
             # 503: the gateway learned of this server's weights before they changed, and shall ask another
             raise unavailable("the stream was begun with other weights", code="other_weights")
         checks.check_resume(size, config, call.resume.choices, call.choices)
+        if call.resume.cached_tokens > call.prompt_tokens:
+            message = f"resume: {call.resume.cached_tokens} cached tokens of {call.prompt_tokens} in prompts"
+            raise unprocessable(message, param="resume")
     return call

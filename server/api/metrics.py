@@ -49,24 +49,22 @@ class RequestMetrics:
             return Counter(f"vllm:{name}", text, ["model_name"], registry=registry).labels(model)
 
         self.first_token = histogram(
-            "time_to_first_token_seconds", "Time to the first token of a stream.", _FIRST_TOKEN_BUCKETS
+            "time_to_first_token_seconds", "Time to the first token.", _FIRST_TOKEN_BUCKETS
         )
         self.per_token = histogram(
             "request_time_per_output_token_seconds",
-            "Mean time per token of a stream after its first.",
+            "Mean time per token after the first.",
             _PER_TOKEN_BUCKETS,
         )
         self.inter_token = histogram(
-            "inter_token_latency_seconds", "Time from one token of a stream to the next.", _PER_TOKEN_BUCKETS
+            "inter_token_latency_seconds",
+            "Time from one token to the next; of a whole answer, the mean.",
+            _PER_TOKEN_BUCKETS,
         )
         self.latency = histogram("e2e_request_latency_seconds", "Time from request to its last token.")
         self.inference = histogram("request_inference_time_seconds", "The same without the queue.")
-        self.prefill = histogram(
-            "request_prefill_time_seconds", "Time from the queue to the first token of a stream."
-        )
-        self.decode = histogram(
-            "request_decode_time_seconds", "Time from the first token of a stream to its last."
-        )
+        self.prefill = histogram("request_prefill_time_seconds", "Time from the queue to the first token.")
+        self.decode = histogram("request_decode_time_seconds", "Time from the first token to the last.")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
         self.generated = counter("generation_tokens", "Tokens generated.")
         self.prompt_length = histogram("request_prompt_tokens", "Prompt tokens of a request.", _LENGTHS)
@@ -113,7 +111,9 @@ class _Measured:
         self._metrics = metrics
         self._call = call
         self._start = metrics.clock()
+        self._answered = False
         self._first: float | None = None
+        """When its first token came, where that is known."""
         self._queued: float | None = None
         self._last: dict[int, float] = {}  # by answer
         self._tokens: dict[int, int] = {}
@@ -123,15 +123,23 @@ class _Measured:
     def observe(self, delta: Delta) -> None:
         """The next piece of an answer has come."""
         metrics, now = self._metrics, self._metrics.clock()
-        if self._first is None:
-            self._first = now
+        if not self._answered:
+            self._answered = True
             metrics.prompt_tokens.inc(self._call.prompt_tokens)
+            if self._call.stream:
+                self._first = now
+        if delta.first_token_seconds is not None:
+            first = self._start + delta.first_token_seconds
+            self._first = first if self._first is None else min(first, self._first)
         if self._queued is None:
             self._queued = delta.queue_seconds
         if count := len(delta.token_ids):
             metrics.generated.inc(count)
-            if self._call.stream and (last := self._last.get(delta.index)) is not None:
+            last = self._last.get(delta.index) if self._call.stream else None
+            if last is not None:
                 metrics.inter_token.observe((now - last) / count)
+            elif delta.first_token_seconds is not None and count > 1:
+                metrics.inter_token.observe((now - self._start - delta.first_token_seconds) / (count - 1))
             self._last[delta.index] = now
             self._tokens[delta.index] = self._tokens.get(delta.index, 0) + count
         if delta.finish_reason is not None:
@@ -150,7 +158,7 @@ class _Measured:
         metrics.answers.observe(call.config.num_choices)
         if self._queued is not None:
             metrics.inference.observe(max(0.0, end - self._start - self._queued))
-        if call.stream and self._first is not None:
+        if self._first is not None:
             metrics.first_token.observe(self._first - self._start)
             metrics.decode.observe(end - self._first)
             if self._queued is not None:

@@ -60,6 +60,10 @@ class Delta:
     """Of the prompt's tokens from the second on, where they are wanted; with the first piece of an answer."""
     queue_seconds: float | None = None
     """How long the job had to wait, where the service knows; in a first piece."""
+    first_token_seconds: float | None = None
+    """How long the job's first token took, where the piece is a whole answer and the service knows."""
+    cached_tokens: int = 0
+    """How many tokens of the job's prompt the prefix cache had when the job was begun; in every piece."""
     parts: list[Part] | None = None
     """`text`, sorted (`server.text.formats`); None where answers are plain text."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -23,6 +23,15 @@ from server.text.tokenizer import Tokenizer
 Json = dict[str, Any]
 
 
+class TokenCounts(NamedTuple):
+    """Tokens of a request as far as it is answered; a prompt counts once, however many answers it has."""
+
+    prompt: int
+    cached: int
+    """Those of the prompts that the prefix cache had."""
+    completion: int
+
+
 class Shape(Protocol):
     """The answers of one request in the terms of one API, as JSON."""
 
@@ -32,21 +41,21 @@ class Shape(Protocol):
     """Whether events depend on those before: a stream that is resumed is then written anew, unsent, up
     to where it was cut."""
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         """A stream's events for the next piece of an answer; at least one.
 
         Args:
             delta: the piece.
             first: nothing of its answer was sent yet.
-            tokens: generated tokens of all answers that the stream has dealt with, with this piece.
+            counts: what the stream has dealt with, with this piece.
         """
         ...
 
-    def last_event(self, usage: Usage) -> bytes | None:
+    def last_event(self, counts: TokenCounts) -> bytes | None:
         """The event after all answers, where one is wanted."""
         ...
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
         """The body of an answer that is not streamed."""
         ...
 
@@ -112,15 +121,19 @@ class NativeShape:
             choice["logprobs"] = self._logprobs.write(delta.index, delta.logprobs)
         return choice | self._prompt.fields(delta)
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         return [(None, orjson.dumps({"choices": [self._choice(delta)]}))]
 
-    def last_event(self, usage: Usage) -> bytes | None:
-        return orjson.dumps({"choices": [], "usage": usage.model_dump()})
+    def last_event(self, counts: TokenCounts) -> bytes | None:
+        return orjson.dumps({"choices": [], "usage": _usage(counts)})
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
         choices = [self._choice(delta) for delta in answers]
-        return orjson.dumps({"choices": choices, "usage": usage.model_dump()})
+        return orjson.dumps({"choices": choices, "usage": _usage(counts)})
+
+
+def _usage(counts: TokenCounts) -> Json:
+    return Usage.of(counts.prompt, counts.completion).model_dump()
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,7 +143,6 @@ class Envelope:
     request_id: str
     created: int
     model: str
-    prompt_tokens: int
     stream_options: StreamOptions | None = None
     fingerprint: str | None = None
     """Of the weights."""
@@ -150,28 +162,31 @@ class OpenAIShape:
             "model": envelope.model,
             "system_fingerprint": envelope.fingerprint,
         }
-        self._prompt_tokens = envelope.prompt_tokens
         options = envelope.stream_options or StreamOptions()
         self._usage_at_end = options.include_usage
         self._usage_always = options.continuous_usage_stats
 
-    def _chunk(self, choice: Json, tokens: int, more: Json | None = None) -> bytes:
+    def _chunk(self, choice: Json, counts: TokenCounts, more: Json | None = None) -> bytes:
         """An event with `choice`, and with `more` beside it."""
         chunk = {**self._envelope, "choices": [choice]}
         if more:
             chunk |= more
         if self._usage_always:
-            chunk["usage"] = Usage.of(self._prompt_tokens, tokens).model_dump()
+            chunk["usage"] = _openai_usage(counts)
         elif self._usage_at_end:
             chunk["usage"] = None  # once it is asked for, every chunk has the field
         return orjson.dumps(chunk)
 
-    def _whole(self, choices: list[Json], usage: Usage, more: Json | None = None) -> bytes:
-        body = {**self._envelope, "choices": choices, "usage": usage.model_dump()}
+    def _whole(self, choices: list[Json], counts: TokenCounts, more: Json | None = None) -> bytes:
+        body = {**self._envelope, "choices": choices, "usage": _openai_usage(counts)}
         return orjson.dumps(body | (more or {}))
 
-    def last_event(self, usage: Usage) -> bytes | None:
-        return self._whole([], usage) if self._usage_at_end else None
+    def last_event(self, counts: TokenCounts) -> bytes | None:
+        return self._whole([], counts) if self._usage_at_end else None
+
+
+def _openai_usage(counts: TokenCounts) -> Json:
+    return {**_usage(counts), "prompt_tokens_details": {"cached_tokens": counts.cached}}
 
 
 @dataclass(slots=True, frozen=True)
@@ -231,8 +246,8 @@ class TextShape(OpenAIShape):
         choice |= self._prompt.fields(delta) | self._tokens.answer(delta.token_ids)
         return choice | self._tokens.prompt(delta.index) if first else choice
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
-        return [(None, self._chunk(self._choice(delta, first), tokens))]
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
+        return [(None, self._chunk(self._choice(delta, first), counts))]
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
-        return self._whole([self._choice(delta, True) for delta in answers], usage)
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
+        return self._whole([self._choice(delta, True) for delta in answers], counts)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from protocol import sse
-from protocol.completion import Usage
 from server.api.deltas import Coalescer
 from server.api.jobs import Call
 from server.api.service import Delta
-from server.api.shapes import Shape
+from server.api.shapes import Shape, TokenCounts
 from server.text.detokenizer import Detokenizer
 from server.text.vocabulary import Vocabulary
 
@@ -36,13 +35,23 @@ class EventWriter:
         self._begun: set[int] = set()
         self._tokens = 0
         """Of all answers, as far as the stream has dealt with them."""
+        self._cached = 0
+        """Of the prompts in `_told`, what the server that began with each had in its cache."""
+        self._told: set[int] = set()
         self._go_on(vocabulary)
 
     def _go_on(self, vocabulary: Vocabulary) -> None:
         """Come to the state in which the server before was."""
-        sent = already_sent(self._call)
-        if self._call.reader is not None or self._shape.counts_events:
-            for delta in _sent_deltas(self._call, vocabulary.showing(self._call.shown_markers)):
+        call, sent = self._call, already_sent(self._call)
+        if call.resume is not None:
+            self._cached = call.resume.cached_tokens
+            self._told = {
+                index // call.config.num_choices
+                for index, choice in enumerate(call.resume.choices)
+                if choice.token_ids or choice.finished
+            }
+        if call.reader is not None or self._shape.counts_events:
+            for delta in _sent_deltas(call, vocabulary.showing(call.shown_markers)):
                 self.write(delta)
         self._tokens = sum(map(len, sent))
         self._begun = {index for index, token_ids in enumerate(sent) if token_ids}
@@ -57,19 +66,36 @@ class EventWriter:
         self._tokens += len(delta.token_ids)
         first = delta.index not in self._begun
         self._begun.add(delta.index)
+        cached = self._count_cached(delta)
+        comments = self._comments(delta, cached) if self._checkpoints else None
+        return sse.group(self._shape.event(delta, first, self._counts), comments=comments)
+
+    def _count_cached(self, delta: Delta) -> int:
+        """How many cached tokens `delta` is the first to tell of."""
+        prompt = delta.index // self._call.config.num_choices
+        if prompt in self._told:
+            return 0
+        self._told.add(prompt)
+        self._cached += delta.cached_tokens
+        return delta.cached_tokens
+
+    def _comments(self, delta: Delta, cached: int) -> bytes:
+        """Those of the last event for `delta`, for a gateway."""
         finished = delta.finish_reason is not None
-        comments = None
-        if self._checkpoints:
-            comments = sse.checkpoint(delta.index, delta.token_ids, finished)
-            if finished and not self._shape.has_done:
-                comments = sse.END + comments
-        return sse.group(self._shape.event(delta, first, self._tokens), comments=comments)
+        comments = sse.checkpoint(delta.index, delta.token_ids, finished)
+        if cached:
+            comments = sse.cached(cached) + comments
+        return sse.END + comments if finished and not self._shape.has_done else comments
+
+    @property
+    def _counts(self) -> TokenCounts:
+        return TokenCounts(self._call.prompt_tokens, self._cached, self._tokens)
 
     def end(self) -> bytes:
         """What follows all answers."""
         if not self._shape.has_done:
             return b""
-        last = self._shape.last_event(Usage.of(self._call.prompt_tokens, self._tokens))
+        last = self._shape.last_event(self._counts)
         if last is None:
             return sse.DONE
         # with the end, so that a stream that is cut between the two has neither

@@ -8,6 +8,7 @@ from typing import Any
 from server.checkpoints.errors import ModelError, one_line
 from server.checkpoints.gguf.config import config_fields
 from server.checkpoints.gguf.header import SUFFIX, GGUFHeader
+from server.checkpoints.lengths import positions
 
 
 def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
@@ -26,7 +27,12 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
             raise ModelError(f"the metadata of {path} make no configuration: {one_line(error)}") from error
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
+    file = path / "config.json"
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        length = positions(config)
     except Exception as error:
-        raise ModelError(f"{path / 'config.json'} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"{file} cannot be read: {one_line(error)}") from error
+    if length is not None and length < 1:
+        raise ModelError(f"{file}: max_position_embeddings is {length}, expected a number of tokens")
+    return config

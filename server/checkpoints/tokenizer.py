@@ -40,6 +40,10 @@ def read_tokenizer(path: Path, *, use_fast: bool = True, trust_remote_code: bool
         if file.is_file():
             read_json(file)
     try:
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever its parts raise
         raise ModelError(f"the tokenizer in {path} cannot be loaded: {one_line(error)}") from error
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):  # transformers makes what tokenizer_class names
+        made = type(tokenizer).__name__
+        raise ModelError(f"{path / 'tokenizer_config.json'}: tokenizer_class {made!r} is no tokenizer")
+    return tokenizer

@@ -169,6 +169,8 @@ class Collector:
         elif reason is not None:
             delta = AnswerDelta(request.id, sequence.index, sequence.generated(), reason, sequence.logprobs)
             output.deltas.append(delta)
+        if not request.stream and sequence.num_generated == 1:
+            output.begun.append(request.id)
         if reason is not None:
             self._queues.finish(sequence)
             if not request.sequences:
@@ -215,6 +217,8 @@ class Collector:
             self.fail(request, NOT_FINITE, output)
             return
         length = sequences[0].num_generated + 1
+        if length == 1 and not request.stream:
+            output.begun.append(request.id)
         stops = candidates.stops
         tails: list[bytes] = []
         if request.params.stop:

@@ -148,7 +148,7 @@ class Engine:
             self._collector.forget(request)
             message = "the request waited longer than the queue timeout"
             output.failures.append(RequestFailure(request.id, 408, "queue_timeout", message))
-        output.started = [request.id for request in plan.started]
+        output.started = {request.id: request.cached_tokens for request in plan.started}
         self._dependent.update(request.id for request in plan.started if request.params.uses_beams)
         launched, sound = None, self._isolation.move_blocks(plan, output)
         if sound:
@@ -170,6 +170,7 @@ class Engine:
         self._observe_timings()
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
             self._forget(request_id)
+        output.seconds = self._clock() - begin
         return output
 
     def _observe_timings(self) -> None:

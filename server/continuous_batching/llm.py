@@ -13,10 +13,12 @@ from tqdm import tqdm
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from server.checkpoints.config_of import config_of
+from server.checkpoints.errors import ModelError, one_line
 from server.continuous_batching.build import build_engine
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.tokenizer import load_tokenizer
+from server.device.faults import out_of_memory
 from server.scheduling.params import SamplingParams
 from server.scheduling.request import Request
 from server.text.checks import ModelSize
@@ -53,7 +55,14 @@ class LLM:
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
         config = config_of(model, options, ServerConfig, "model_loading_config").located()
         self.tokenizer = load_tokenizer(config.model_loading_config)
-        built = build_engine(config, self.tokenizer.hf)
+        try:
+            built = build_engine(config, self.tokenizer.hf)
+        except (MemoryError, RuntimeError) as error:  # torch's own is of the latter
+            if not out_of_memory(error):
+                raise
+            path = config.model_loading_config.model_name_or_path
+            reason = f"the memory does not suffice for this model and configuration ({one_line(error)})"
+            raise ModelError(f"{path}: {reason}") from error
         self.engine = built.engine
         self.capabilities = built.capabilities
         self._model = built.model

@@ -48,18 +48,24 @@ class StepOutput:
     """The output of one step.
 
     Attributes:
-        started: ids of requests that left the waiting queue for the first time.
+        started: ids of requests that left the waiting queue for the first time, and how many tokens of the
+            prompt of each the cache had.
+        begun: ids of requests whose first token was chosen, where answers are told whole.
         prompts: reports on prompts; they precede the deltas.
         deltas: progress of answers.
         done: ids of requests whose answers are all complete.
         failures: requests that ended otherwise.
+        seconds: how long the step took.
     """
 
-    started: list[str] = field(default_factory=list)
+    started: dict[str, int] = field(default_factory=dict)
+    begun: list[str] = field(default_factory=list)
     prompts: list[PromptReport] = field(default_factory=list)
     deltas: list[AnswerDelta] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     failures: list[RequestFailure] = field(default_factory=list)
+    seconds: float = 0.0
 
     def __bool__(self) -> bool:
-        return bool(self.started or self.prompts or self.deltas or self.done or self.failures)
+        told = (self.started, self.begun, self.prompts, self.deltas, self.done, self.failures)
+        return any(told)

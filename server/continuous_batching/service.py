@@ -194,12 +194,16 @@ class ContinuousBatchingService:
     def _on_report(self, report: messages.Report) -> None:
         now = asyncio.get_running_loop().time()
         output = report.output
-        for request_id in output.started:
+        for request_id, cached_tokens in output.started.items():
             stream = self._streams.get(request_id)
             if stream is not None:
-                stream.started = True
-                stream.queue_seconds = now - stream.submitted_at
+                stream.started, stream.cached_tokens = True, cached_tokens
+                stream.queue_seconds = max(0.0, now - output.seconds - stream.submitted_at)
                 self._metrics.observe_queue_time(stream.queue_seconds)
+        for request_id in output.begun:
+            stream = self._streams.get(request_id)
+            if stream is not None and stream.first_token_seconds is None:
+                stream.first_token_seconds = now - stream.submitted_at
         for prompt in output.prompts:
             stream = self._streams.get(prompt.request_id)
             if stream is not None:

@@ -31,6 +31,10 @@ class JobStream:
         self.started = False
         self.queue_seconds: float | None = None
         """How long it waited before its first step."""
+        self.cached_tokens = 0
+        """Of its prompt, how many the prefix cache had then."""
+        self.first_token_seconds: float | None = None
+        """How long its first token took, where answers are given out whole."""
         self.submitted_at = asyncio.get_running_loop().time()
         self._on_close = on_close
         self._closed = False
@@ -73,6 +77,8 @@ class JobStream:
             answer.finish_reason,
             answer.logprobs,
             queue_seconds=self.queue_seconds,
+            first_token_seconds=self.first_token_seconds,
+            cached_tokens=self.cached_tokens,
         )
         if answer.index not in self._begun:
             self._begun.add(answer.index)

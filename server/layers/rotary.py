@@ -17,12 +17,13 @@ def inverse_frequencies(spec: RotarySpec, max_length: int) -> tuple[Tensor, floa
     """
     kind, rope, trained = spec.kind, dict(spec.parameters), spec.trained_length
     if kind not in SCALINGS:
-        raise ValueError(f"rope scaling {kind!r} is not supported (supported: {', '.join(SCALINGS)})")
+        supported = ", ".join(SCALINGS)
+        raise ValueError(f"rope_parameters: rope scaling {kind!r} is not supported (supported: {supported})")
     if kind == "yarn" and rope.get("factor") is None and trained is not None:
         rope["factor"] = trained / rope["original_max_position_embeddings"]
     for name in NEEDED.get(kind, ()):
         if not rope.get(name):
-            raise ValueError(f"rope scaling {kind!r} says no {name}")
+            raise ValueError(f"rope_parameters: rope scaling {kind!r} says no {name}")
     exponents = torch.arange(0, spec.dim, 2, dtype=torch.float32) / spec.dim
     about = {"rope_theta": spec.theta, "max_position_embeddings": trained, "max_length": max_length}
     return SCALINGS[kind](1.0 / (spec.theta**exponents), rope | about)

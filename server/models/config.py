@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.checkpoints.errors import ModelError
+from server.checkpoints.errors import ModelError, one_line
 from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.lengths import eos_token_ids
 from server.layers.spec import ModelSpec
@@ -48,7 +48,11 @@ class ModelConfig:
         ends, text = eos_token_ids(path, hf), hf.get_text_config()
         if hf.model_type not in FAMILIES and text.model_type in FAMILIES:
             hf = text  # of a model that sees images, too
-        architecture = read_architecture(hf)
+        try:
+            architecture = read_architecture(hf)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"the configuration makes no model of type {hf.model_type!r}"
+            raise ModelError(f"{path}: {what}: {one_line(error)}") from error
         return cls(hf.model_type, architecture, hf.max_position_embeddings, ends, hf)
 
     @property

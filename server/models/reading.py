@@ -55,11 +55,15 @@ def rotary(hf: Any, rope: Mapping[str, Any] | None = None, *, partial: bool = Fa
     """
     rope = hf.rope_parameters if rope is None else rope
     kind, size = rope["rope_type"], head_dim(hf)
+    if not isinstance(kind, str):
+        raise ModelError(f"rope_parameters: rope_type is {kind!r}, expected a name")
+    if type(theta := rope["rope_theta"]) not in (int, float) or theta <= 0:
+        raise ModelError(f"rope_parameters: rope_theta is {theta!r}, expected a number above 0")
     part = rope.get("partial_rotary_factor") or 1.0
     if part != 1.0 and kind not in ("default", "proportional") and not partial:
         raise ModelError(f"rope scaling {kind!r} with a partial_rotary_factor is not supported")
     turning = int(size * part) if partial and kind != "proportional" else size
-    return RotarySpec(rope["rope_theta"], turning, kind, dict(rope), hf.max_position_embeddings)
+    return RotarySpec(theta, turning, kind, dict(rope), hf.max_position_embeddings)
 
 
 def layer_windows(hf: Any) -> list[int | None]:
@@ -83,9 +87,9 @@ def _check_layer_types(hf: Any, supported: Sequence[str]) -> None:
 
 
 def check_window(size: int | None) -> None:
-    """Raise ModelError for a window in which a token does not even see itself."""
-    if size is not None and size < 1:
-        raise ModelError(f"a sliding_window of {size} tokens is not supported")
+    """Raise ModelError for a window that is no number, or in which a token does not even see itself."""
+    if size is not None and (type(size) is not int or size < 1):
+        raise ModelError(f"a sliding_window of {size!r} tokens is not supported")
 
 
 def cache_limit(hf: Any, *keys: str) -> LengthLimit | None:

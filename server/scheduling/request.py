@@ -137,6 +137,7 @@ class Request:
         held: it waits for something outside the engine's steps, and takes no part in them.
         expands: the prompt is still to be split into several answers (or beams).
         cache_root: where the hash chains of its blocks start (`block_hash.cache_root`).
+        cached_tokens: of its prompt, how many the cache had when it first ran.
         block_keys: by the place of a block, what its content depends on beside its tokens.
         prompt_reported: of how many of the prompt's tokens the log probability of the next is reported, where
             the request asks for those.
@@ -146,9 +147,9 @@ class Request:
     """
 
     __slots__ = (
-        "arrival", "beams", "block_keys", "cache_root", "cache_salt", "deadline", "expands", "held", "id",
-        "params", "phase", "priority", "prompt_length", "prompt_reported", "sequences", "spare_slots",
-        "started", "stream",
+        "arrival", "beams", "block_keys", "cache_root", "cache_salt", "cached_tokens", "deadline", "expands",
+        "held", "id", "params", "phase", "priority", "prompt_length", "prompt_reported", "sequences",
+        "spare_slots", "started", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -180,6 +181,7 @@ class Request:
         self.cache_salt = cache_salt
         self.cache_root = cache_root(cache_salt)
         self.block_keys: Mapping[int, bytes] = _NO_KEYS
+        self.cached_tokens = 0
         self.prompt_reported = 0
         stem = TokenHistory(prompt)
         self.sequences = [Sequence(self, 0, stem)]

@@ -272,8 +272,11 @@ class Scheduler:
                     return
                 if whole and plan.chunks and request.prompt_work > budget:
                     return
+                is_new = not request.started
                 self._enter(request, plan)
                 self.cache.admit(request)
+                if is_new:
+                    request.cached_tokens = min(request.sequences[0].num_computed, request.prompt_length)
                 budget -= self._plan_chunks(request, plan, budget)
 
     def _fits(self, needs: list[int]) -> bool:

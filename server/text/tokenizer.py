@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
+
 from server.text.conversation import Conversation
 from server.text.formats.chosen import ChosenFormat, choose_format
 from server.text.formats.registry import AUTO
@@ -127,6 +129,9 @@ class Tokenizer:
             )
         except (MemoryError, TimeoutError):
             raise
+        except TemplateSyntaxError as error:
+            message = f"this model's chat template cannot be read (line {error.lineno}): {_brief(error)}"
+            raise ValueError(message) from error
         except Exception as error:  # a template can do what it likes: divide by zero, recur without end
             raise ValueError(f"the chat template refuses these messages: {_brief(error)}") from error
 

@@ -41,7 +41,8 @@ class Vocabulary:
     def __init__(self, tokenizer: Any, size: int | None = None) -> None:
         count = len(tokenizer)
         tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
-        special = set(tokenizer.all_special_ids)
+        # a special token may be named that the tokenizer does not have
+        special = {token_id for token_id in tokenizer.all_special_ids if token_id is not None}
         added = {i: str(t.content) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
         special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special}
         spell = _speller(tokenizer, tokens)

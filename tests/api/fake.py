@@ -48,6 +48,7 @@ class FakeService:
         self.refusals: tuple[Refusal, ...] | None = () if kind == "continuous_batching" else (whole,)
         self.reply = tokenizer.encode(REPLY, special=False) if reply is None else reply
         self.seconds_per_token = 0.0
+        self.cached_tokens = 0  # of each prompt
         self.fail_after = math.inf  # tokens after which the iterator raises
         self.failure: Exception = unavailable("the engine was lost", code="engine_lost")
         self.problem: str | None = None  # what `health` says
@@ -145,7 +146,8 @@ class FakeStream:
                     text += texts[i].finish()
                     reason = "stop" if len(ids) == full[i] else "length"
                 told = None if at else self._prompt_logprobs()
-                yield Delta(i, text, [ids[at]], reason, self._logprobs(ids[at]), told)
+                logprobs, cached = self._logprobs(ids[at]), self._service.cached_tokens
+                yield Delta(i, text, [ids[at]], reason, logprobs, told, cached_tokens=cached)
 
     def _logprobs(self, token_id: int) -> list[TokenLogprob] | None:
         k = self._job.config.logprobs

@@ -58,6 +58,7 @@ async def test_a_template_that_fails(
     monkeypatch.setattr(service.tokenizer.hf, "chat_template", TEMPLATES[name])
     error = await refused(url, "/v1/chat/completions", {"messages": USER}, 400)
     assert error["param"] == "messages" and error["message"].startswith("messages: ")
+    assert ("this model's chat template cannot be read (line 1)" in error["message"]) == (name == "syntax")
 
 
 async def test_a_template_without_end_is_ended(

@@ -117,6 +117,7 @@ async def test_resumed_anywhere_the_bytes_are_the_same(
     http: aiohttp.ClientSession, service: FakeService, route: str, stop: list[str]
 ) -> None:
     headers = {"x-stream-checkpoint": "1", "x-request-id": "abc"}
+    service.cached_tokens = 1
     options = dict(SAMPLED[route])
     if route == "/completion/v2":
         options["generation_config"] = options["generation_config"] | {"stop": stop, "logprobs": 1}
@@ -134,7 +135,8 @@ async def test_resumed_anywhere_the_bytes_are_the_same(
         for index, ids, finished in sse.read_checkpoints(begun):
             choices[index]["token_ids"] += ids
             choices[index]["finished"] = finished
-        resume = {"created": created, "choices": choices}
+        resume = {"created": created, "choices": choices, "cached_tokens": sse.read_cached(begun)}
+        service.cached_tokens = 2  # that of another server
         rest = await stream(http, route, headers, resume=resume, **options)
         assert begun + rest == whole
 

@@ -89,7 +89,8 @@ def test_messages(claude: Any) -> None:
     )
     assert answer.content[0].text == "The sum is 42." and answer.stop_reason == "end_turn"
     counted = claude.messages.count_tokens(model=MODEL, messages=messages, tools=TOOLS, system="Add.")
-    assert counted.input_tokens == answer.usage.input_tokens
+    told = answer.usage
+    assert counted.input_tokens == told.input_tokens + (told.cache_read_input_tokens or 0)
 
 
 def test_messages_stream(claude: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from protocol.sse import read_checkpoints
+from protocol.sse import read_cached, read_checkpoints
 from tests.continuous_batching.driver import Driver
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.server_process import ServerProcess
@@ -79,10 +79,18 @@ def told(raw: bytes, answers: int) -> list[dict[str, Any]]:
 async def test_a_served_stream_goes_on_from_any_mixture(
     session: aiohttp.ClientSession, body: dict[str, Any], answers: int
 ) -> None:
-    """Of several prompts and of beams, with answers that are finished, begun and not begun."""
+    """Of several prompts and beams, with answers that are finished, begun and not begun. What came from the
+    cache is told of those that have begun, though they are computed without one when they go on."""
+    await ask(session, body)
     status, raw = await ask(session, body)
     assert status == 200
-    *_, usage, done = raw.split(b"\n\n")[:-1]
+    *events, usage, done = raw.split(b"\n\n")[:-1]
+    size = answers // 2 if body is SAMPLED else answers
+    cached = [0] * (answers // size)
+    for event in events:
+        for index, _, _ in read_checkpoints(event):
+            cached[index // size] += read_cached(event)
+    assert cached == [16, 0][: len(cached)] and b'"cached_tokens":16' in usage
     whole = told(raw, answers)
     assert all(choice["finished"] for choice in whole)
     untouched = {"token_ids": [], "finished": False}
@@ -93,12 +101,19 @@ async def test_a_served_stream_goes_on_from_any_mixture(
             {0: untouched, 1: {"token_ids": choice["token_ids"][:6], "finished": False}, 2: choice}[state]
             for state, choice in zip(states, whole, strict=True)
         ]
-        status, rest = await ask(session, body | {"resume": {"created": 3, "choices": choices}})
+        known = sum(
+            count
+            for prompt, count in enumerate(cached)
+            if any(choice["token_ids"] for choice in choices[prompt * size : (prompt + 1) * size])
+        )
+        resume = {"created": 3, "choices": choices, "cached_tokens": known}
+        status, rest = await ask(session, body | {"resume": resume, "cache_salt": f"{states}"})
         assert status == 200, rest
         assert [
             c["token_ids"] + m["token_ids"] for c, m in zip(choices, told(rest, answers), strict=True)
         ] == [choice["token_ids"] for choice in whole]
-        assert rest.endswith(done + b"\n\n") and usage.partition(b'"usage"')[2] in rest
+        expected = usage.partition(b'"usage"')[2].replace(b":16}", b":%d}" % known)
+        assert rest.endswith(done + b"\n\n") and expected in rest
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from protocol.sse import read_checkpoints
 from tests.continuous_batching.reference import Reference
 from tests.continuous_batching.server_calls import is_idle, joined, post, stream, until
 from tests.continuous_batching.server_process import ServerProcess
+from tests.dashboard import PANELS, empty_panels, samples
 
 LIMITS: dict[str, dict[str, Any]] = {
     "batcher_config": {"batch_max_beams": 8, "max_waiting": 30, "queue_timeout_seconds": 2.0},
@@ -181,38 +182,38 @@ async def test_no_number_ends_the_engine(session: aiohttp.ClientSession, server:
     assert after["engine_pid"] == before["engine_pid"]
 
 
-DASHBOARD_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-DASHBOARD_COUNTERS = ("prompt_tokens", "generation_tokens", "request_success")
-DASHBOARD_HISTOGRAMS = (
-    *("e2e_request_latency_seconds", "time_to_first_token_seconds", "inter_token_latency_seconds"),
-    *("request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds"),
-    *("request_prompt_tokens", "request_generation_tokens", "request_max_num_generation_tokens"),
-    # of other dashboards
+OTHER_HISTOGRAMS = (
     *("request_params_max_tokens", "request_params_n", "request_inference_time_seconds"),
     "request_time_per_output_token_seconds",
 )
-"""What the queries of vLLM's Grafana dashboard ask for, each by ``model_name``."""
+"""Of other dashboards than vLLM's own."""
 
 
-async def test_metrics_are_read_by_prometheus(session: aiohttp.ClientSession, server: ServerProcess) -> None:
-    for number in range(5):
-        await post(session, server, f"count me {number}", max_new_tokens=4)
-        await stream(
-            session, server, {"prompt": f"and me {number}", "generation_config": {"max_new_tokens": 4}}
-        )
-    async with session.get(f"{server.url}/metrics") as response:
-        families = {f.name: f for f in text_string_to_metric_families(await response.text())}
-    for name in ("prefix_cache_queries", "num_preemptions", *DASHBOARD_GAUGES):
-        assert families[f"vllm:{name}"].samples[0].labels["model_name"] == "tiny"
-    for name in (*DASHBOARD_COUNTERS, *DASHBOARD_HISTOGRAMS):
-        family = families[f"vllm:{name}"]
-        assert all(sample.labels["model_name"] == "tiny" for sample in family.samples)
-        assert (
-            sum(sample.value for sample in family.samples if sample.name.endswith(("_total", "_count"))) > 0
-        )
-        if name in DASHBOARD_HISTOGRAMS:
-            values = {sample.name.rpartition("_")[2]: sample.value for sample in family.samples}
-            assert values["sum"] > 0 and values["bucket"] == values["count"]
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_every_panel_of_the_dashboard_has_data(
+    session: aiohttp.ClientSession, server: ServerProcess, streamed: bool
+) -> None:
+    """After ten requests of one kind."""
+
+    async def scrape() -> str:
+        async with session.get(f"{server.url}/metrics") as response:
+            return await response.text()
+
+    await until(session, server, is_idle)
+    before = await scrape()
+    for number in range(10):
+        prompt, config = f"count me {number}", {"max_new_tokens": 4, "ignore_eos": True}
+        if streamed:
+            await stream(session, server, {"prompt": prompt, "generation_config": config})
+        else:
+            assert (await post(session, server, prompt, **config))[0] == 200
+    after = await scrape()
+    assert empty_panels(before, after, "tiny") == []
+    assert empty_panels(before, after, "other") == list(PANELS)
+    counts = {name: samples(after, f"{name}_count", "tiny")["tiny"] for name in OTHER_HISTOGRAMS}
+    assert min(counts.values()) >= 10
+    for name in ("prefix_cache_queries_total", "num_preemptions_total"):
+        assert "tiny" in samples(after, name, "tiny")
 
 
 async def test_drafts_are_counted_and_change_nothing(

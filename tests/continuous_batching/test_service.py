@@ -66,7 +66,7 @@ async def test_a_job_that_cannot_be_sent_leaves_nothing_behind(service: Continuo
 async def test_a_lost_engine_has_no_load(service: ContinuousBatchingService) -> None:
     stream, waiting = (service.submit(Job(i, [5, 6, 7], GenerationConfig(max_new_tokens=50))) for i in "xy")
     stats = EngineStats(running=1, waiting=2, pending_tokens=487, cache_usage=0.5, generated_tokens=7)
-    service._on_report(messages.Report(StepOutput(started=["x"]), stats))
+    service._on_report(messages.Report(StepOutput(started={"x": 0}), stats))
     assert service.status().load.pending_tokens == service.pending_tokens == 487
     service._on_lost(ServerState.LOADING)
     load = service.status().load
@@ -93,7 +93,9 @@ async def test_an_answer_that_cannot_be_written_fails_alone(
 
     monkeypatch.setattr(Detokenizer, "feed", feed)
     deltas = [AnswerDelta("bad", 0, [7]), AnswerDelta("good", 0, [8], "stop")]
-    service._on_report(messages.Report(StepOutput(started=["bad", "good"], deltas=deltas, done=["good"])))
+    service._on_report(
+        messages.Report(StepOutput(started={"bad": 0, "good": 0}, deltas=deltas, done=["good"]))
+    )
     with pytest.raises(ApiError, match="cannot write this") as failed:
         await anext(bad)
     assert failed.value.status == 500

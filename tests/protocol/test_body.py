@@ -77,6 +77,10 @@ HARMLESS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (OpenAICompletionRequest, {"stream_options": {"include_usage": False, "include_obfuscation": False}}),
     (OpenAICompletionRequest, {"use_beam_search": False, "include_stop_str_in_output": False}),
     (OpenAICompletionRequest, {"spaces_between_special_tokens": True, "add_special_tokens": True}),
+    (OpenAICompletionRequest, {"return_tokens_as_token_ids": False, "prompt_embeds": None}),
+    (ChatCompletionRequest, {"echo": False, "include_reasoning": True, "mm_processor_kwargs": None}),
+    (ChatCompletionRequest, {"logits_processors": None, "kv_transfer_params": None, "vllm_xargs": None}),
+    (ChatCompletionRequest, {"max_tokens": 5, "max_completion_tokens": 5}),
     (OpenAICompletionRequest, {"suffix": "", "echo": False, "best_of": 1, "logit_bias": {}}),
     (ResponsesRequest, {"stream_options": {}, "background": False, "include": [], "text": {}}),
 ]

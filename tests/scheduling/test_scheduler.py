@@ -278,3 +278,20 @@ def test_a_window_bounds_what_a_request_needs() -> None:
     for rows in (4, 5):  # short enough to be held whole
         most = sizes.max_new_tokens(3, rows)
         assert sizes.objection(3, rows, most) is None and sizes.objection(3, rows, most + 1) is not None
+
+
+def test_cached_tokens_are_those_of_the_first_admission() -> None:
+    """A request that left and is computed again finds its own blocks: of these nobody is told."""
+    simulation = Simulation(num_blocks=12, swap="recompute")
+    simulation.add("a", prompt=10, new=1)
+    simulation.step()
+    old = simulation.add("o", prompt=13)
+    same = simulation.add("a", prompt=10)
+    simulation.step()
+    assert (old.cached_tokens, same.cached_tokens) == (0, 2 * 4)
+    while same.phase is not Phase.WAITING:
+        simulation.step()
+    simulation.scheduler.queues.remove(old)
+    simulation.step()
+    assert same.phase is Phase.RUNNING and same.sequences[0].num_generated > 0
+    assert same.cached_tokens == 2 * 4

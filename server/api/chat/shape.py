@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from protocol.completion import Usage
 from protocol.sse import Event
 from server.api.chat.calls import CallIds
 from server.api.logprobs import chat_logprobs
 from server.api.reading import AnswerReader
 from server.api.service import Delta
-from server.api.shapes import Envelope, Json, OpenAIShape, PromptTold, TokensTold
+from server.api.shapes import Envelope, Json, OpenAIShape, PromptTold, TokenCounts, TokensTold
 from server.text.formats.parts import CallArguments, CallBegin, Content, Parsed, Part
 from server.text.tokenizer import Tokenizer
 
@@ -50,21 +49,24 @@ class ChatShape(OpenAIShape):
         choice: Json = {"index": delta.index, name: message, "logprobs": logprobs, "finish_reason": reason}
         return choice | self._tokens.answer(delta.token_ids)
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         message: Json = {}
         if delta.parts is not None:
             message = self._pieces(delta.index, delta.parts)
         elif delta.text:
             message = {"content": delta.text}
-        event = (None, self._chunk(self._choice(delta, "delta", message), tokens))
-        return [self._role(delta, tokens - len(delta.token_ids)), event] if first else [event]
+        event = (None, self._chunk(self._choice(delta, "delta", message), counts))
+        if not first:
+            return [event]
+        before = counts._replace(completion=counts.completion - len(delta.token_ids))
+        return [self._role(delta, before), event]
 
-    def _role(self, delta: Delta, tokens: int) -> Event:
+    def _role(self, delta: Delta, counts: TokenCounts) -> Event:
         """The event before the first piece of an answer."""
         message = {"role": "assistant", "content": ""}
         choice: Json = {"index": delta.index, "delta": message, "logprobs": None, "finish_reason": None}
         about_prompt = self._prompt.fields(delta) | self._tokens.prompt(delta.index)
-        return (None, self._chunk(choice | self._tokens.answer([]), tokens, about_prompt))
+        return (None, self._chunk(choice | self._tokens.answer([]), counts, about_prompt))
 
     def _pieces(self, answer: int, parts: Iterable[Part]) -> Json:
         """What `parts` add to the assistant's turn."""
@@ -90,10 +92,10 @@ class ChatShape(OpenAIShape):
             message["tool_calls"] = list(calls.values())
         return message
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
         choices = [self._choice(delta, "message", self._message(delta)) for delta in answers]
         about_prompt = self._prompt.fields(answers[0]) | self._tokens.prompt(0)
-        return self._whole(choices, usage, about_prompt)
+        return self._whole(choices, counts, about_prompt)
 
     def _message(self, delta: Delta) -> Json:
         message: dict[str, Any] = {"role": "assistant", "content": delta.text, "refusal": None}

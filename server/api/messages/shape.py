@@ -8,11 +8,10 @@ from typing import Any
 
 import orjson
 
-from protocol.completion import Usage
 from protocol.sse import Event
 from server.api.chat.calls import CallIds
 from server.api.service import Delta
-from server.api.shapes import Envelope
+from server.api.shapes import Envelope, TokenCounts
 from server.text.detokenizer import Detokenizer
 from server.text.formats.parts import CallArguments, CallBegin, Content, Part
 
@@ -40,7 +39,7 @@ class MessagesShape:
 
     # -- whole ---------------------------------------------------------------------------------
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
         (answer,) = answers
         for part in _parts(answer):
             self._take(part)
@@ -48,14 +47,14 @@ class MessagesShape:
         reason, stop = self._end(answer)
         return orjson.dumps(
             {
-                **self._message(usage.completion_tokens),
+                **self._message(counts),
                 "content": self._blocks,
                 "stop_reason": reason,
                 "stop_sequence": stop,
             }
         )
 
-    def _message(self, output_tokens: int) -> Json:
+    def _message(self, counts: TokenCounts) -> Json:
         return {
             "id": f"msg_{self._envelope.request_id}",
             "type": "message",
@@ -64,15 +63,7 @@ class MessagesShape:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": self._usage(output_tokens),
-        }
-
-    def _usage(self, output_tokens: int) -> Json:
-        return {
-            "input_tokens": self._envelope.prompt_tokens,
-            "output_tokens": output_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
+            "usage": _usage(counts),
         }
 
     def _end(self, delta: Delta) -> tuple[str, str | None]:
@@ -88,10 +79,10 @@ class MessagesShape:
 
     # -- streams -------------------------------------------------------------------------------
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         events: list[Json] = []
         if first:
-            events.append({"type": "message_start", "message": self._message(0)})
+            events.append({"type": "message_start", "message": self._message(counts._replace(completion=0))})
         for part in _parts(delta):
             events += self._take(part)
         if delta.finish_reason is None:
@@ -101,11 +92,11 @@ class MessagesShape:
             events += self._close()
             reason, stop = self._end(delta)
             end = {"stop_reason": reason, "stop_sequence": stop}
-            events.append({"type": "message_delta", "delta": end, "usage": self._usage(tokens)})
+            events.append({"type": "message_delta", "delta": end, "usage": _usage(counts)})
             events.append({"type": "message_stop"})
         return [(event["type"], orjson.dumps(event)) for event in events] or [_PING]
 
-    def last_event(self, usage: Usage) -> None:
+    def last_event(self, counts: TokenCounts) -> None:
         return None
 
     # -- blocks --------------------------------------------------------------------------------
@@ -148,6 +139,16 @@ class MessagesShape:
 
 
 _PING: Event = ("ping", b'{"type":"ping"}')
+
+
+def _usage(counts: TokenCounts) -> Json:
+    """Anthropic's clients add what was read from a cache to ``input_tokens``."""
+    return {
+        "input_tokens": counts.prompt - counts.cached,
+        "output_tokens": counts.completion,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": counts.cached,
+    }
 
 
 def _object(arguments: str) -> Json:

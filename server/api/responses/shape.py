@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import orjson
 
-from protocol.completion import Usage
 from protocol.responses import ResponsesRequest
 from protocol.sse import Event
 from server.api.chat.calls import CallIds
 from server.api.responses.items import Items, Json
 from server.api.service import Delta
-from server.api.shapes import Envelope
+from server.api.shapes import Envelope, TokenCounts
 from server.text.formats.parts import Content, Part
 from server.text.tokenizer import Tokenizer
 
@@ -37,7 +36,7 @@ class ResponsesShape:
         self._items = Items(envelope.request_id, ids)
         self._events = 0
 
-    def event(self, delta: Delta, first: bool, tokens: int) -> list[Event]:
+    def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         events: list[Json] = []
         if first:
             response = self._response("in_progress", None)
@@ -49,35 +48,34 @@ class ResponsesShape:
         if delta.finish_reason is not None:
             status = _status(delta)
             events += self._items.end(status)
-            response = self._response(status, self._usage(tokens))
+            response = self._response(status, self._usage(counts))
             events.append({"type": f"response.{status}", "response": response})
         return [self._numbered(event) for event in events]
 
-    def last_event(self, usage: Usage) -> None:
+    def last_event(self, counts: TokenCounts) -> None:
         return None
 
-    def whole(self, answers: Sequence[Delta], usage: Usage) -> bytes:
+    def whole(self, answers: Sequence[Delta], counts: TokenCounts) -> bytes:
         (answer,) = answers
         status = _status(answer)
         self._items.take(_parts(answer))
         self._items.end(status)
-        return orjson.dumps(self._response(status, self._usage(usage.completion_tokens)))
+        return orjson.dumps(self._response(status, self._usage(counts)))
 
     def _numbered(self, event: Json) -> Event:
         number = self._events
         self._events += 1
         return event["type"], orjson.dumps({**event, "sequence_number": number})
 
-    def _usage(self, tokens: int) -> Json:
+    def _usage(self, counts: TokenCounts) -> Json:
         reasoning = self._items.reasoning
         thought = len(self._tokenizer.encode(reasoning, special=False)) if reasoning else 0
-        prompt = self._envelope.prompt_tokens
         return {
-            "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
-            "output_tokens": tokens,
-            "output_tokens_details": {"reasoning_tokens": min(thought, tokens)},
-            "total_tokens": prompt + tokens,
+            "input_tokens": counts.prompt,
+            "input_tokens_details": {"cached_tokens": counts.cached},
+            "output_tokens": counts.completion,
+            "output_tokens_details": {"reasoning_tokens": min(thought, counts.completion)},
+            "total_tokens": counts.prompt + counts.completion,
         }
 
     def _response(self, status: str, usage: Json | None) -> Json:

@@ -106,6 +106,8 @@ def product(
         residual: `y` holds what is added.
     """
     (rows, inputs), outputs = x.shape, y.shape[1]
+    if rows == 0:
+        return  # logits of a step that chooses no token
     assert weight.shape == (outputs * (2 if gated else 1), inputs)
     kinds = {"BIASED": bias is not None, "GATED": gated, "RESIDUAL": residual}
     cut = cut_for(rows, outputs, gated)

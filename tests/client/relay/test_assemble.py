@@ -12,7 +12,6 @@ import pytest
 from client.relay.assemble import Assembly, NoCompletion
 from client.requests.request import read_request
 from client.upstream.classify import StreamFailed, of_error
-from protocol.completion import Usage
 from protocol.errors import queue_timeout
 from protocol.openai import StreamOptions
 from protocol.sse import DONE, checkpoint, event, group
@@ -21,7 +20,16 @@ from server.api.chat.calls import CallIds
 from server.api.chat.shape import ChatShape
 from server.api.logprobs import TextLogprobs
 from server.api.service import Delta, Job
-from server.api.shapes import Echo, Envelope, NativeShape, PromptTold, Shape, TextShape, TokensTold
+from server.api.shapes import (
+    Echo,
+    Envelope,
+    NativeShape,
+    PromptTold,
+    Shape,
+    TextShape,
+    TokenCounts,
+    TokensTold,
+)
 from server.text.logprob import TokenLogprob
 from server.text.tokenizer import Tokenizer
 from tests.api.fake import FakeService, FakeStream
@@ -29,7 +37,7 @@ from tests.client.conftest import MakeGateway
 from tests.serving import serving
 
 ANSWERS = 3
-USAGE = Usage.of(7, 23)
+COUNTS = TokenCounts(prompt=7, cached=4, completion=23)
 WORDS = ["", " a", "b", "\n\n", 'say "data: {"', "世界", " 😀", "\\"]
 
 PROMPT = [TokenLogprob(9, -0.5, [(9, -0.5), (8, -1.5)], 1), TokenLogprob(8, -2.0, [(9, -0.5), (5, -1.0)], 4)]
@@ -37,7 +45,7 @@ MakeShape = Callable[[Tokenizer, bool], Shape]
 
 
 def envelope() -> Envelope:
-    return Envelope("id", 1234, "m", 7, StreamOptions(include_usage=True))
+    return Envelope("id", 1234, "m", StreamOptions(include_usage=True))
 
 
 def text_logprobs(tokenizer: Tokenizer) -> TextLogprobs:
@@ -126,9 +134,9 @@ async def test_events_are_put_together_as_the_server_would(
     shape, begun, stream = make(tokenizer, True), set(), b""
     for delta in deltas:
         comments = checkpoint(delta.index, delta.token_ids, delta.finish_reason is not None)
-        stream += group(shape.event(delta, delta.index not in begun, 1), comments=comments)
+        stream += group(shape.event(delta, delta.index not in begun, COUNTS), comments=comments)
         begun.add(delta.index)
-    stream += event(shape.last_event(USAGE) or b"") + DONE
+    stream += event(shape.last_event(COUNTS) or b"") + DONE
     assembly = an_assembly(route)
     while stream:
         size = dice.randint(1, 600)
@@ -137,7 +145,7 @@ async def test_events_are_put_together_as_the_server_would(
         stream = stream[size:]
     await assembly.end()
     answer = assembly.outcome(None)
-    expected = make(tokenizer, False).whole(joined(deltas), USAGE)
+    expected = make(tokenizer, False).whole(joined(deltas), COUNTS)
     assert not isinstance(answer, Exception) and answer.status == 200 and answer.is_json
     assert json.loads(answer.body) == json.loads(expected)
 

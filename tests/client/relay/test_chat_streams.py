@@ -56,6 +56,29 @@ async def test_a_lost_engine_in_the_midst_of_a_call_changes_nothing(
 
 
 @pytest.mark.parametrize("route", BODIES)
+async def test_cached_tokens_are_those_of_the_server_that_began(
+    make_gateway: MakeGateway, pair: list[tuple[FakeService, str]], route: str
+) -> None:
+    """Whatever the cache of the one that goes on has."""
+    usage = {"stream_options": {"include_usage": True}} if route == CHAT else {}
+    expected = {}
+    for (service, url), count in zip(pair, (0, 5), strict=True):
+        service.cached_tokens = count
+        expected[count] = without_time(await read_stream(url, route, BODIES[route] | usage))
+    assert expected[0] != expected[5]
+    async with make_gateway(continuous_batching_server_urls=[url for _, url in pair]) as client:
+        await client.ready(2)
+        for tokens in (6, 18, 30, 6, 18, 30):
+            for service, _ in pair:
+                service.fail_after = tokens
+                service.jobs.clear()
+            _, data = await read(client.session, route, stream=True, **usage)
+            (began,) = [service for service, _ in pair if any(job.resume is None for job in service.jobs)]
+            assert any(job.resume for service, _ in pair for job in service.jobs)
+            assert without_time(data) == expected[began.cached_tokens]
+
+
+@pytest.mark.parametrize("route", BODIES)
 async def test_whole_answers_that_were_lost_are_put_together(
     make_gateway: MakeGateway, pair: list[tuple[FakeService, str]], route: str
 ) -> None:

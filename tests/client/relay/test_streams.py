@@ -14,7 +14,7 @@ from client.metrics.history import SLOT_SECONDS, SLOTS, History
 from client.relay.resume import Journal, resumed_body
 from client.requests.deadline import TICK, ClientGone, ClientStalled, Deadline
 from protocol.errors import unavailable
-from protocol.sse import DONE, checkpoint, event
+from protocol.sse import DONE, cached, checkpoint, event
 
 
 def a_stream(tokens: list[int], choices: int = 1) -> list[bytes]:
@@ -81,6 +81,7 @@ def test_a_journal_drops_what_was_cut_and_keeps_errors_back() -> None:
         (event(b'{"choices": [{"index": 0, "text": "a"}]}'), "without a checkpoint"),
         (event(b"{}", comments=b": tokens 0 5\n: tokens 2 6\n"), "answer 2 among 2"),
         (event(b"{}", comments=b": tokens 0 5,,6\n"), "no checkpoint"),
+        (event(b"{}", comments=b": cached -1\n: tokens 0 5\n"), "no count of cached tokens"),
         (event(b"{}", comments=b": tokens 0 5 .\n: tokens 0 6\n"), "goes on after its end"),
     ],
 )
@@ -100,8 +101,26 @@ def test_the_resumed_request_is_the_request_and_where_to_go_on() -> None:
     assert body == {
         "model": "m",
         "odd": [1],
-        "resume": {"created": 1234, "choices": [{"token_ids": [7, 8], "finished": True}]},
+        "resume": {
+            "created": 1234,
+            "choices": [{"token_ids": [7, 8], "finished": True}],
+            "cached_tokens": 0,
+        },
     }
+
+
+def test_cached_tokens_of_all_prompts_are_added_up() -> None:
+    """Clients see nothing of the comments; a server that does not know of the field is not sent it."""
+    journal = Journal()
+    first, second, *_ = a_stream([7, 9], choices=2)
+    assert journal.feed(cached(16) + first)[0] == without_checkpoints(first)
+    journal.feed(cached(32) + second[:-1])
+    journal.new_connection()  # the second event never came
+    assert journal.resume(2, 0).cached_tokens == 16
+    assert journal.feed(cached(48) + second)[0] == without_checkpoints(second)
+    resume = journal.resume(2, 0)
+    assert resume.cached_tokens == 64
+    assert b"cached_tokens" not in resumed_body({}, resume, checks_weights=False)
 
 
 async def test_a_wait_that_lasts_too_long_is_given_up() -> None:

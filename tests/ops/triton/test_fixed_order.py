@@ -62,7 +62,7 @@ def test_a_row_has_the_same_bits_among_any_number(
     if kind.get("residual"):
         expected += (torch.arange(whole.numel(), device=device).view(whole.shape) % 7).double()
     assert relative_error(whole, expected) < 1e-2
-    for rows in (1, 2, 64, 65, 130):
+    for rows in (0, 1, 2, 64, 65, 130):
         assert torch.equal(multiplied(x[:rows], weight, **options), whole[:rows]), rows
 
 
