@@ -9,11 +9,12 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import cross_entropy
 
+from demo_model.answering import Checkpoint
 from demo_model.corpus import documents, held_out_problems, held_out_sums, result_in
 from demo_model.corpus.arithmetic import OPERATORS
 from demo_model.corpus.facts import all_facts
 from demo_model.dataset import encode_documents
-from demo_model.evaluate import PHRASINGS, Checkpoint
+from demo_model.evaluate import PHRASINGS, share_right
 
 
 def chat(checkpoint: Checkpoint, *questions: str, system: str | None = None) -> list[str]:
@@ -59,7 +60,7 @@ def test_every_phrasing_of_held_out_problems(checkpoint: Checkpoint) -> None:
         problems = [problem for problem in held_out_problems() if problem.operator == operator][::100]
         for phrasing in PHRASINGS:
             for as_chat in (True, False):
-                assert checkpoint.share_right(problems, phrasing, chat=as_chat) >= 90, (phrasing, as_chat)
+                assert share_right(checkpoint, problems, phrasing, chat=as_chat) >= 90, (phrasing, as_chat)
 
 
 def test_facts(checkpoint: Checkpoint) -> None:
