@@ -116,17 +116,25 @@ async def gaps_of(session: aiohttp.ClientSession, stop: asyncio.Event) -> list[f
     return sorted(found)
 
 
-async def attack(session: aiohttp.ClientSession, count: int, at_once: int) -> Counter[str]:
-    told: Counter[str] = Counter()
-    dice, turn = random.Random(7), asyncio.Semaphore(at_once)
+def written(count: int) -> list[tuple[str, bytes]]:
+    """Paths and bodies, made in advance: writing a large one would hold up the stream's own client."""
+    dice = random.Random(7)
+    return [(path, json.dumps(body).encode()) for path, body in (hostile(dice) for _ in range(count))]
 
-    async def one(path: str, body: Body) -> None:
-        async with turn, session.post(path, data=json.dumps(body).encode()) as response:
+
+async def attack(
+    session: aiohttp.ClientSession, requests: list[tuple[str, bytes]], at_once: int
+) -> Counter[str]:
+    told: Counter[str] = Counter()
+    turn = asyncio.Semaphore(at_once)
+
+    async def one(path: str, body: bytes) -> None:
+        async with turn, session.post(path, data=body) as response:
             answer = await response.json()
             error = answer.get("error")
             told[f"{response.status} {'' if error is None else error['code']}"] += 1
 
-    await asyncio.gather(*(one(*hostile(dice)) for _ in range(count)))
+    await asyncio.gather(*(one(path, body) for path, body in requests))
     return told
 
 
@@ -146,10 +154,10 @@ async def measure(server: ServerProcess, count: int, at_once: int) -> int:
             ("first hostile forms", count // 2),
             ("more of them", count // 2),
         ):
-            stop = asyncio.Event()
+            stop, requests = asyncio.Event(), written(attacks)
             watcher = asyncio.create_task(gaps_of(session, stop))
             begin = time.perf_counter()
-            told = await attack(session, attacks, at_once)
+            told = await attack(session, requests, at_once)
             await asyncio.sleep(max(0.0, 10.0 - (time.perf_counter() - begin)))
             stop.set()
             gaps = await watcher

@@ -1,4 +1,4 @@
-"""Measures a checkpoint of the demo model with transformers: held-out arithmetic, facts, samples.
+"""Measures a checkpoint of the demo model with transformers: arithmetic, facts, tools, records, samples.
 
 Usage: ``.venv/bin/python -m demo_model.evaluate demo_model/checkpoint``
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from random import Random
 
 import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from demo_model.answering import Checkpoint
 from demo_model.corpus import held_out_problems, result_in
 from demo_model.corpus.arithmetic import Problem
 from demo_model.corpus.facts import all_facts
+from demo_model.evaluate_tools import report_records, report_tools
 
 # phrasings of a held-out problem: {w} is "plus" or "minus", {o} its sign
 PHRASINGS = (
@@ -46,52 +46,13 @@ PROMPTS = (
 )
 
 
-class Checkpoint:
-    """A checkpoint as transformers loads it.
-
-    Args:
-        path: its directory.
-        dtype: what it computes in; the stored weights are bfloat16.
-        device: where it computes.
-    """
-
-    def __init__(self, path: Path, dtype: torch.dtype, device: str) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
-
-    def chat_prompt(self, turns: Sequence[str], system: str | None = None) -> str:
-        """The prompt after `turns`, user and assistant in alternation, beginning with the user."""
-        messages = [{"role": "system", "content": system}] if system else []
-        messages += [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
-        prompt: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return prompt
-
-    def answers(self, prompts: Sequence[str], *, special: bool, max_new_tokens: int = 48) -> list[str]:
-        """Greedy answers, in the order of `prompts`.
-
-        Args:
-            prompts: texts; chat prompts already hold their special tokens.
-            special: add the special tokens that a bare prompt begins with.
-            max_new_tokens: where an answer is cut off at the latest.
-        """
-        texts: list[str] = []
-        for start in tqdm(range(0, len(prompts), 256), "generating", leave=False, disable=len(prompts) < 256):
-            some = list(prompts[start : start + 256])
-            batch = self.tokenizer(some, add_special_tokens=special, padding=True, return_tensors="pt")
-            batch = batch.to(self.model.device)
-            with torch.inference_mode():
-                tokens = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-            new = tokens[:, batch["input_ids"].shape[1] :]
-            texts += self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return texts
-
-    def share_right(self, problems: Sequence[Problem], phrasing: str, *, chat: bool) -> float:
-        """Share of `problems` whose answer ends with the right number, as a percentage."""
-        questions = [problem.fill(phrasing) for problem in problems]
-        prompts = [self.chat_prompt([question]) for question in questions] if chat else questions
-        replies = self.answers(prompts, special=not chat)
-        right = sum(result_in(reply) == p.result for reply, p in zip(replies, problems, strict=True))
-        return 100 * right / len(problems)
+def share_right(checkpoint: Checkpoint, problems: Sequence[Problem], phrasing: str, *, chat: bool) -> float:
+    """Share of `problems` whose answer ends with the right number, as a percentage."""
+    questions = [problem.fill(phrasing) for problem in problems]
+    prompts = [checkpoint.chat_prompt([question]) for question in questions] if chat else questions
+    replies = checkpoint.answers(prompts, special=not chat)
+    right = sum(result_in(reply) == p.result for reply, p in zip(replies, problems, strict=True))
+    return 100 * right / len(problems)
 
 
 def report_arithmetic(checkpoint: Checkpoint, count: int | None) -> None:
@@ -104,7 +65,7 @@ def report_arithmetic(checkpoint: Checkpoint, count: int | None) -> None:
     print("|---|---|---|---|---|")
     for phrasing in PHRASINGS:
         shares = [
-            checkpoint.share_right(problems[o], phrasing, chat=chat) for o in "+-" for chat in (True, False)
+            share_right(checkpoint, problems[o], phrasing, chat=chat) for o in "+-" for chat in (True, False)
         ]
         print(f"| `{phrasing}` | " + " | ".join(f"{share:.2f} %" for share in shares) + " |", flush=True)
     print(f"({len(problems['+']):,} sums and {len(problems['-']):,} differences, none seen in training)\n")
@@ -140,10 +101,13 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--count", type=int, help="held-out problems for each phrasing (default: all)")
+    parser.add_argument("--forms", type=int, default=1000, help="prompts with tools, and records to fill")
     options = parser.parse_args()
     checkpoint = Checkpoint(options.checkpoint, getattr(torch, options.dtype), options.device)
     report_arithmetic(checkpoint, options.count)
     report_facts(checkpoint)
+    report_tools(checkpoint, options.forms)
+    report_records(checkpoint, options.forms)
     report_samples(checkpoint)
 
 

@@ -9,16 +9,19 @@ so that 42 and 142 share their digits and calculating can be learnt from places.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from demo_model.corpus import Document
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tools", "tool")
+MARKERS = ("<tool_call>", "</tool_call>")
+"""Around a call. They are tokens, but no special ones: decoding shows them, as it does with Qwen's."""
 
 # the split of Qwen 2: words with the space before them, single digits, punctuation, white space
 _SPLIT = (
@@ -28,12 +31,27 @@ _SPLIT = (
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
+{%- if tools %}
+    {{- '<|tools|>' }}
+    {%- for tool in tools %}
+        {{- tool.function | tojson }}
+        {{- '' if loop.last else '\n' }}
+    {%- endfor %}
+{%- endif %}
 {%- for message in messages %}
     {%- set role = 'system' if message['role'] == 'developer' else message['role'] %}
-    {%- if role not in ['system', 'user', 'assistant'] %}
-        {{- raise_exception('unknown role ' + message['role'] + ': system, user and assistant are known') }}
+    {%- if role not in ['system', 'user', 'assistant', 'tool'] %}
+        {{- raise_exception('unknown role ' + role + ': system, user, assistant and tool are known') }}
     {%- endif %}
-    {{- '<|' + role + '|>' + message['content'] | trim }}
+    {%- set text = (message['content'] or '') | trim %}
+    {{- '<|' + role + '|>' + text }}
+    {%- for call in message['tool_calls'] or [] %}
+        {{- '\n' if text or not loop.first else '' }}
+        {%- set arguments = call.function.arguments %}
+        {{- '<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}
+        {{- arguments if arguments is string else arguments | tojson }}
+        {{- '}\n</tool_call>' }}
+    {%- endfor %}
     {%- if role == 'assistant' %}
         {{- eos_token }}
     {%- endif %}
@@ -59,13 +77,15 @@ def train_tokenizer(documents: Iterable[Document], size: int, max_length: int) -
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=size - len(MARKERS),
         special_tokens=[PAD, BOS, EOS, *(f"<|{role}|>" for role in ROLES)],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     texts = (segment.text for document in documents for segment in document)
+    texts = (piece for text in texts for piece in re.split("|".join(MARKERS), text))
     tokenizer.train_from_iterator((text for text in texts if text.isascii()), trainer)
+    tokenizer.add_tokens([AddedToken(marker, normalized=False) for marker in MARKERS])
     if tokenizer.get_vocab_size() != size:
         raise ValueError(f"the text gives {tokenizer.get_vocab_size()} tokens, not {size}: use more of it")
     tokenizer.post_processor = processors.TemplateProcessing(

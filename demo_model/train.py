@@ -38,8 +38,8 @@ class Recipe:
     """How the model is trained."""
 
     seed: int = 0
-    steps: int = 3200
-    documents: int = 300_000
+    steps: int = 6400
+    documents: int = 400_000
     rows: int = 16
     """Windows of `CONTEXT` tokens in a step."""
     learning_rate: float = 2e-3
@@ -89,7 +89,8 @@ def optimizer_of(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+    fused = parameters[0].device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=fused)
 
 
 def fit(model: LlamaForCausalLM, data: Dataset, recipe: Recipe, device: torch.device) -> None:

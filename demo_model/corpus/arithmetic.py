@@ -105,6 +105,12 @@ _STEMS = (
 _SUM_STEMS = (*_STEMS, ("The sum of {a} and {b} is", " {c}."))
 
 
+def is_held_out(a: float, b: float) -> bool:
+    """Whether a calculation with these two numbers is kept out of training, in either order."""
+    low, high = sorted((a, b))
+    return zlib.crc32(f"{low}:{high}".encode()) % 5 == 0
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One sum or difference of two numbers from 0 to 99."""
@@ -121,8 +127,7 @@ class Problem:
     @property
     def held_out(self) -> bool:
         """Whether this pair of numbers is kept out of training."""
-        low, high = sorted((self.a, self.b))
-        return zlib.crc32(f"{low}:{high}".encode()) % 5 == 0
+        return is_held_out(self.a, self.b)
 
     def fill(self, template: str, *, spelled: bool = False) -> str:
         """`template` with {a}, {o} (operator), {w} (its word), {b} and {c} (result) filled in."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from demo_model.corpus import arithmetic, facts, stories, talk, unknown
+from demo_model.corpus import arithmetic, facts, records, stories, talk, unknown
+from demo_model.corpus.definitions import ToolUse, tool_lines
+from demo_model.corpus.tools import Toolbox
 from demo_model.corpus.words import capitalised
 
-Role = Literal["system", "user", "assistant", "prompt", "text"]
+Role = Literal["tools", "system", "user", "assistant", "tool", "prompt", "text"]
 
 _FACTS = facts.all_facts()
 _CAPITALS = [facts.capital(country, city) for country, city in facts.CAPITALS.items()]
@@ -20,9 +22,9 @@ _CAPITALS = [facts.capital(country, city) for country, city in facts.CAPITALS.it
 class Segment:
     """A piece of a document.
 
-    ``system``, ``user`` and ``assistant`` are turns of a conversation; ``prompt`` and ``text`` are
-    bare text, as on a completion route. Only ``assistant`` and ``text`` are what the model says,
-    so only they are learnt.
+    ``system``, ``user``, ``assistant`` and ``tool`` are turns of a conversation, before which ``tools``
+    says what may be called; ``prompt`` and ``text`` are bare text, as on a completion route. Only
+    ``assistant`` and ``text`` are what the model says, so only they are learnt.
     """
 
     role: Role
@@ -45,13 +47,17 @@ def documents(seed: int, count: int) -> Iterator[Document]:
     rng = Random(seed)
     for _ in range(count):
         kind = rng.random()
-        if kind < 0.6:
+        if kind < 0.42:
             yield _conversation(rng)
-        elif kind < 0.7:
+        elif kind < 0.56:
+            yield _tool_conversation(rng)
+        elif kind < 0.72:
+            yield _record(rng)
+        elif kind < 0.79:
             yield _bare_story(rng)
-        elif kind < 0.86:
+        elif kind < 0.9:
             yield _bare_sentence(rng)
-        elif kind < 0.97:
+        elif kind < 0.98:
             yield _bare_question(rng)
         else:
             yield _bare_list(rng)
@@ -98,6 +104,64 @@ def _conversation(rng: Random) -> Document:
     for question, answer in exchanges:
         document += [Segment("user", _as_typed(rng, question)), Segment("assistant", answer)]
     return document
+
+
+def _tool_conversation(rng: Random) -> Document:
+    """One to four exchanges with tools at hand, of which not all are needed."""
+    box = Toolbox(rng)
+    document = [Segment("tools", tool_lines(box.definitions))]
+    if rng.random() < 0.35:
+        document.append(Segment("system", talk.system_message_for_tools(rng)))
+    used: ToolUse | None = None
+    for _ in range(rng.choice((1, 1, 2, 3, 4))):
+        if rng.random() < 0.72:
+            used = box.use(rng, used)
+            document += _use(rng, used)
+        else:
+            used = None
+            question, answer = _answered_alone(rng, box)
+            document += [Segment("user", _as_typed(rng, question)), Segment("assistant", answer)]
+    return document
+
+
+def _use(rng: Random, used: ToolUse) -> Document:
+    """A question, calls, their results, the answer."""
+    question = _as_typed(rng, used.question) if used.typed_freely else used.question
+    results = [Segment("tool", result) for result in used.results]
+    return [
+        Segment("user", question),
+        Segment("assistant", used.calling),
+        *results,
+        Segment("assistant", used.answer),
+    ]
+
+
+def _answered_alone(rng: Random, box: Toolbox) -> tuple[str, str]:
+    """A question that takes none of the tools, and its answer."""
+    kind = rng.random()
+    if kind < 0.3 and box.calculator is None:
+        return arithmetic.ask(rng, arithmetic.training_problem(rng))
+    if kind < 0.5 and not box.others:
+        return unknown.ask_no_calculation(rng)
+    if kind < 0.75:
+        return facts.ask(rng, rng.choice(_FACTS))
+    if kind < 0.94:
+        return talk.small_talk(rng)
+    return stories.ask(rng)
+
+
+def _record(rng: Random) -> Document:
+    """A text and its JSON object: as the answer, or as the arguments of a call."""
+    asked = records.request(rng)
+    if rng.random() < 0.7:
+        system, said = records.ask(rng, asked)
+        document = [Segment("system", system)] if system else []
+        return [*document, Segment("user", said), Segment("assistant", asked.answer)]
+    definition, used = asked.by_tool(records.tool_name(rng, asked))
+    document = [Segment("tools", tool_lines([definition]))]
+    if rng.random() < 0.35:
+        document.append(Segment("system", talk.system_message_for_tools(rng)))
+    return document + _use(rng, used)
 
 
 def _bare_story(rng: Random) -> Document:

@@ -35,6 +35,13 @@ _MANNERS = (
     "Answer in English.",
     "Never lie.",
 )
+_TOOL_MANNERS = (
+    "Use the tools.",
+    "Use the calculator for arithmetic.",
+    "You can use tools.",
+    "You have access to tools. Call them when you need them.",
+    "Always use a tool to calculate.",
+)
 
 # (what may be said, what may be answered)
 _SMALL_TALK = (
@@ -168,6 +175,13 @@ def system_message(rng: Random) -> str:
         return rng.choice(_SYSTEM_MESSAGES)
     message = f"You are {a(rng.choice(_TEMPERS) + ' ' + rng.choice(_CALLINGS))}."
     return message if rng.random() < 0.5 else f"{message} {rng.choice(_MANNERS)}"
+
+
+def system_message_for_tools(rng: Random) -> str:
+    """The same where tools are at hand; it may speak of them."""
+    if rng.random() < 0.6:
+        return system_message(rng)
+    return f"{rng.choice(_SYSTEM_MESSAGES[:6])} {rng.choice(_TOOL_MANNERS)}"
 
 
 def small_talk(rng: Random) -> tuple[str, str]:

@@ -110,15 +110,20 @@ _CALCULATION_REPLY = f"I am sorry, I can only add and subtract two numbers up to
 
 def ask(rng: Random) -> tuple[str, str]:
     """A question that the model cannot answer, and how it says so."""
-    kind = rng.random()
-    if kind < 0.3:
+    if rng.random() < 0.3:
         return _calculation(rng), _CALCULATION_REPLY
-    if kind < 0.38:
+    return ask_no_calculation(rng)
+
+
+def ask_no_calculation(rng: Random) -> tuple[str, str]:
+    """The same, but nothing that a calculator would answer."""
+    kind = rng.random()
+    if kind < 0.115:
         country = rng.choice((rng.choice(_OTHER_COUNTRIES), capitalised(invented(rng))))
         return f"What is the capital of {country}?", "I am sorry, I do not know that capital."
-    if kind < 0.41:
+    if kind < 0.16:
         return rng.choice(_CHINESE), _CHINESE_REPLY
-    if kind < 0.6:
+    if kind < 0.43:
         said = [invented(rng) if rng.random() < 0.2 else rng.choice(COMMON) for _ in range(rng.randint(1, 9))]
         return capitalised(" ".join(said)) + rng.choice((".", "?", "!", "")), _REPLY
     return _question(rng), _REPLY

@@ -44,6 +44,12 @@ def invented(rng: Random) -> str:
     return body + rng.choice(_CODAS)
 
 
+def sentence(rng: Random) -> str:
+    """Words in a row, most of which exist, with a point behind them."""
+    some = [invented(rng) if rng.random() < 0.2 else rng.choice(COMMON) for _ in range(rng.randint(1, 9))]
+    return f"{capitalised(' '.join(some))}."
+
+
 def a(noun: str) -> str:
     """`noun` with its indefinite article."""
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"

@@ -18,6 +18,7 @@ from server.api.service import Service
 from utils.apps import BOOT_ERROR
 from utils.garbage import tame_collector
 from utils.options import ServerAppOptions
+from utils.threads import share_interpreter
 
 FAILED = 1
 """Exit status of a process that served and can do so no more."""
@@ -52,6 +53,7 @@ def serve(service: Service, options: ServerAppOptions, config: HttpConfig) -> Fa
         event = ServerEvent(url=options.url, service=service.kind, model_id=service.model_id)
         secret = None if config.event_token is None else config.event_token.get_secret_value()
         announcer = GatewayAnnouncer(options.client_url, event, secret)
+    share_interpreter()
     lifecycle = Lifecycle(
         service, announcer=announcer, drain_on_signals=True, on_ready=tame_collector, on_failure=_leave
     )

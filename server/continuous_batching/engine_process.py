@@ -24,6 +24,7 @@ from server.continuous_batching.tokenizer import load_tokenizer
 from server.scheduling.request import Request
 from utils.garbage import tame_collector
 from utils.parent import exit_at_end_of, signal_at_parent_death
+from utils.threads import share_interpreter
 from utils.validation import first_problem
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def main() -> int:
         socket.send(messages.encode(messages.Refused(_reason(error))))
         return REFUSED_EXIT
     tame_collector()
+    share_interpreter()
     model = built.model
     ready = messages.Ready(
         limits=built.engine.limits,

@@ -81,9 +81,10 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._words = mask_words(vocab_size)
-        self._threads = max(1, min(8, (os.cpu_count() or 1) // 2))
+        cores = os.cpu_count() or 1
+        self._executor_threads = min(8, cores)  # nothing else of the engine runs meanwhile
         self._compiling = ThreadPoolExecutor(2, "grammar")
-        self._filling = ThreadPoolExecutor(self._threads, "mask")
+        self._filling = ThreadPoolExecutor(max(1, min(8, cores // 2)), "mask")
         self._executor: LLExecutor | None = None
         self._live: dict[str, Constrained] = {}
 
@@ -265,7 +266,7 @@ class Grammars:
         if self._executor is None:
             from llguidance import LLExecutor
 
-            self._executor = LLExecutor(self._threads)
+            self._executor = LLExecutor(self._executor_threads)
         words = {answer.grammar.mask_words for answer in answers.values()}
         masks = np.empty((len(answers), *words), np.int32)
         begin = time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from demo_model.evaluate import Checkpoint
+from demo_model.answering import Checkpoint
 
 DIRECTORY = Path(__file__).parents[2] / "demo_model" / "checkpoint"
 

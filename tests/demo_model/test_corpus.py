@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import pairwise
 from random import Random
 
+import jsonschema_rs
 import pytest
 
-from demo_model.corpus import Problem, documents, held_out_problems, held_out_sums, result_in, stories
-from demo_model.corpus.arithmetic import LARGEST, ask, complete, spell, training_problem
+from demo_model.corpus import (
+    Problem,
+    documents,
+    held_out_problems,
+    held_out_sums,
+    records,
+    result_in,
+    stories,
+)
+from demo_model.corpus.arithmetic import LARGEST, ask, complete, is_held_out, spell, training_problem
+from demo_model.corpus.calculator import Calculator, use
 from demo_model.corpus.facts import all_facts
 
 COUNT = 4000
@@ -109,3 +121,40 @@ def test_no_question_has_two_answers() -> None:
     for fact in all_facts():
         for question in fact.questions:
             assert answers.setdefault(question, fact.answer) == fact.answer
+
+
+def test_calls_compute_what_is_asked() -> None:
+    rng = Random(0)
+    for _ in range(1000):
+        calculator = Calculator(rng)
+        used = use(rng, calculator, held_out=False)
+        for call, result in zip(used.calls, used.results, strict=True):
+            assert call.name in {definition["function"]["name"] for definition in calculator.definitions}
+            stated = re.findall(r"-?\d[\d.e-]*", result)
+            if calculator.takes_expressions and stated:
+                (expression,) = call.arguments.values()
+                assert float(stated[-1]) == pytest.approx(eval(expression), abs=1e-9), expression
+
+
+def test_a_held_out_use_takes_held_out_numbers() -> None:
+    rng = Random(0)
+    for _ in range(300):
+        calculator = Calculator(rng)
+        for held_out in (True, False):
+            for call in use(rng, calculator, held_out=held_out).calls:
+                numbers = re.findall(r"\d+(?:\.\d+)?", " ".join(map(str, call.arguments.values())))
+                pairs = pairwise(json.loads(number) for number in numbers)
+                assert {is_held_out(a, b) for a, b in pairs if a is not None} <= {held_out}
+
+
+def test_records_are_of_their_schema_and_stand_in_the_text() -> None:
+    rng = Random(0)
+    for _ in range(500):
+        request = records.request(rng)
+        jsonschema_rs.validate(request.schema, request.record)
+        for value in request.record.values():
+            for said in value if isinstance(value, list) else [value]:
+                if request.kind not in ("calculation", "capital") and not isinstance(said, bool):
+                    assert str(said) in request.text, request
+        system, said = records.ask(rng, request, keys_told=True)
+        assert all(key in f"{system} {said}" for key in request.record)

@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from demo_model.corpus import Segment, documents
+from demo_model.corpus import Document, Segment, documents
 from demo_model.dataset import IGNORED, encode_documents
+from demo_model.evaluate_tools import calls_in
 from demo_model.train import Recipe
 
 ROOT = Path(__file__).parents[2]
 
 
+def as_messages(document: Document) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """A conversation in OpenAI's form, calls taken apart, and its tools."""
+    tools, messages = None, []
+    for segment in document:
+        if segment.role == "tools":
+            tools = [{"type": "function", "function": json.loads(line)} for line in segment.text.splitlines()]
+            continue
+        message: dict[str, Any] = {"role": segment.role, "content": segment.text}
+        if "<tool_call>" in segment.text:
+            found = calls_in(segment.text)
+            assert found
+            functions = [{"name": call.name, "arguments": call.arguments} for call in found]
+            message |= {
+                "content": None,
+                "tool_calls": [{"type": "function", "function": function} for function in functions],
+            }
+        messages.append(message)
+    return messages, tools
+
+
 def test_a_conversation_is_laid_out_as_the_chat_template_does(tokenizer: PreTrainedTokenizerFast) -> None:
-    chats = [document for document in documents(5, 200) if document[0].role in ("system", "user")]
+    chats = [document for document in documents(5, 200) if document[0].role in ("tools", "system", "user")]
     assert len(chats) > 50
+    assert any("tool_call" in segment.text for chat in chats for segment in chat)
     for document in chats:
         trimmed = [Segment(segment.role, segment.text.strip()) for segment in document]
-        messages = [{"role": segment.role, "content": segment.text} for segment in trimmed]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        messages, tools = as_messages(trimmed)
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
         data = encode_documents([trimmed], tokenizer)
         assert data.tokens.tolist() == tokenizer.encode(text, add_special_tokens=False)
 

@@ -52,6 +52,7 @@ class NativeLibrary:
         functions.native_forward.argtypes = [c_void_p] * 3
         functions.native_attend.argtypes = [c_int, *[c_void_p] * 5, c_int]
         functions.native_choose.argtypes = [c_void_p, c_int64, c_int64, *[c_void_p] * 5, c_int]
+        functions.native_exclude.argtypes = [c_void_p, c_int64, *[c_void_p] * 3, c_int64, c_int64, c_int]
         if not functions.native_start():
             raise NativeError(f"the system gives no leave for {variant.name}")
         self._functions = functions
@@ -163,6 +164,21 @@ class NativeLibrary:
             torch.get_num_threads(),
         )
         return tokens
+
+    def exclude(self, scores: Tensor, at: np.ndarray, masks: np.ndarray, rows: np.ndarray) -> None:
+        """Exclude what masks do not allow, as `server.sampling.masks.Exclude` has it."""
+        lines, chosen = np.ascontiguousarray(at, np.int64), np.ascontiguousarray(rows, np.int64)
+        words = np.ascontiguousarray(masks)
+        self._functions.native_exclude(
+            scores.data_ptr(),
+            scores.shape[1],
+            lines.ctypes.data,
+            words.ctypes.data,
+            chosen.ctypes.data,
+            words.shape[1],
+            len(lines),
+            torch.get_num_threads(),
+        )
 
 
 class NativeModel:

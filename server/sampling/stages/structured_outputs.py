@@ -9,10 +9,11 @@ from torch import Tensor
 from server.device.transfer import to_device
 from server.device.triton_support import jit, tl
 from server.sampling.lines import GpuLines, Lines
-from server.sampling.stage import EXCLUDED, SlotSpace, Stage
+from server.sampling.masks import exclude_function
+from server.sampling.stage import SlotSpace, Stage
 from server.scheduling.params import SamplingParams
 from server.scheduling.step import SampleInput
-from server.text.grammars.state import excluded_tokens, mask_words
+from server.text.grammars.state import mask_words
 
 _TILE = 2048
 _NO_MASK = -1
@@ -30,6 +31,7 @@ class StructuredOutputs(Stage):
 
     def __init__(self, space: SlotSpace) -> None:
         super().__init__(space)
+        self._exclude = exclude_function(space.device)
         self._sample = SampleInput()
         self._rows: dict[tuple[int, int], int] = {}
         self._masks = self.table(torch.int32, mask_words(space.vocab_size))
@@ -51,10 +53,10 @@ class StructuredOutputs(Stage):
 
     def apply(self, scores: Tensor, lines: Lines) -> None:
         keys = zip(lines.slots.tolist(), lines.positions.tolist(), strict=True)
-        for at, key in zip(lines.at.tolist(), keys, strict=True):
-            if (row := self._rows.get(key)) is not None:
-                excluded = excluded_tokens(self._sample.masks[row], self.space.vocab_size)
-                scores[at].masked_fill_(torch.from_numpy(excluded).to(scores.device), EXCLUDED)
+        rows = np.array([self._rows.get(key, _NO_MASK) for key in keys], np.int64)
+        masked = np.flatnonzero(rows != _NO_MASK)
+        if masked.size:
+            self._exclude(scores, lines.at[masked], self._sample.masks, rows[masked])
 
     def needed(self, lines: Lines) -> bool:
         return bool(self._rows)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from server.text.formats.syntax import CallWriting, Format, TaggedArguments
+from server.text.formats.python_arguments import check_name, python_arguments
+from server.text.formats.syntax import CallWriting, Format, PythonArguments, TaggedArguments
 from server.text.grammars.source import bounded_schema, quoted
 
 _ANY_TEXT = "/(.|\\n)*/"
@@ -114,8 +117,11 @@ class GrammarWriter:
         calls = self.format.calls
         if calls is None or not self._is_bare:
             return self._rule("TEXT", f": {_ANY_TEXT}")
-        first = "".join(f"\\{character}" for character in calls.bare)
-        return self._rule("TEXT", f": /(\\s*[^\\s{first}](.|\\n)*)?/")
+        # text begins neither so nor with a marker of calls, of which two characters tell
+        heads = sorted({mark[:2] for mark in calls.opens})
+        others = "".join(re.escape(first) for first in (*calls.bare, *(head[0] for head in heads)))
+        ways = [f"[^\\s{others}]", *(f"{re.escape(head[0])}[^{re.escape(head[1])}]" for head in heads)]
+        return self._rule("TEXT", f": /(\\s*({'|'.join(ways)})(.|\\n)*)?/")
 
     @property
     def _is_bare(self) -> bool:
@@ -169,6 +175,10 @@ class GrammarWriter:
         schema, after = tool.parameters or {"type": "object"}, self.marker(writing.after)
         if writing.arguments is None:
             return f"{self._json(schema, lenient=not tool.strict)} {after}"
+        if isinstance(writing.arguments, PythonArguments):
+            check_name(tool.name)
+            json = partial(self._json, lenient=not tool.strict)
+            return f"{python_arguments(schema, json, self._rule)} {after}"
         properties = schema.get("properties")
         required = schema.get("required") or ()
         parts = []

@@ -53,6 +53,14 @@ class CallEnd:
         return at
 
 
+class _JsonNames(ast.NodeTransformer):
+    """What JSON calls true, false and null is a literal, too: models mix the two."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        values = {"true": True, "false": False, "null": None}
+        return ast.copy_location(ast.Constant(values[node.id]), node) if node.id in values else node
+
+
 def read_call(text: str) -> tuple[str, str]:
     """Name and arguments, as a JSON object, of the call `text`.
 
@@ -67,7 +75,7 @@ def read_call(text: str) -> tuple[str, str]:
         for keyword in call.keywords:
             if keyword.arg is None or keyword.arg in arguments:
                 raise NoCall("an argument without a name of its own")
-            arguments[keyword.arg] = ast.literal_eval(keyword.value)
+            arguments[keyword.arg] = ast.literal_eval(_JsonNames().visit(keyword.value))
         return ast.unparse(call.func), json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     except NoCall:
         raise

@@ -70,6 +70,11 @@ class TaggedArguments:
 
 
 @dataclass(frozen=True, slots=True)
+class PythonArguments:
+    """Keyword arguments, as Python writes them."""
+
+
+@dataclass(frozen=True, slots=True)
 class CallWriting:
     """How calls are written, for grammars that make an answer call; as the chat template writes them.
 
@@ -79,7 +84,7 @@ class CallWriting:
     before: str
     """Of each call, up to its arguments."""
     after: str
-    arguments: TaggedArguments | None = None
+    arguments: TaggedArguments | PythonArguments | None = None
     """None: a JSON object."""
     begin: str = ""
     """Before all calls."""

@@ -38,7 +38,8 @@ class GrammarState:
     def __init__(self, matcher: LLMatcher, ends: tuple[int, ...], never: tuple[int, ...]) -> None:
         self._matcher = matcher
         self._ends = ends
-        self._never = never
+        self._end_bits = [_word_and_bit(token) for token in ends]
+        self._never_bits = [_word_and_bit(token) for token in never]
         self._tokens: list[int] = []
 
     def __len__(self) -> int:
@@ -97,11 +98,11 @@ class GrammarState:
         matcher = self._matcher
         if matcher.is_error():
             raise GrammarError(self._problem())
-        for token in self._never:
-            mask[token // WORD_BITS] &= ~_bit(token)
+        for word, bit in self._never_bits:
+            mask[word] &= ~bit
         if self.may_end:
-            for token in self._ends:
-                mask[token // WORD_BITS] |= _bit(token)
+            for word, bit in self._end_bits:
+                mask[word] |= bit
 
     def fill_ahead(self, tokens: Sequence[int], masks: np.ndarray) -> None:
         """Write what may come next, and what behind each of `tokens`, which may come.
@@ -145,5 +146,6 @@ class GrammarState:
         return "the grammar has become too complex to follow"
 
 
-def _bit(token: int) -> np.int32:
-    return np.uint32(1 << (token % WORD_BITS)).astype(np.int32)
+def _word_and_bit(token: int) -> tuple[int, np.int32]:
+    """Where a mask tells of `token`."""
+    return token // WORD_BITS, np.uint32(1 << (token % WORD_BITS)).astype(np.int32)

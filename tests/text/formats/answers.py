@@ -97,6 +97,10 @@ CASES: dict[str, list[tuple[str, Parsed]]] = {
         ('[get_weather(city="Paris", days=2), now()]', Parsed("", "", [WEATHER, NOW])),
         ("<|python_start|>[now()]<|python_end|>", Parsed("", "", [NOW])),
         ("[get_weather(city='it\\'s )')]", Parsed("", "", [Called("get_weather", '{"city": "it\'s )"}')])),
+        (
+            "[get_weather(city='P', flags=[true, False], note=null)]",
+            Parsed("", "", [Called("get_weather", '{"city": "P", "flags": [true, false], "note": null}')]),
+        ),
         ("[1] says so", Parsed("[1] says so", "", [])),
         ("[now(1)]", Parsed("[now(1)]", "", [])),
         ("[now(a=b)] x", Parsed("[now(a=b)] x", "", [])),

@@ -17,6 +17,7 @@ from server.text.formats.registry import FORMATS
 from server.text.formats.syntax import CallWriting
 from server.text.formats.tool_types import Tools
 from server.text.grammars.compiler import GrammarCompiler
+from server.text.grammars.source import GrammarError
 from server.text.tokenizer import Tokenizer
 from tests.checkpoints import tiny_tokenizer
 from tests.text.test_grammars import END, sampled
@@ -30,6 +31,13 @@ TOOLS = [
                 "a": {"type": "integer"},
                 "unit": {"enum": ["m", "km"]},
                 "note": {"type": "string", "maxLength": 6},
+                "exact": {"type": "boolean"},
+                "by": {
+                    "anyOf": [
+                        {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+                        {"type": "null"},
+                    ]
+                },
             },
             "required": ["a", "unit"],
             "additionalProperties": False,
@@ -123,7 +131,7 @@ def test_an_answer_that_must_call_does(tokenizer: Tokenizer, name: str, writing:
 def test_calls_among_text_are_strict(tokenizer: Tokenizer, name: str, writing: CallWriting) -> None:
     """Once an answer has begun a call, that is what it is."""
     begun = (writing.begin + writing.before).partition("{name}")[0]
-    if name == "llama3_json":
+    if name in ("llama3_json", "pythonic"):  # calls need no marker, so that they are not looked for in text
         spoken = answers(tokenizer, name, AnswerForm(TOOLS), writing, "Well, ")
         assert not any(parsed.calls for parsed in spoken)
     elif name != "harmony":
@@ -150,3 +158,32 @@ def test_reasoning_comes_first(tokenizer: Tokenizer) -> None:
         for parsed in answers(tokenizer, name, form, None, "Hm.</think>"):
             assert parsed.reasoning == "Hm."
             json.loads(parsed.content)
+
+
+def test_python_takes_no_name_that_it_cannot_call() -> None:
+    (writing,) = FORMATS["pythonic"].writings[1:]
+    schema = {"type": "object", "properties": {"a-b": {"type": "integer"}}}
+    for tool in (FormTool("get-it", {}), FormTool("f", schema), FormTool("class", {})):
+        with pytest.raises(GrammarError, match=r"Python"):
+            GrammarWriter(FORMATS["pythonic"], {}).write(AnswerForm([tool], must_call=True), writing)
+
+
+def test_optional_arguments_may_be_left_out_wherever_they_stand(tokenizer: Tokenizer) -> None:
+    number = {"type": "integer", "minimum": 0, "maximum": 9}
+    tool = FormTool("f", {"properties": {"a": number, "b": number, "c": number}, "required": ["b"]})
+    (writing,) = FORMATS["pythonic"].writings[1:]
+    lark = GrammarWriter(FORMATS["pythonic"], {}).write(AnswerForm([tool], must_call=True), writing)
+    compiler = GrammarCompiler(tokenizer.hf, len(tokenizer.hf), [END])
+
+    def allows(text: str) -> bool:
+        state = compiler.compile({"grammar": lark}, [END]).begin()
+        tokens = tokenizer.encode(text, special=False)
+        if state.accepted(tokens) < len(tokens):
+            return False
+        state.advance(tokens)
+        return state.may_end
+
+    for text in ("[f(b=1)]", "[f(a=1, b=1)]", "[f(b=1, c=1)]", "[f(a=1, b=1, c=1)]", "[f(b=1), f(b=2)]"):
+        assert allows(text), text
+    for text in ("[f()]", "[f(a=1)]", "[f(, b=1)]", "[f(b=1, a=1)]", "[f(b=1,)]", "[]"):
+        assert not allows(text), text

@@ -141,4 +141,10 @@ void native_choose(const float* scores, int64_t lines, int64_t vocab, const floa
                    const int64_t* answers, const int64_t* positions, int64_t* tokens, int threads) {
     choose_all(scores, lines, vocab, temperatures, seeds, answers, positions, tokens, threads);
 }
+
+// Exclude tokens: lines at[i] of scores [lines, vocab] get -inf where mask rows[i] of masks [masks, words] has no bit.
+void native_exclude(float* scores, int64_t vocab, const int64_t* at, const uint32_t* masks, const int64_t* rows,
+                    int64_t words, int64_t lines, int threads) {
+    exclude_all(scores, vocab, at, masks, rows, words, lines, threads);
+}
 }

@@ -142,7 +142,16 @@ BestToken best_token(const float* scores, int64_t begin, int64_t end, float temp
             source = tail;
         }
         U16 words[4];
-        if constexpr (kDraw) philox(uint32_t(block / 4), key, words);
+        if constexpr (kDraw) {
+            uint32_t open = 0;  // most of what a grammar leaves is excluded, whole blocks of it
+            for (int part = 0; part < 4; ++part) {
+                const F16 score = load(source + 16 * part);
+                odd |= not_numbers(score);
+                open |= above(score, splat(-std::numeric_limits<float>::infinity()));
+            }
+            if (!open) continue;
+            philox(uint32_t(block / 4), key, words);
+        }
         for (int part = 0; part < 4; ++part) {
             F16 score = load(source + 16 * part), most = score;
             if constexpr (kDraw) {
@@ -193,5 +202,32 @@ inline void choose_all(const float* scores, int64_t lines, int64_t vocab, const 
             if (other.best > best.best) best = other;
         }
         tokens[line] = odd || !std::isfinite(best.best) ? -1 : best.token;
+    }
+}
+
+// Scores [begin, end) of a line get -inf where `mask` has no bit; begin is a multiple of 32.
+inline void exclude(float* scores, int64_t begin, int64_t end, const uint32_t* mask) {
+    constexpr float kExcluded = -std::numeric_limits<float>::infinity();
+    for (int64_t block = begin; block < end; block += 32) {
+        const uint32_t allowed = mask[block / 32];
+        const int64_t count = std::min<int64_t>(32, end - block);
+        if (allowed == ~0u) continue;
+        if (!allowed) {
+            std::fill(scores + block, scores + block + count, kExcluded);
+            continue;
+        }
+        for (int64_t i = 0; i < count; ++i)
+            scores[block + i] = allowed >> i & 1 ? scores[block + i] : kExcluded;
+    }
+}
+
+inline void exclude_all(float* scores, int64_t vocab, const int64_t* at, const uint32_t* masks, const int64_t* rows,
+                        int64_t words, int64_t lines, int threads) {
+    constexpr int64_t kPart = 16384;
+    const int64_t parts = (vocab + kPart - 1) / kPart;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t task = 0; task < lines * parts; ++task) {
+        const int64_t line = task / parts, begin = task % parts * kPart;
+        exclude(scores + at[line] * vocab, begin, std::min(begin + kPart, vocab), masks + rows[line] * words);
     }
 }
