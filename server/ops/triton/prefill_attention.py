@@ -76,8 +76,8 @@ def _attend_chunk(
 ):  # fmt: skip
     """Program (head, piece of a chunk).
 
-    WINDOW, if not 0, is how many tokens each sees at most: what lies before all their windows is not read.
-    Tiles of keys begin at multiples of TILE, so that a query adds up the same wherever its chunk begins.
+    WINDOW, if not 0, is how many tokens each sees at most: what lies before all windows is not read. Tiles
+    of keys begin at multiples of TILE, so that a query adds up the same wherever its chunk begins.
     """
     if PDL:
         gdc_launch_dependents()
@@ -105,14 +105,13 @@ def _attend_chunk(
     acc = tl.zeros([QUERIES, DIM_TILE], tl.float32)
     last = position + tl.minimum(QUERIES, chunk_end - first)
     place = tl.minimum(position + m, last - 1)  # of each query; those past the end see what the last one does
+    before = position // TILE * TILE  # keys that every query of the piece attends to, but for windows
     if WINDOW == 0:
-        before = position // TILE * TILE  # keys that every query of the piece attends to
         inside = 0
         lowest = 0
     else:
         lowest = tl.maximum(position - WINDOW + 1, 0)  # of the first query's window
         latest = tl.maximum(last - WINDOW, 0)  # of the last one's
-        before = position // TILE * TILE
         inside = tl.minimum(tl.cdiv(latest, TILE) * TILE, before)
         acc, total, best = _attend_keys(
             acc, total, best, q, place, lowest, lowest // TILE * TILE, inside, table, base,
