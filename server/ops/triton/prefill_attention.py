@@ -83,12 +83,11 @@ def _attend_chunk(
         gdc_launch_dependents()
         gdc_wait()
     head = tl.program_id(0)
-    first = tl.load(tiles + 2 * tl.program_id(1))
-    chunk_end = tl.load(tiles + 2 * tl.program_id(1) + 1)
+    piece = tiles + 2 * tl.program_id(1)
+    first, chunk_end = tl.load(piece), tl.load(piece + 1)
     position = tl.load(positions + first)
     table = tables + tl.load(rows + first).to(tl.int64) * table_stride
-    m = tl.arange(0, QUERIES)
-    d = tl.arange(0, DIM_TILE)
+    m, d = tl.arange(0, QUERIES), tl.arange(0, DIM_TILE)
     token = (first + m).to(tl.int64)
     mask = (token < chunk_end)[:, None] & (d < HEAD_DIM)[None, :]
     at = head * HEAD_DIM + d[None, :]
