@@ -14,6 +14,7 @@ from server.layers.spec import ModelSpec
 from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend
 from server.ops.backend import AttentionChoice, Backend, LayeredBackend
+from server.ops.communication import Communication
 from server.ops.cpu import backend as native
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.build import NativeError
@@ -39,6 +40,7 @@ def choose_backend(
     device: torch.device,
     block_size: int,
     wanted: Literal["auto"] | CudaName = "auto",
+    comm: Communication | None = None,
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
@@ -47,6 +49,7 @@ def choose_backend(
         dtype: of activations and cache.
         block_size: tokens a cache block.
         wanted: attention backend of the configuration.
+        comm: with the other ranks, where the model is one of several parts.
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
@@ -54,11 +57,12 @@ def choose_backend(
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
     if device.type == "cpu":
-        return _choose_cpu(model, dtype, block_size)
+        return _choose_cpu(model, dtype, block_size, comm)
     if device.type == "cuda":
-        return _choose_cuda(model, dtype, device, block_size, wanted)
+        return _choose_cuda(model, dtype, device, block_size, wanted, comm)
     reason = f"torch operations run on every device ({device.type}, {dtype})"
-    return _layered(model, _torch_attention(model.spec, dtype, block_size, reason), LayerOps(), reason)
+    attention = _torch_attention(model.spec, dtype, block_size, reason)
+    return _layered(model, attention, LayerOps(), reason, comm)
 
 
 class _ForeignOps(LayerOps):
@@ -68,10 +72,16 @@ class _ForeignOps(LayerOps):
         self.name = name
 
 
-def _layered(model: DecoderWeights, attention: AttentionChoice, ops: LayerOps, reason: str) -> Backend:
+def _layered(
+    model: DecoderWeights,
+    attention: AttentionChoice,
+    ops: LayerOps,
+    reason: str,
+    comm: Communication | None,
+) -> Backend:
     """Layer by layer, by `ops` unless others' modules compute the model."""
     if model.computed_by is None:
-        return LayeredBackend(attention, ops, reason)
+        return LayeredBackend(attention, ops, reason, comm)
     reason = (
         f"modules of {model.computed_by} over the paged cache: the model type has no file in server/models"
     )
@@ -90,9 +100,13 @@ def _torch_attention(spec: ModelSpec, dtype: torch.dtype, block_size: int, reaso
     return AttentionChoice(TorchAttention.name, TorchAttention, TorchAttention.capabilities, reason)
 
 
-def _choose_cpu(model: DecoderWeights, dtype: torch.dtype, block_size: int) -> Backend:
+def _choose_cpu(
+    model: DecoderWeights, dtype: torch.dtype, block_size: int, comm: Communication | None
+) -> Backend:
     unable = NativeAttention.capabilities.objection(model.spec, dtype, block_size)
     obstacle = unable or native.objection(model, dtype)
+    if comm is not None:
+        obstacle = f"{comm.size} ranks add up their products within each layer, the C++ pass is one call"
     if unable is None:
         try:
             library = load()
@@ -109,9 +123,9 @@ def _choose_cpu(model: DecoderWeights, dtype: torch.dtype, block_size: int) -> B
     unpacked = packed.objection(dtype)
     if unpacked is None:
         reason = f"weights packed by oneDNN; no own C++ kernels: {obstacle}"
-        return _layered(model, attention, packed.PackedLayerOps(), reason)
+        return _layered(model, attention, packed.PackedLayerOps(), reason, comm)
     reason = f"torch operations; no own C++ kernels: {obstacle}; not packed: {unpacked}"
-    return _layered(model, attention, LayerOps(), reason)
+    return _layered(model, attention, LayerOps(), reason, comm)
 
 
 def _choose_cuda(
@@ -120,6 +134,7 @@ def _choose_cuda(
     device: torch.device,
     block_size: int,
     wanted: Literal["auto"] | CudaName,
+    comm: Communication | None,
 ) -> Backend:
     fitting = _CudaAttention(model, dtype, device, block_size)
     if wanted == "auto":
@@ -129,7 +144,7 @@ def _choose_cuda(
             attention = fitting.choice(wanted, "attention_backend of the configuration")
         except ModelError as error:
             raise ModelError(f"attention_backend {wanted!r} does not run here: {error}") from error
-    return _layered(model, attention, *_cuda_layer_ops(device, dtype))
+    return _layered(model, attention, *_cuda_layer_ops(device, dtype), comm)
 
 
 def _cuda_layer_ops(device: torch.device, dtype: torch.dtype) -> tuple[LayerOps, str]:
