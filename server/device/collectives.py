@@ -53,15 +53,21 @@ class Group:
         self._wait(self._group.allreduce([x], self._sum))
         return x
 
-    def gather(self, x: Tensor) -> Tensor:
-        """``[rows, n]`` of each rank → ``[rows, size · n]``."""
+    def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[rows, n]`` of each rank → ``[rows, size · n]``, or as many columns as `out` has, in that."""
         rows, columns = x.shape
         found = torch.empty(self.size, rows, columns, dtype=x.dtype, device=x.device)
         if self.device.type == "cuda":
             self._wait(self._group._allgather_base(found, x.contiguous(), self._beside))
         else:
             self._wait(self._group.allgather([list(found.unbind(0))], [x.contiguous()], self._beside))
-        return found.transpose(0, 1).reshape(rows, self.size * columns)
+        beside = found.transpose(0, 1)  # of one row, these are side by side already
+        if out is None:
+            return beside.reshape(rows, self.size * columns)
+        if out.shape[1] == self.size * columns:
+            out.view(beside.shape).copy_(beside)
+            return out
+        return out.copy_(beside.reshape(rows, -1)[:, : out.shape[1]])
 
     def smallest(self, numbers: list[int]) -> list[int]:
         """Of each number, the least that any rank has."""

@@ -122,8 +122,10 @@ class Decoder(DecoderWeights):
         if comm is None:
             logits = ops.norm_linear(x, self.norm, self.head, out)
         else:
-            gathered = comm.gather(ops.norm_linear(x, self.norm, self.head))[:, : self.spec.vocab_size]
-            logits = gathered.contiguous() if out is None else out.copy_(gathered)
+            part = ops.norm_linear(x, self.norm, self.head)
+            if out is None:
+                out = part.new_empty(len(x), self.spec.vocab_size)
+            logits = comm.gather(part, out)
         scale, softcap = self.spec.logit_scale, self.spec.logit_softcap
         if scale != 1.0:
             logits.mul_(scale)

@@ -11,9 +11,11 @@ class Communication(Protocol):
     """The collective operations of a pass; a model in one piece has none (None).
 
     Attributes:
+        rank: which one this is.
         size: how many ranks there are.
     """
 
+    rank: int
     size: int
 
     def reduce(self, x: Tensor) -> Tensor:
@@ -22,8 +24,11 @@ class Communication(Protocol):
         Each rank calls it for the same products in the same order.
         """
 
-    def gather(self, x: Tensor) -> Tensor:
-        """``[rows, n]`` of each rank → ``[rows, ranks · n]`` on all of them, side by side.
+    def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[rows, n]`` of each rank → ``[rows, columns]`` on all of them, side by side.
 
         As with `reduce`, each rank calls it at the same place.
+
+        Args:
+            out: takes the result, which is cut where it has fewer than ``ranks · n`` columns.
         """

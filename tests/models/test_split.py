@@ -104,8 +104,9 @@ class Threads:
     def reduce(self, x: Tensor) -> Tensor:
         return torch.stack(self._exchange(x)).sum(0)
 
-    def gather(self, x: Tensor) -> Tensor:
-        return torch.cat(self._exchange(x), 1)
+    def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        found = torch.cat(self._exchange(x), 1)
+        return found if out is None else out.copy_(found[:, : out.shape[1]])
 
 
 def split_logits(whole: ModelSpec, names: Names, stored: dict[str, Tensor], ranks: int) -> list[Tensor]:

@@ -49,7 +49,7 @@ class ThreadOthers:
 
     def end(self) -> None:
         for thread in self._threads:
-            thread.join(5)
+            thread.join(1)
 
 
 @contextmanager

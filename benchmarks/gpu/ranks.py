@@ -1,0 +1,191 @@
+"""A model split over GPUs: ``.venv/bin/python -m benchmarks.gpu.ranks OUT.json``.
+
+First tokens: in float32, those of all ranks together must be those of one, greedy, drawn, of beams, swapped
+and from the prefix cache. Then times of W1, W2 and W4, with one rank and with all, each in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.checkpoints import SHAPES, LlamaShape, describe_llama
+from benchmarks.gpu import timing
+from benchmarks.gpu.own import run
+from protocol.generation import GenerationConfig
+from utils.commands import with_interpreter
+
+SMALL = LlamaShape(512, 4, 8, 2, 1_024)
+"""For tokens: its weights are drawn wide, so that the likeliest token leads clearly."""
+LIMIT_SECONDS = 240
+_FILE_BYTES = 4 << 30
+
+
+def save_random(path: Path, shape: LlamaShape, dtype: torch.dtype, width: float) -> Path:
+    """A checkpoint with random weights of standard deviation `width`, unless it is there."""
+    from server.models.config import ModelConfig
+
+    if (path / "model.safetensors.index.json").is_file():
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    describe_llama(path, shape, dtype=str(dtype).removeprefix("torch."))
+    architecture = ModelConfig.load(path).architecture
+    model = architecture.decoder(architecture.spec, dtype, torch.device("meta"), architecture.names)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    places: dict[str, str] = {}
+    waiting: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(places.values())):05}.safetensors"
+        save_file(waiting, path / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(waiting, name))
+        waiting.clear()
+
+    for name, target in model.weights().items():
+        made = torch.empty(target.stored_shape(), dtype=dtype, device=device)
+        waiting[name] = (made.fill_(1.0) if "norm" in name else made.normal_(0.0, width)).cpu()
+        if sum(tensor.nbytes for tensor in waiting.values()) > _FILE_BYTES:
+            flush()
+    flush()
+    index = {"metadata": {}, "weight_map": places}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    return path
+
+
+def load(path: Path, ranks: int, dtype: str, **cache: Any) -> Any:
+    """An `LLM` of the checkpoint, split over `ranks` GPUs."""
+    from server.continuous_batching import LLM
+
+    return LLM(
+        path,
+        model_loading_config={"torch_dtype": dtype, "model_max_length": 4096},
+        batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
+        cache_config=cache,
+        parallel_config={"tensor_parallel_size": ranks},
+    )
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {}, {"do_sample": True, "temperature": 0.8}, {"num_beams": 3}, {"repetition_penalty": 1.3},
+    {"do_sample": True, "top_p": 0.9, "top_k": 50}, {"do_sample": True, "min_p": 0.05, "logprobs": 2},
+    {"do_sample": True, "n": 2},
+]  # fmt: skip
+
+
+def tokens(path: Path, ranks: int) -> dict[str, Any]:
+    """Answers of every kind, in an ample cache, again from its prefixes, and in one that swaps."""
+    dice = random.Random(1)
+    prompts = [[dice.randint(300, 9_999) for _ in range(dice.randint(1, 200))] for _ in range(70)]
+    configs = [
+        GenerationConfig(**{"max_new_tokens": 40, "seed": i, "ignore_eos": True, **OPTIONS[i % len(OPTIONS)]})
+        for i in range(len(prompts))
+    ]
+    answers, stats = [], {}
+    for name, blocks in (("ample", 4000), ("swaps", 160)):
+        llm = load(path, ranks, "float32", num_blocks=blocks, num_blocks_cpu=1000, swap_policy="swap")
+        for _ in range(2):
+            made = llm.generate(prompts, configs)
+            answers.append([[answer.token_ids for answer in each.answers] for each in made])
+        found = llm.engine.stats()
+        stats[name] = {
+            "swapped": found.preempted_by_swap,
+            "prefix_hits": found.prefix_hits,
+            "failures": found.step_failures,
+        }
+        capabilities = llm.capabilities
+        del llm
+        gc.collect()
+    return {"answers": answers, "stats": stats, "capabilities": capabilities}
+
+
+def times(path: Path, shape: str, ranks: int, names: list[str], repeats: int, out: Path) -> dict[str, Any]:
+    """Seconds of the workloads."""
+    begin = time.perf_counter()
+    llm = load(path, ranks, "bfloat16", enable_prefix_cache=False, num_blocks_cpu=0)
+    result: dict[str, Any] = {
+        "shape": shape,
+        "start_seconds": time.perf_counter() - begin,
+        "capabilities": llm.capabilities,
+        "workloads": {},
+    }
+    for name in names:
+        timing.note(result, name, timing.repeat(lambda work: run(llm, work), name, repeats), out)
+    return result
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--workloads", type=lambda names: names.split(","), default=["W2", "W4", "W1"])
+    parser.add_argument("--ranks", type=int, default=torch.cuda.device_count() or 2, help="default: all GPUs")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    parser.add_argument("--part", choices=["tokens", "times"], help="only this, with that many ranks")
+    return parser.parse_args()
+
+
+def _alone(arguments: argparse.Namespace, part: str, ranks: int) -> dict[str, Any]:
+    """What a process of its own finds."""
+    out = arguments.out.with_name(f"{arguments.out.stem}-{part}-{ranks}.json")
+    command = [sys.executable, "-m", "benchmarks.gpu.ranks", str(out), "--part", part, "--ranks", str(ranks)]
+    command += ["--shape", arguments.shape, "--workloads", ",".join(arguments.workloads)]
+    command += ["--repeats", str(arguments.repeats), "--models", str(arguments.models)]
+    subprocess.run(command, check=True, timeout=LIMIT_SECONDS)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """One rank beside all of them."""
+    counts, report = (1, arguments.ranks), {}
+    found = [_alone(arguments, "tokens", ranks) for ranks in counts]
+    pairs = [pair for one, many in zip(*(each.pop("answers") for each in found), strict=True)
+             for pair in zip(one, many, strict=True)]  # fmt: skip
+    report["tokens"] = {"answers": len(pairs), "different": sum(one != many for one, many in pairs)}
+    report["engines"] = dict(zip(map(str, counts), found, strict=True))
+    print("tokens", report["tokens"], [each["stats"] for each in found], flush=True)
+    arguments.out.write_text(json.dumps(report, indent=1))
+    timed = {ranks: _alone(arguments, "times", ranks) for ranks in counts}
+    report["times"] = timed
+    for name in arguments.workloads:
+        seconds = [min(timed[ranks]["workloads"][name]["seconds"]) for ranks in counts]
+        report[name] = {"seconds": seconds, "share": seconds[1] / seconds[0]}
+        print(name, report[name], flush=True)
+    arguments.out.write_text(json.dumps(report, indent=1))
+    if report["tokens"]["different"]:
+        raise SystemExit("the tokens of all ranks are not those of one")
+
+
+def main() -> None:
+    """Check and time; what was found is written as JSON."""
+    arguments = _parse()
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")  # multicast over NVLink, which not every host lets one use
+    if arguments.part is None:
+        compare(arguments)
+        return
+    if arguments.part == "tokens":
+        small = save_random(arguments.models / "ranks-small", SMALL, torch.float32, 0.2)
+        result = tokens(small, arguments.ranks)
+    else:
+        shape = SHAPES[arguments.shape]
+        path = save_random(arguments.models / f"ranks-{arguments.shape}", shape, torch.bfloat16, 0.02)
+        names, repeats = arguments.workloads, arguments.repeats
+        result = times(path, arguments.shape, arguments.ranks, names, repeats, arguments.out)
+    arguments.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
