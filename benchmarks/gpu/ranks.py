@@ -64,14 +64,14 @@ def save_random(path: Path, shape: LlamaShape, dtype: torch.dtype, width: float)
     return path
 
 
-def load(path: Path, ranks: int, dtype: str, **cache: Any) -> Any:
-    """An `LLM` of the checkpoint, split over `ranks` GPUs."""
+def load(path: Path, ranks: int, dtype: str, rows: int, **cache: Any) -> Any:
+    """An `LLM` of the checkpoint, split over `ranks` GPUs, with batches of `rows` sequences."""
     from server.continuous_batching import LLM
 
     return LLM(
         path,
         model_loading_config={"torch_dtype": dtype, "model_max_length": 4096},
-        batcher_config={"batch_max_tokens": 16384, "batch_max_beams": 512, "prefill_chunk_tokens": 8192},
+        batcher_config={"batch_max_tokens": 16384, "batch_max_beams": rows, "prefill_chunk_tokens": 8192},
         cache_config=cache,
         parallel_config={"tensor_parallel_size": ranks},
     )
@@ -94,7 +94,7 @@ def tokens(path: Path, ranks: int) -> dict[str, Any]:
     ]
     answers, stats = [], {}
     for name, blocks in (("ample", 4000), ("swaps", 160)):
-        llm = load(path, ranks, "float32", num_blocks=blocks, num_blocks_cpu=1000, swap_policy="swap")
+        llm = load(path, ranks, "float32", 96, num_blocks=blocks, num_blocks_cpu=1000, swap_policy="swap")
         for _ in range(2):
             made = llm.generate(prompts, configs)
             answers.append([[answer.token_ids for answer in each.answers] for each in made])
@@ -113,7 +113,7 @@ def tokens(path: Path, ranks: int) -> dict[str, Any]:
 def times(path: Path, shape: str, ranks: int, names: list[str], repeats: int, out: Path) -> dict[str, Any]:
     """Seconds of the workloads."""
     begin = time.perf_counter()
-    llm = load(path, ranks, "bfloat16", enable_prefix_cache=False, num_blocks_cpu=0)
+    llm = load(path, ranks, "bfloat16", 512, enable_prefix_cache=False, num_blocks_cpu=0)
     result: dict[str, Any] = {
         "shape": shape,
         "start_seconds": time.perf_counter() - begin,
