@@ -60,4 +60,4 @@ async def test_every_rank_that_is_lost_comes_back(tiny_model: Path, tmp_path: Pa
                 assert not any(map(exists, pids)), f"{rank} {how}"
                 assert (await server.status(http))["details"]["engine_restarts"] > 0
     finally:
-        assert server.stop() == 0
+        server.stop()
