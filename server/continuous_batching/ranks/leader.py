@@ -32,7 +32,7 @@ class RankLostError(RuntimeError):
 
 
 class Ranks:
-    """The ranks beside this one, each a process; they end with this object.
+    """The ranks beside this one, each a process; they end with it, and with the thread that makes it.
 
     Args:
         config: of the server.

@@ -33,10 +33,11 @@ class RankedWorker(Worker):
 
     def swap(self, step: StepInput) -> None:
         swaps = bool(len(step.swap_out) or len(step.swap_in))
-        if swaps or self._swapping:  # or one that must be waited for
+        told = swaps or self._swapping  # what was swapped last must be waited for
+        if told:
             self._ranks.send(messages.encode_call("swap", step))
         self._swapping = swaps
-        self._together(lambda: super(RankedWorker, self).swap(step), told=swaps)
+        self._together(lambda: super(RankedWorker, self).swap(step), told=told)
 
     def copy(self, step: StepInput) -> None:
         told = len(step.copies) > 0

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.client.processes import complete, gateway
 from tests.continuous_batching.server_calls import post
 from tests.continuous_batching.server_process import ServerProcess
 
@@ -61,3 +62,36 @@ async def test_every_rank_that_is_lost_comes_back(tiny_model: Path, tmp_path: Pa
                 assert (await server.status(http))["details"]["engine_restarts"] > 0
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+async def test_nothing_is_lost_behind_a_gateway(tiny_model: Path, tmp_path: Path) -> None:
+    """200 requests, streams among them; another server has the same model, in one piece."""
+    servers = []
+    for ranks in (2, 1):
+        (directory := tmp_path / str(ranks)).mkdir()
+        parallel = {"tensor_parallel_size": ranks}
+        servers.append(ServerProcess(directory, tiny_model, model_id="m", parallel_config=parallel))
+
+    async def ask(session: aiohttp.ClientSession, number: int) -> tuple[int, str]:
+        async with limit:
+            return await complete(session, f"request {number % 20}", 40, bool(number % 2))
+
+    limit = asyncio.Semaphore(16)
+    try:
+        async with aiohttp.ClientSession() as http:
+            for server in servers:
+                await server.ready(http)
+            urls = [server.url for server in servers]
+            async with gateway(tmp_path, urls, replica_wait_seconds=60) as (_, session):
+                expected = [await ask(session, number) for number in range(40)]
+                for rank, how in HURTS[:3]:
+                    pids = (await ranks_of(http, servers[0]))["pids"]
+                    asked = [asyncio.create_task(ask(session, number)) for number in range(200)]
+                    await asyncio.sleep(0.5)
+                    os.kill(pids[rank], how)
+                    assert await asyncio.gather(*asked) == expected * 5, (rank, how)
+                    await servers[0].ready(http)
+    finally:
+        for server in servers:
+            server.stop()
