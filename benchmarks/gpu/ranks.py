@@ -7,7 +7,6 @@ and from the prefix cache. Then times of W1, W2 and W4, with one rank and with a
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import random
@@ -84,30 +83,32 @@ OPTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def tokens(path: Path, ranks: int) -> dict[str, Any]:
-    """Answers of every kind, in an ample cache, again from its prefixes, and in one that swaps."""
+BLOCKS = {"ample": 4000, "swaps": 160}
+"""Of the cache, where tokens are compared."""
+
+
+def tokens(path: Path, ranks: int, cache: str) -> dict[str, Any]:
+    """Answers of every kind, and again from what is in the cache."""
     dice = random.Random(1)
     prompts = [[dice.randint(300, 9_999) for _ in range(dice.randint(1, 200))] for _ in range(70)]
     configs = [
         GenerationConfig(**{"max_new_tokens": 40, "seed": i, "ignore_eos": True, **OPTIONS[i % len(OPTIONS)]})
         for i in range(len(prompts))
     ]
-    answers, stats = [], {}
-    for name, blocks in (("ample", 4000), ("swaps", 160)):
-        llm = load(path, ranks, "float32", 96, num_blocks=blocks, num_blocks_cpu=1000, swap_policy="swap")
-        for _ in range(2):
-            made = llm.generate(prompts, configs)
-            answers.append([[answer.token_ids for answer in each.answers] for each in made])
-        found = llm.engine.stats()
-        stats[name] = {
-            "swapped": found.preempted_by_swap,
-            "prefix_hits": found.prefix_hits,
-            "failures": found.step_failures,
-        }
-        capabilities = llm.capabilities
-        del llm
-        gc.collect()
-    return {"answers": answers, "stats": stats, "capabilities": capabilities}
+    sizes = {"num_blocks": BLOCKS[cache], "num_blocks_cpu": 1000, "swap_policy": "swap"}
+    llm = load(path, ranks, "float32", 96, **sizes)
+    answers = [
+        [answer.token_ids for answer in each.answers]
+        for _ in range(2)
+        for each in llm.generate(prompts, configs)
+    ]
+    stats = llm.engine.stats()
+    found = {
+        "swapped": stats.preempted_by_swap,
+        "prefix_hits": stats.prefix_hits,
+        "failures": stats.step_failures,
+    }
+    return {"answers": answers, "stats": found, "capabilities": llm.capabilities}
 
 
 def times(path: Path, shape: str, ranks: int, names: list[str], repeats: int, out: Path) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, default=torch.cuda.device_count() or 2, help="default: all GPUs")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
-    parser.add_argument("--part", choices=["tokens", "times"], help="only this, with that many ranks")
+    parser.add_argument("--part", choices=[*BLOCKS, "times"], help="only this, with that many ranks")
     return parser.parse_args()
 
 
@@ -150,22 +151,22 @@ def _alone(arguments: argparse.Namespace, part: str, ranks: int) -> dict[str, An
 
 def compare(arguments: argparse.Namespace) -> None:
     """One rank beside all of them."""
-    counts, report = (1, arguments.ranks), {}
-    found = [_alone(arguments, "tokens", ranks) for ranks in counts]
-    pairs = [pair for one, many in zip(*(each.pop("answers") for each in found), strict=True)
-             for pair in zip(one, many, strict=True)]  # fmt: skip
-    report["tokens"] = {"answers": len(pairs), "different": sum(one != many for one, many in pairs)}
-    report["engines"] = dict(zip(map(str, counts), found, strict=True))
-    print("tokens", report["tokens"], [each["stats"] for each in found], flush=True)
-    arguments.out.write_text(json.dumps(report, indent=1))
-    timed = {ranks: _alone(arguments, "times", ranks) for ranks in counts}
-    report["times"] = timed
-    for name in arguments.workloads:
-        seconds = [min(timed[ranks]["workloads"][name]["seconds"]) for ranks in counts]
-        report[name] = {"seconds": seconds, "share": seconds[1] / seconds[0]}
-        print(name, report[name], flush=True)
-    arguments.out.write_text(json.dumps(report, indent=1))
-    if report["tokens"]["different"]:
+    counts, report, different = (1, arguments.ranks), {}, 0
+    for part in (*BLOCKS, "times"):
+        found = {ranks: _alone(arguments, part, ranks) for ranks in counts}
+        if part in BLOCKS:
+            one, many = (found[ranks].pop("answers") for ranks in counts)
+            wrong = sum(a != b for a, b in zip(one, many, strict=True))
+            different += wrong
+            print("tokens", part, {"answers": len(one), "different": wrong}, flush=True)
+            print("tokens", part, [each["stats"] for each in found.values()], flush=True)
+        else:
+            for name in arguments.workloads:
+                seconds = [min(each["workloads"][name]["seconds"]) for each in found.values()]
+                print(name, {"seconds": seconds, "share": seconds[1] / seconds[0]}, flush=True)
+        report[part] = found
+        arguments.out.write_text(json.dumps(report | {"different": different}, indent=1))
+    if different:
         raise SystemExit("the tokens of all ranks are not those of one")
 
 
@@ -176,9 +177,9 @@ def main() -> None:
     if arguments.part is None:
         compare(arguments)
         return
-    if arguments.part == "tokens":
+    if arguments.part in BLOCKS:
         small = save_random(arguments.models / "ranks-small", SMALL, torch.float32, 0.2)
-        result = tokens(small, arguments.ranks)
+        result = tokens(small, arguments.ranks, arguments.part)
     else:
         shape = SHAPES[arguments.shape]
         path = save_random(arguments.models / f"ranks-{arguments.shape}", shape, torch.bfloat16, 0.02)

@@ -7,6 +7,7 @@ the loopback interface: nothing listens where others could call.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -98,4 +99,8 @@ def _nccl(store: Store, rank: int, size: int, device: torch.device) -> Any:
     torch.cuda.set_device(device)
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = _PATIENCE
-    return dist.ProcessGroupNCCL(store, rank, size, options)
+    group = dist.ProcessGroupNCCL(store, rank, size, options)
+    # it lives as long as the process: its destructor waits for the end of all graphs that hold a collective,
+    # and nothing says that these are destroyed before it
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    return group
