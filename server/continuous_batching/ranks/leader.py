@@ -108,6 +108,10 @@ class Ranks:
         if self._others.problem is not None:
             raise RankLostError(self._others.problem)
 
+    def give_up(self, problem: str) -> None:
+        """End all ranks: there is no going on."""
+        self._others.lose(problem)
+
     def check_failed_alike(self) -> None:
         """The last call failed here: return once every rank says that it failed there, too.
 

@@ -134,6 +134,7 @@ def main() -> int:
     """Follow rank 0 until the process is ended."""
     arguments = _parse()
     signal_at_parent_death(arguments.parent, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, with which this one ends
     form = f"%(asctime)s %(levelname)s rank {arguments.rank}: %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form)
     given = sys.stdin.readline()

@@ -25,7 +25,7 @@ def build_ranks(config: ServerConfig, lost: Callable[[str], None] | None) -> tup
     Raises:
         ModelError: the checkpoint cannot be served as configured.
     """
-    count = _count(config)
+    count = count_ranks(config)
     if count == 1:
         return build_rank(config), {"count": 1}
     ranks = Ranks(config, count, lost)
@@ -39,7 +39,7 @@ def build_ranks(config: ServerConfig, lost: Callable[[str], None] | None) -> tup
     return replace(built, worker=RankedWorker(built.worker, ranks)), ranks.describe(own)
 
 
-def _count(config: ServerConfig) -> int:
+def count_ranks(config: ServerConfig) -> int:
     """How many ranks there are to be."""
     wanted = config.parallel_config.tensor_parallel_size
     if wanted != "auto":

@@ -61,6 +61,9 @@ class RankedWorker(Worker):
             if told:
                 self._ranks.check_failed_alike()
             raise
+        except BaseException:  # Ctrl-C: nobody knows how far it came
+            self._ranks.give_up("rank 0 was interrupted within a step")
+            raise
 
     def check_device(self) -> None:
         self._ranks.check()

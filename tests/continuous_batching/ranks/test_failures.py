@@ -71,6 +71,17 @@ def test_ranks_that_are_out_of_step_are_given_up(tiny_model: Path) -> None:
             driver.finish()
 
 
+def test_an_interrupted_step_ends_the_ranks(tiny_model: Path) -> None:
+    llm = split_llm(tiny_model, 2, **SIZES)
+    with (
+        mock.patch.object(llm.engine.worker.decoder, "choose", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        llm.generate([PROMPT], GenerationConfig(max_new_tokens=3))
+    with pytest.raises((GenerationError, RankLostError), match="rank 0 was interrupted within a step"):
+        llm.generate([PROMPT], GenerationConfig(max_new_tokens=3))
+
+
 def follower(worker: Any) -> tuple[zmq.Socket[bytes], Future[int]]:
     """(rank 0's socket, the exit status) of a rank with that worker."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()

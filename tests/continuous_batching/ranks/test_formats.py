@@ -54,7 +54,13 @@ def test_gptq(llama: Path, tmp_path: Path, recipe: dict[str, Any], ranks: int) -
     check(quantized(llama, tmp_path / "gptq", **recipe), ranks)
 
 
-@pytest.mark.parametrize("what", MADE)
+QUICK = {"awq", "W4A16 by output", "FP8 by block"}
+"""Codes, codes without groups, and what becomes floats; the others at night."""
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in QUICK else pytest.param(what, marks=pytest.mark.slow) for what in MADE]
+)
 def test_other_formats(llama: Path, tmp_path: Path, what: str) -> None:
     check(make(llama, tmp_path, *MADE[what])[0], 2)
 
