@@ -130,7 +130,16 @@ def test_a_machine_that_was_suspended_has_lost_nobody() -> None:
     assert silence.tick(TICK_SECONDS, {1}) is None and silence.tick(3600.0, set()) is None
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def listening(pid: int) -> set[str]:
+    """Addresses of the TCP sockets on which a process takes connections, as the kernel writes them."""
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    own = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    tables = [Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables if table.exists() for row in table.read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in own}
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_processes_that_are_killed_or_stopped(tiny_model: Path, how: signal.Signals) -> None:
     """The other ranks end with it; what comes next is refused, in one line."""
     loading = {"torch_dtype": "float32", "device": "cpu"}
@@ -140,7 +149,7 @@ def test_processes_that_are_killed_or_stopped(tiny_model: Path, how: signal.Sign
     llm = LLM(tiny_model, model_loading_config=loading, parallel_config=parallel, **SIZES)
     assert llm.generate([PROMPT], options)[0].answers == expected.answers
     own, other = llm.capabilities["ranks"]["pids"]
-    assert own == os.getpid()
+    assert own == os.getpid() and listening(own) | listening(other) == {"0100007F"}  # 127.0.0.1
     os.kill(other, how)
     wait_until(lambda: not Path(f"/proc/{other}").exists(), 10.0)
     with pytest.raises((GenerationError, RankLostError), match="rank 1"):
