@@ -3,7 +3,7 @@
 # stop:  drain and stop what was started; with PORT_BASE=N what `make serve PORT_BASE=N` started
 # test:  the whole test suite
 # clients: SDKs and agent frameworks, installed apart, against real servers
-# bench: benchmark of this machine  lint: format, style, types and structure
+# bench: benchmark of this machine, up to an hour; with QUICK=1 two minutes  lint: format, style, types and structure
 
 PYTHON    ?= python3
 VENV      ?= .venv
@@ -55,7 +55,7 @@ tests/clients/node/node_modules/.installed: tests/clients/node/package.json
 	@$(if $(NPM),touch $@)
 
 bench: $(VENV)/.serve-installed
-	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python -m benchmarks.compare $(if $(QUICK),--quick)
 
 lint: $(VENV)/.test-installed
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 WIDTH, HEIGHT = 560, 330
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 34, 62
+LEFT, RIGHT, TOP, BOTTOM = 74, 30, 40, 54
 
 Point = tuple[float, float]
 
@@ -26,8 +26,9 @@ class Series:
     colour: int
     """Number of its colour in the page's palette, so that a name has the same one everywhere."""
     markers: bool = True
-    dashed: bool = False
     notes: Sequence[str] = field(default_factory=list)
+    ranges: Sequence[Point | None] = field(default_factory=list)
+    """For each point, from where to where its y may lie; None: not known."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,7 +53,7 @@ class _Scale:
             low = min(low, 0.0) if axis.low is None else low
         if high <= low:
             high = low * 2 if low > 0 else low + 1.0
-        self.ticks = _log_ticks(low, high) if axis.log else _linear_ticks(low, high)
+        self.ticks = _log_ticks(low, high) if axis.log else linear_ticks(low, high)
         self._low, self._high = min(low, self.ticks[0]), max(high, self.ticks[-1])
         self._start, self._end = start, end
 
@@ -63,7 +64,7 @@ class _Scale:
         return self._start + (value - low) / (high - low) * (self._end - self._start)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
     """About five round numbers that cover the range."""
     rough = (high - low) / 5
     magnitude = 10 ** math.floor(math.log10(rough))
@@ -94,20 +95,20 @@ def number(value: float) -> str:
 def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     """The chart as an SVG element."""
     points = [point for line in series for point in line.points]
+    ends = [end for line in series for pair in line.ranges if pair is not None for end in pair]
     scale_x = _Scale(x, [px for px, _ in points], LEFT, WIDTH - RIGHT)
-    scale_y = _Scale(y, [py for _, py in points], HEIGHT - BOTTOM, TOP)
+    scale_y = _Scale(y, [*(py for _, py in points), *ends], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text class="title" x="{LEFT}" y="18">{escape(title)}</text>',
         *_grid(scale_x, scale_y),
-        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 28}" '
+        f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 10}" '
         f'text-anchor="middle">{escape(x.label)}</text>',
         f'<text class="label" transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2}) rotate(-90)" '
         f'text-anchor="middle">{escape(y.label)}</text>',
     ]
     for line in series:
         parts += _line(line, scale_x, scale_y)
-    parts += _legend(series)
     return "".join(parts) + "</svg>"
 
 
@@ -118,7 +119,7 @@ def _grid(scale_x: _Scale, scale_y: _Scale) -> list[str]:
         at = f"{scale_x(tick):.1f}"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{bottom}"/>')
         parts.append(
-            f'<text class="tick" x="{at}" y="{bottom + 15}" text-anchor="middle">{number(tick)}</text>'
+            f'<text class="tick" x="{at}" y="{bottom + 18}" text-anchor="middle">{number(tick)}</text>'
         )
     for tick in scale_y.ticks:
         at = f"{scale_y(tick):.1f}"
@@ -132,8 +133,10 @@ def _grid(scale_x: _Scale, scale_y: _Scale) -> list[str]:
 def _line(line: Series, scale_x: _Scale, scale_y: _Scale) -> list[str]:
     places = [(scale_x(px), scale_y(py)) for px, py in line.points]
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
-    dashed = ' stroke-dasharray="5 4"' if line.dashed else ""
-    parts = [f'<polyline class="line c{line.colour}"{dashed} points="{path}"/>']
+    parts = [f'<polyline class="line c{line.colour}" points="{path}"/>']
+    for (px, _), pair in zip(places, line.ranges, strict=False):
+        if pair is not None:
+            parts += _whisker(line.colour, px, scale_y(pair[0]), scale_y(pair[1]))
     if line.markers:
         for i, (px, py) in enumerate(places):
             value_x, value_y = line.points[i]
@@ -145,15 +148,13 @@ def _line(line: Series, scale_x: _Scale, scale_y: _Scale) -> list[str]:
     return parts
 
 
-def _legend(series: Sequence[Series]) -> list[str]:
-    parts, at, y = [], float(LEFT), HEIGHT - 8
-    for line in series:
-        dashed = ' stroke-dasharray="5 4"' if line.dashed else ""
-        points = f"{at:.0f},{y - 4} {at + 18:.0f},{y - 4}"
-        parts.append(f'<polyline class="line c{line.colour}"{dashed} points="{points}"/>')
-        parts.append(f'<text class="tick" x="{at + 23:.0f}" y="{y}">{escape(line.name)}</text>')
-        at += 38 + 6.4 * len(line.name)
-    return parts
+def _whisker(colour: int, x: float, low: float, high: float) -> list[str]:
+    """An upright line from `low` to `high` with a cap at each end."""
+    ends = [(x, low, x, high), (x - 4, low, x + 4, low), (x - 4, high, x + 4, high)]
+    return [
+        f'<line class="whisker c{colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+        for x1, y1, x2, y2 in ends
+    ]
 
 
 def cumulative(values: Sequence[float], points: int = 100) -> list[Point]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
+
+from benchmarks import bars
 
 STYLE = """
 :root { --ground: #ffffff; --text: #1b2430; --soft: #5d6b7a; --line: #dfe5ec; --panel: #f6f8fa;
@@ -14,29 +17,44 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--text);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1200px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 28px; margin: 0 0 4px; letter-spacing: -0.01em; }
-h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 18px; border-top: 1px solid var(--line); }
+main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 72px; }
+h1 { font-size: 28px; line-height: 1.25; margin: 0 0 6px; letter-spacing: -0.01em; }
+h2 { font-size: 20px; line-height: 1.3; margin: 52px 0 8px; padding-top: 20px;
+  border-top: 1px solid var(--line); }
 p { margin: 8px 0; max-width: 78ch; }
 .soft { color: var(--soft); }
-.facts { display: flex; flex-wrap: wrap; gap: 4px 22px; color: var(--soft); font-size: 14px; }
-.verdicts { background: var(--panel); border: 1px solid var(--line); border-radius: 10px;
-  padding: 12px 24px 12px 40px; margin: 20px 0; }
-.verdicts li { margin: 7px 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr));
-  gap: 18px; margin: 14px 0; }
-.charts figure { margin: 0; border: 1px solid var(--line); border-radius: 10px; padding: 10px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 270px), 1fr)); gap: 16px;
+  margin: 24px 0; }
+.card { background: var(--panel); border: 1px solid var(--line); border-radius: 12px; padding: 18px 20px; }
+.card strong { display: block; font-size: 40px; line-height: 1.1; letter-spacing: -0.02em; }
+.card p { margin: 8px 0 12px; font-size: 14px; color: var(--soft); }
+.card ul { list-style: none; margin: 0; padding: 10px 0 0; border-top: 1px solid var(--line);
+  font-size: 14px; }
+.card li { display: flex; justify-content: space-between; gap: 12px; font-variant-numeric: tabular-nums; }
+.card li > span:first-child { padding-left: 17px; text-indent: -17px; }
+.card li > span:last-child { white-space: nowrap; }
+dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 5px 20px; margin: 14px 0;
+  font-size: 14px; }
+dl.facts dt { color: var(--soft); }
+dl.facts dd { margin: 0; overflow-wrap: anywhere; }
+.verdicts { margin: 12px 0; padding-left: 22px; }
+.verdicts li { margin: 7px 0; max-width: 88ch; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 14px; margin: 12px 0; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr));
+  gap: 16px; margin: 14px 0; }
+.charts figure { margin: 0; border: 1px solid var(--line); border-radius: 12px; padding: 12px; }
 svg.chart { display: block; width: 100%; height: auto; }
 .chart text { fill: var(--text); font-family: inherit; }
-.chart .title { font-size: 14px; font-weight: 600; }
-.chart .label, .chart .tick { fill: var(--soft); font-size: 11.5px; }
+.chart .title { font-size: 15px; font-weight: 600; }
+.chart .label, .chart .tick { fill: var(--soft); font-size: 13px; }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
 .chart .line { fill: none; stroke-width: 2.2; stroke-linejoin: round; }
+.chart .whisker { stroke-width: 1.4; }
 .chart .dot { stroke: var(--ground); stroke-width: 1.5; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
 th { text-align: right; font-weight: 600; color: var(--soft); }
-th, td { padding: 6px 8px; border-bottom: 1px solid var(--line); }
+th, td { padding: 7px 9px; border-bottom: 1px solid var(--line); }
 th { vertical-align: bottom; }
 td { text-align: right; white-space: nowrap; }
 th.text, td.text { text-align: left; }
@@ -46,7 +64,11 @@ details { margin: 12px 0; }
 summary { cursor: pointer; color: var(--soft); }
 code, pre { font: 13px/1.5 ui-monospace, "SFMono-Regular", Menlo, Consolas, monospace; }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 12px;
-  overflow-x: auto; }
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: 8px 0; }
+@media (max-width: 640px) { main { padding: 24px 16px 56px; } h1 { font-size: 24px; }
+  td.text { white-space: normal; } dl.facts { grid-template-columns: 1fr; gap: 0; }
+  dl.facts dd { margin-bottom: 8px; }
+  .chart .label, .chart .tick { font-size: 17px; } .chart .title { font-size: 20px; } }
 """
 COLOURS = 6
 
@@ -54,14 +76,14 @@ COLOURS = 6
 def page(title: str, body: Sequence[str]) -> str:
     """The whole document."""
     rules = "".join(
-        f".line.c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .swatch.c{i} "
+        f".line.c{i}, .whisker.c{i} {{ stroke: var(--c{i}); }} .dot.c{i}, .swatch.c{i}, .fill.c{i} "
         f"{{ fill: var(--c{i}); background: var(--c{i}); }}\n"
         for i in range(COLOURS)
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}{rules}</style></head>\n<body><main>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{bars.STYLE}{rules}</style></head>\n<body><main>\n"
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
@@ -72,10 +94,48 @@ def charts(figures: Sequence[str]) -> str:
     return '<div class="charts">' + "".join(f"<figure>{svg}</figure>" for svg in figures) + "</div>"
 
 
+@dataclass(slots=True, frozen=True)
+class Card:
+    """A number that stands out.
+
+    Attributes:
+        value: the number, with its unit.
+        what: of what it is; HTML.
+        lines: whom it belongs to: (name, colour, value).
+    """
+
+    value: str
+    what: str
+    lines: Sequence[tuple[str, int, str]]
+
+
+def cards(items: Sequence[Card]) -> str:
+    """Cards side by side, as many as fit."""
+    made = ""
+    for item in items:
+        lines = "".join(
+            f"<li><span>{named(name, colour)}</span><span>{escape(value)}</span></li>"
+            for name, colour, value in item.lines
+        )
+        made += (
+            f'<div class="card"><strong>{escape(item.value)}</strong><p>{item.what}</p><ul>{lines}</ul></div>'
+        )
+    return f'<div class="cards">{made}</div>'
+
+
+def legend(names: Sequence[str]) -> str:
+    """Whose colour is which; colours are given in order."""
+    return (
+        '<div class="legend">'
+        + "".join(f"<span>{named(n, i % COLOURS)}</span>" for i, n in enumerate(names))
+        + "</div>"
+    )
+
+
 def facts(items: Sequence[tuple[str, str]]) -> str:
-    """A line of named facts."""
-    spans = (f"<span><b>{escape(name)}</b> {escape(value)}</span>" for name, value in items)
-    return '<div class="facts">' + "".join(spans) + "</div>"
+    """Named facts, one a line."""
+    lines = (f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in items)
+    return '<dl class="facts">' + "".join(lines) + "</dl>"
 
 
 def verdicts(lines: Sequence[str]) -> str:
@@ -101,11 +161,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int 
             content = content[1:]
         return f'<{tag} class="{" ".join(names)}">{content}</{tag}>'
 
-    lines = ["<tr>" + "".join(cell("th", i, escape(name)) for i, name in enumerate(head)) + "</tr>"]
+    lines = ["<tr>" + "".join(cell("th", i, name) for i, name in enumerate(head)) + "</tr>"]
     lines += [
         "<tr>" + "".join(cell("td", i, content) for i, content in enumerate(row)) + "</tr>" for row in rows
     ]
-    return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
+    return '<div class="scroll" tabindex="0"><table>' + "".join(lines) + "</table></div>"
 
 
 def details(summary: str, content: str) -> str:

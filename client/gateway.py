@@ -71,7 +71,7 @@ class Gateway:
         return self.settings.config
 
     def configure(self, config: GatewayConfig) -> None:
-        """Work by `config` from now on; what is in flight finishes as it began.
+        """Use `config` from now on; requests in flight keep the old one.
 
         Raises:
             ConfigError: it cannot be used; nothing has changed then.
@@ -139,5 +139,5 @@ class Gateway:
 
 
 def shutting_down() -> ApiError:
-    """503: try another gateway, or this one once it is back."""
+    """503: this gateway is shutting down."""
     return unavailable("the gateway is shutting down", code="draining")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, model_validator
+
+from protocol.errors import FieldError
 
 
 class Body(BaseModel):
@@ -34,6 +37,20 @@ def take_as_json(model: type[BaseModel], data: Any) -> Any:
     data = data | numbers
     for name in nulls:
         del data[name]
+    return data
+
+
+def check_type(data: Any, accepted: Container[str], reason: str = "") -> Any:
+    """`data`, from which an object is to be made, if its ``type`` is none or one of those `accepted`.
+
+    pydantic's own error for another type lists fields of all types and does not say what is served.
+
+    Raises:
+        FieldError: the type is another; names it, and gives the `reason`.
+    """
+    kind = data.get("type") if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind not in accepted:
+        raise FieldError("type", f"{kind!r} is not supported" + (reason and f": {reason}"))
     return data
 
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from protocol.body import Body
+from protocol.body import Body, check_type
 from protocol.errors import FieldError
+from protocol.structured import AnswerFormat
 
 ToolName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/-]{1,128}$")]
 
@@ -31,10 +32,7 @@ class TextPart(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_type(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in ("text", "refusal"):
-            raise FieldError("type", f"{kind!r} is not supported: messages are text")
-        return data
+        return check_type(data, ("text", "refusal"), "messages are text")
 
     @model_validator(mode="after")
     def _check_text(self) -> TextPart:
@@ -179,26 +177,15 @@ class NamedSchema(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """How the answer is to be shaped."""
+class ResponseFormat(AnswerFormat):
+    """What the text of the answer must be."""
 
-    model_config = _STRICT
-
-    type: Literal["text", "json_object", "json_schema"]
+    schema_field = "json_schema"
     json_schema: NamedSchema | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> ResponseFormat:
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise FieldError("json_schema", "goes with the type json_schema, and with no other")
-        return self
-
     @property
-    def answer_schema(self) -> dict[str, Any] | None:
-        """What the text of the answer must be; None: any text."""
-        if self.json_schema is not None:
-            return self.json_schema.schema_
-        return {"type": "object"} if self.type == "json_object" else None
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        return None if self.json_schema is None else self.json_schema.schema_
 
 
 class AnswerFunction(BaseModel):

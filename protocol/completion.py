@@ -40,8 +40,8 @@ class Resume(BaseModel):
 
     For gateways alone, so it stands in no document. Set by the gateway from the stream's checkpoints
     (`protocol.sse`). `created` is the time stamp of the first server's chunks; the chunk id follows
-    from the request id. `weights` is the fingerprint of the first server's checkpoint, where it told one:
-    another checkpoint would go on with another answer. `sampling` are its defaults, if it told them.
+    from the request id. `weights` is the fingerprint of the first server's checkpoint, where it reported one:
+    another checkpoint would continue with another answer. `sampling` are its defaults, if reported.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)

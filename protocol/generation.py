@@ -20,7 +20,7 @@ MAX_LOGPROBS = 20
 MAX_LOOKUP_TOKENS = 64
 MAX_NGRAM_SIZE = 16
 MAX_UNREPEATED_NGRAM = 256
-"""Size of the n-grams that may be told not to repeat: the time of a step grows with it."""
+"""Largest `no_repeat_ngram_size`: the time of a step grows with it."""
 MIN_TEMPERATURE = 1e-6
 """Where scores are divided by less, float32 tells nothing apart any more."""
 

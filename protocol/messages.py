@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from protocol.body import Body
+from protocol.body import Body, check_type
 from protocol.chat import MAX_TOOLS, ToolName
 from protocol.completion import MAX_PRIORITY, CacheSalt, Resume
 from protocol.errors import FieldError
@@ -59,10 +59,7 @@ class MessageBlock(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_type(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in _BLOCKS:
-            raise FieldError("type", f"{kind!r} is not supported")
-        return data
+        return check_type(data, _BLOCKS)
 
     @model_validator(mode="after")
     def _check(self) -> MessageBlock:
@@ -112,10 +109,7 @@ class MessageTool(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_type(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "custom":
-            raise FieldError("type", f"{kind!r} is not supported: tools are the client's own")
-        return data
+        return check_type(data, ("custom",), "tools are the client's own")
 
 
 class MessageToolChoice(Body):

@@ -49,7 +49,7 @@ class StreamOptions(Body):
 
     @property
     def asks(self) -> bool:
-        """Whether anything is set."""
+        """Whether any option is set."""
         return self.include_usage or self.continuous_usage_stats
 
 
@@ -119,7 +119,7 @@ class SharedRequest(Body):
 
     @property
     def scored_prompt(self) -> int | None:
-        """How many of the likeliest tokens are to be told at each place of the prompt; None: nothing is."""
+        """How many of the likeliest tokens to report at each place of the prompt; None: no report."""
         return self.prompt_logprobs
 
     def generation_config(self, max_new_tokens: int, logprobs: int | None) -> GenerationConfig:
@@ -166,7 +166,7 @@ class SharedRequest(Body):
 def is_greedy(temperature: Any, num_beams: int, n: int) -> bool:
     """Whether a request with these options searches for the likeliest tokens rather than draw them.
 
-    Beams do unless told otherwise; `n` answers at temperature 0 are drawn, from the likeliest token alone.
+    Beams do unless a temperature is given; `n` answers at temperature 0 are drawn from the likeliest token.
     """
     if num_beams > 1:
         return temperature is None or temperature == 0

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from protocol.body import Body
+from protocol.body import Body, check_type
 from protocol.chat import MAX_TOOLS, ReasoningEffort, ToolName
 from protocol.completion import MAX_PRIORITY, CacheSalt, Resume
 from protocol.errors import FieldError
+from protocol.structured import AnswerFormat
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -76,10 +77,7 @@ class ResponseItem(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_type(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind not in _NEEDS:
-            raise FieldError("type", f"{kind!r} is not supported")
-        return data
+        return check_type(data, _NEEDS)
 
     @model_validator(mode="after")
     def _check(self) -> ResponseItem:
@@ -114,10 +112,7 @@ class ResponseTool(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_type(cls, data: Any) -> Any:
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "function":
-            raise FieldError("type", f"{kind!r} is not supported: tools are functions")
-        return data
+        return check_type(data, ("function",), "tools are functions")
 
 
 class ResponseNamedChoice(BaseModel):
@@ -147,27 +142,18 @@ class ResponseReasoning(Body):
         return self
 
 
-class TextFormat(BaseModel):
-    """What the text of the answer must be; a schema is followed whether or not it is `strict`."""
+class TextFormat(AnswerFormat):
+    """What the text of the answer must be."""
 
-    model_config = _STRICT
-
-    type: Literal["text", "json_object", "json_schema"]
+    schema_field = "schema"
     name: str | None = None
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     strict: bool | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> TextFormat:
-        if (self.schema_ is not None) != (self.type == "json_schema"):
-            raise FieldError("schema", "goes with the type json_schema, and with no other")
-        return self
-
     @property
-    def answer_schema(self) -> dict[str, Any] | None:
-        """What the text of the answer must be; None: any text."""
-        return {"type": "object"} if self.type == "json_object" else self.schema_
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        return self.schema_
 
 
 class ResponseText(Body):

@@ -1,4 +1,4 @@
-"""What a server tells of itself: ``/status``, which is also its heartbeat."""
+"""What a server reports: ``/status``, which is also its heartbeat."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class ServerState(StrEnum):
-    """Life of a server; only `READY` takes requests."""
+    """State of a server; only `READY` takes requests."""
 
     LOADING = "loading"
     READY = "ready"

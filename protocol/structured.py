@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -47,7 +47,7 @@ class StructuredOutputs(BaseModel):
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the text is no JSON: {error}") from None
+            raise ValueError(f"the text is not JSON: {error}") from None
 
     @model_validator(mode="after")
     def _check_one(self) -> StructuredOutputs:
@@ -58,8 +58,36 @@ class StructuredOutputs(BaseModel):
         return self
 
 
+class AnswerFormat(BaseModel):
+    """The form of an answer as OpenAI's routes ask for it; each has the schema in a field of its own.
+
+    A schema is followed whether or not it is `strict`.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_field: ClassVar[str]
+    type: Literal["text", "json_object", "json_schema"]
+
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | None:
+        """The schema that comes with the type ``json_schema``."""
+        raise NotImplementedError
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.schema_of_answer is not None) != (self.type == "json_schema"):
+            raise FieldError(self.schema_field, "goes with the type json_schema, and with no other")
+        return self
+
+    @property
+    def answer_schema(self) -> dict[str, Any] | None:
+        """What the text of the answer must be; None: any text."""
+        return {"type": "object"} if self.type == "json_object" else self.schema_of_answer
+
+
 def check_old_names(body: Any) -> Any:
-    """`body` without names of old that are null, unless it asks for a form under one.
+    """`body` without old names that are null; one that is set is refused.
 
     Raises:
         FieldError: it does; the message has the new name.

@@ -15,7 +15,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
 class TokenizeRequest(Body):
-    """A text (`prompt`) or a conversation (`messages`), to be told as tokens.
+    """A text (`prompt`) or a conversation (`messages`), to be tokenized.
 
     A gateway needs `model` to find the server; a server has one model and takes the name as a check.
     """
@@ -60,7 +60,7 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(Body):
-    """Tokens, to be told as text; special ones by their names."""
+    """Tokens to turn into text; special tokens by their names."""
 
     model_config = _STRICT
 

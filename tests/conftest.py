@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # tests of the gateway do without torch
 if shutil.which("nvidia-smi") is None:
     # Triton's kernels run in its interpreter; read when triton is imported, by whomever
     os.environ["TRITON_INTERPRET"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # the workers share the cores: threads of torch that spin would keep each other waiting
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

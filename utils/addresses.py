@@ -96,7 +96,7 @@ def reachable_from(url: str, host: str) -> str:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.connect(address)  # sends nothing, but chooses a route
             return bracketed(str(probe.getsockname()[0]))
-    except OSError:  # no such host, no route: no server can be told anyway
+    except OSError:  # no such host, no route: there is no server to reach anyway
         return reachable(host)
 
 

@@ -38,7 +38,7 @@ _ORIGIN_PATTERN = re.compile(r"\*|[a-z][a-z\d+.-]*://(\[[\da-f:.]+\]|[\w.-]+)(:\
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 _JSON = b"application/json"
 _UNSAID = (b"", b"application/x-www-form-urlencoded", b"application/octet-stream")
-"""What clients send that were not told a type; the second is that of ``curl -d``."""
+"""Types that clients send by default; the second is that of ``curl -d``."""
 
 
 def _check_host_pattern(value: str) -> str:

@@ -26,7 +26,7 @@ class Drained(Protocol):
 
 
 class Drain:
-    """Ends `drained`, on a signal or when told to.
+    """Ends `drained`, on a signal or on call.
 
     The signal handlers stand in front of the HTTP server's own: the server goes when all is done. A
     second signal ends the wait.

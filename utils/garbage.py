@@ -6,7 +6,7 @@ import gc
 
 
 def tame_collector() -> None:
-    """Take what lives for ever out of the garbage collector's sight and let it look less often.
+    """Freeze long-lived objects (`gc.freeze`) and make collections rarer.
 
     Its full runs over all loaded modules take tens of milliseconds: what the slowest requests and streams
     wait for, and a GPU.

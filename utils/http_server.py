@@ -199,7 +199,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._linger()
 
     def _linger(self) -> None:
-        """Take no notice of what comes, and close soon. At once, it would reset the connection before
+        """Discard further input, and close soon. At once, it would reset the connection before
         the client has read its answer."""
         self._stop_waiting()
         self._lingering = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
@@ -271,7 +271,7 @@ def make_room(connections: Any, limit: int) -> None:
     most = max(waiting.values(), key=len, default=[])
     most.sort(key=lambda connection: connection.waiting_since)
     for connection in most[: max(1, limit // 16)]:
-        connections.discard(connection)  # it is told of its loss only in the loop's next turn
+        connections.discard(connection)  # it learns of its loss only in the loop's next turn
         connection.transport.abort()
     if most:
         logger.warning("more than %d connections: some that wait for a request were closed", limit)

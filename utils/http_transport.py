@@ -64,7 +64,7 @@ class JoiningTransport:
             self._stall.start()
 
     def watch_reader(self, watch: bool) -> None:
-        """Whether more waits for the client than it should."""
+        """Whether more bytes wait for the client than allowed."""
         if watch:
             self._stall.start()
         elif not self._transport.is_closing():

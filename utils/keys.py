@@ -1,4 +1,4 @@
-"""Whether a request holds one of the keys that may come in."""
+"""Whether a request carries an accepted key."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 
 NEEDED = "a valid key is needed, as 'Authorization: Bearer KEY'"
-"""What a request without one is told."""
+"""The error of a request without one."""
 
 
 class Keys:
@@ -59,7 +59,7 @@ def check_key(authorization: bytes, key: Secret, message: str = NEEDED) -> None:
     Args:
         authorization: the header.
         key: the one that may come in.
-        message: what a request without it is told.
+        message: the error of a request without it.
 
     Raises:
         ApiError: 401 unless it is ``Bearer`` and `key`.

@@ -22,7 +22,7 @@ _CANNOT = " cannot be served: "
 
 @dataclass(frozen=True)
 class Health:
-    """What a service says of itself; `state` is for people, e.g. ``loading``."""
+    """What a service reports; `state` is for people, e.g. ``loading``."""
 
     ready: bool
     state: str
@@ -33,7 +33,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Join:
-    """How far a server came with the gateway that it asked to take it."""
+    """How far a server's registration with its gateway got."""
 
     state: str
     """As `protocol.status.Announcement` has it."""

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with values that come from no file, in one line."""
+"""The first error of pydantic in values that are not from a file, in one line."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.charts import Axis, Series, cumulative, line_chart
-from benchmarks.comparison.plan import Outcome
+from benchmarks.comparison.outcome import Outcome
 from benchmarks.comparison.sampler import Samples
 from benchmarks.loadgen.repeats import Result
 from benchmarks.page import COLOURS
@@ -33,18 +33,30 @@ def _latency_by_throughput(outcome: Outcome) -> str:
     series = []
     for i, endpoint in enumerate(outcome.endpoints):
         results = [at_rate[i] for at_rate in outcome.sweep.values()]
-        points = [(result.median("tokens_per_second"), result.median("latency.p50")) for result in results]
-        series.append(Series(endpoint.name, points, i % COLOURS, notes=notes))
+        points = [(result.mean("tokens_per_second"), result.mean("latency.p50")) for result in results]
+        series.append(
+            Series(endpoint.name, points, i % COLOURS, notes=notes, ranges=_ranges(results, "latency.p50"))
+        )
     x = Axis("tokens per second, delivered")
-    return line_chart("Latency by throughput", x, Axis("median seconds", log=True), series)
+    return line_chart("Median latency by throughput", x, Axis("seconds", log=True), series)
 
 
 def _by_rate(outcome: Outcome, title: str, figure: str, y: Axis, scale: float = 1.0) -> str:
     series = []
     for i, endpoint in enumerate(outcome.endpoints):
-        points = [(rate, scale * results[i].median(figure)) for rate, results in outcome.sweep.items()]
-        series.append(Series(endpoint.name, points, i % COLOURS))
+        results = [at_rate[i] for at_rate in outcome.sweep.values()]
+        points = [
+            (rate, scale * result.mean(figure)) for rate, result in zip(outcome.sweep, results, strict=True)
+        ]
+        ranges = _ranges(results, figure, scale)
+        series.append(Series(endpoint.name, points, i % COLOURS, ranges=ranges))
     return line_chart(title, Axis("requests per second, offered"), y, series)
+
+
+def _ranges(results: Sequence[Result], figure: str, scale: float = 1.0) -> list[tuple[float, float] | None]:
+    """95 % intervals, of which the part below 0 means nothing."""
+    found = [result.interval(figure) for result in results]
+    return [(max(scale * one.low, 0.0), scale * one.high) if one and one.known else None for one in found]
 
 
 def traffic_plots(results: Sequence[Result], samples: Sequence[Samples]) -> list[str]:

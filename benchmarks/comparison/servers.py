@@ -43,10 +43,10 @@ def continuous_config(model: str, dtype: str, beams: int, device: str, policy: s
     }
 
 
-def static_config(model: str, dtype: str, beams: int, device: str) -> dict[str, Any]:
-    """`sb_server_config.json` for a comparison: packages as large as the other server's batch."""
+def static_config(model: str, dtype: str, device: str, size: int, interval: float) -> dict[str, Any]:
+    """`sb_server_config.json` for a comparison, with packages of `size` that wait for `interval` seconds."""
     return {
-        "batcher_config": {"package_max_workload": beams, "packaging_interval_seconds": 0.05},
+        "batcher_config": {"package_max_workload": size, "packaging_interval_seconds": interval},
         "worker_config": {"model_name_or_path": model, "torch_dtype": dtype, "device": device},
     }
 

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import time
 from contextlib import ExitStack
@@ -21,76 +20,12 @@ from typing import Any
 
 from benchmarks.checkpoints import SHAPES, make_llama
 from benchmarks.cpu.bandwidth import read_bandwidth
-from benchmarks.cpu.engines import ENGINES, ROOT, Engine, environment, interpreter
-from benchmarks.cpu.peers.worker import MARK
+from benchmarks.cpu.engines import ENGINES, ROOT
+from benchmarks.cpu.peer import Peer, timed
 from benchmarks.cpu.report import write_report
-from benchmarks.cpu.workloads import NAMES, figure
+from benchmarks.cpu.workloads import NAMES
 from benchmarks.machine import processor, today
 from utils.commands import command, with_interpreter
-
-_PAUSE_SECONDS = 0.5
-"""Between turns, until the threads of the last engine have stopped spinning."""
-
-
-class Peer:
-    """A running engine.
-
-    Args:
-        engine: which.
-        model: checkpoint directory.
-        environments: where engines are installed.
-        threads: processors that it may use.
-    """
-
-    def __init__(self, engine: Engine, model: Path, environments: Path, threads: int) -> None:
-        self.engine = engine
-        python = interpreter(engine, environments)
-        arguments = [str(model)]
-        if engine.module == "llama_cpp_peer":
-            arguments = [str(_gguf(model, python)), str(threads)]
-        self._log = (environments / f"{engine.module}.log").open("w")
-        self._process = subprocess.Popen(
-            [python, "-m", f"benchmarks.cpu.peers.{engine.module}", *arguments],
-            cwd=ROOT,
-            env=environment(engine, python, threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.versions: dict[str, str] = self._read()["versions"]
-
-    def time(self, workload: str, repetition: int) -> float:
-        """Seconds that a workload takes."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{workload} {repetition}\n")
-        self._process.stdin.flush()
-        return float(self._read()["seconds"])
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(MARK):
-                return json.loads(line.removeprefix(MARK))
-            self._log.write(line)
-        raise RuntimeError(f"{self.engine.name} ended; its log is {self._log.name}")
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        try:
-            self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._log.close()
-
-
-def _gguf(model: Path, python: Path) -> Path:
-    """The checkpoint as llama.cpp reads it, written by the engine's own environment."""
-    file = model / "model-bf16.gguf"
-    if not file.is_file():
-        subprocess.run([python, "-m", "benchmarks.cpu.gguf", model, file], cwd=ROOT, check=True)
-    return file
 
 
 class Record:
@@ -148,14 +83,6 @@ def measure(
         figures = {name: record.figures(workload, name) for name in peers}
         print(workload, {name: round(statistics.median(values), 2) for name, values in figures.items()})
     return True
-
-
-def timed(peer: Peer, workload: str, repetition: int) -> float:
-    """The figure of one turn."""
-    time.sleep(_PAUSE_SECONDS)
-    seconds = peer.time(workload, repetition)
-    first = peer.time("C2-first", repetition) if workload == "C2" else 0.0
-    return figure(workload, seconds, first)
 
 
 def main() -> None:

@@ -56,10 +56,10 @@ def interpreter(engine: Engine, environments: Path) -> Path:
     return python
 
 
-def environment(engine: Engine, python: Path, threads: int) -> dict[str, str]:
-    """Variables of its process."""
+def environment(engine: Engine, python: Path, threads: int, root: Path = ROOT) -> dict[str, str]:
+    """Variables of its process, which runs the code of `root`."""
     found = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(root),
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
     }

@@ -24,8 +24,8 @@ import aiohttp
 
 from benchmarks.checkpoints import SHAPES, make_llama
 from benchmarks.comparison.servers import MODEL_ID, Server, started
-from benchmarks.cpu.__main__ import Peer
 from benchmarks.cpu.engines import ENGINES
+from benchmarks.cpu.peer import Peer
 from benchmarks.cpu.workloads import Request, figure, requests
 from benchmarks.processes import ROOT, free_port, running, wait_until_ready
 from utils.commands import command, with_interpreter

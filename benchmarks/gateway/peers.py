@@ -35,11 +35,12 @@ Install = Callable[[Path, int, int, str | None], Peer]
 
 
 def ours(directory: Path, stub: int, port: int, source: str | None) -> Peer:
-    """This project's gateway, every feature on, as `client_app.py` starts it."""
+    """This project's gateway, every feature on, as `client_app.py` of the checkout `source` starts it."""
+    root = ROOT if source is None else Path(source)
     config = directory / "client_config.json"
     config.write_text(json.dumps({"continuous_batching_server_urls": [f"http://127.0.0.1:{stub}"]}))
     flags = ["--port", str(port), "--client_config_file_path", str(config)]
-    return Peer("this gateway", [sys.executable, ROOT / "client_app.py", *flags])
+    return Peer("this gateway", [sys.executable, root / "client_app.py", *flags])
 
 
 NGINX_CONFIG = """\

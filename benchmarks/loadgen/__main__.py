@@ -19,13 +19,15 @@ import uvloop
 
 from benchmarks.loadgen import arrivals as arrivals_module
 from benchmarks.loadgen import lengths as lengths_module
+from benchmarks.loadgen import traces as traces_module
 from benchmarks.loadgen.arrivals import ArrivalError, parse_arrivals
 from benchmarks.loadgen.endpoint import PATHS, Endpoint
 from benchmarks.loadgen.lengths import LengthError
 from benchmarks.loadgen.measures import ObjectiveError, parse_objective
 from benchmarks.loadgen.plots import write_plots
 from benchmarks.loadgen.repeats import WARM_UP_SEED, Result, measure, table
-from benchmarks.loadgen.traffic import BUILT_IN, Request, TraceError, parse_traffic, read_trace
+from benchmarks.loadgen.traces import TraceError, read_trace
+from benchmarks.loadgen.traffic import BUILT_IN, Request, parse_traffic
 from utils.addresses import redacted
 from utils.commands import command, with_interpreter
 
@@ -35,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command("-m", "benchmarks.loadgen"),
         description=with_interpreter(__doc__),
-        epilog=f"lengths:\n{lengths_module.__doc__}\narrivals:\n{arrivals_module.__doc__}",
+        epilog=f"lengths:\n{lengths_module.__doc__}\narrivals:\n{arrivals_module.__doc__}\n"
+        f"traces:\n{traces_module.__doc__}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument_group("endpoint").add_argument
@@ -60,12 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
     add("--beam_share", type=float, metavar="SHARE", help="share of requests that search beams")
     add("--beams", type=int, metavar="N", help="how many beams these have")
     add("--sampled_share", type=float, metavar="SHARE", help="share of requests that sample")
-    add("--trace", type=Path, metavar="FILE", help="requests of a JSONL trace, by default at its times")
+    add("--trace", type=Path, metavar="FILE", help="requests of a trace (see below), by default at its times")
+    add("--trace_speed", type=float, default=1.0, metavar="F", help="replay it F times as fast")
+    add("--trace_scale", type=float, default=1.0, metavar="F", help="its prompts and answers F times as long")
     add("--seed", type=int, default=0, help="of lengths, prompts and arrivals")
 
     add = parser.add_argument_group("how").add_argument
     add("--arrivals", action="append", metavar="ARRIVALS", help="see below; several are run in turn")
-    add("--requests", type=int, default=100, metavar="N", help="requests of a run (default: %(default)s)")
+    count = "requests of a run (default: 100, of a trace all, divided among the runs)"
+    add("--requests", type=int, metavar="N", help=count)
     add("--repeats", type=int, default=3, metavar="N", help="runs, each with requests of its own")
     add("--warm_up", type=int, default=8, metavar="N", help="requests before, which are not measured")
     add(
@@ -93,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LengthError, ArrivalError, ObjectiveError, TraceError) as error:
         parser.error(str(error))
     print("\n".join(table(results)))
+    late = max(lag for result in results for lag in result.client_lags)
+    print(f"client lag: at most {1000 * late:.1f} ms (p99 of a run)", file=sys.stderr)
     for result in results:
         for run in result.runs:
             for kind, count in run.errors.items():
@@ -144,10 +152,17 @@ def _requests(args: argparse.Namespace) -> tuple[list[list[Request]], list[Reque
     """(requests of each run, those of the warm-up, name of the traffic)."""
     if args.trace:
         trace = read_trace(args.trace)
-        return [trace] * args.repeats, trace[: args.warm_up], args.trace.name
+        if trace.left_out:
+            print(f"{args.trace}: left out {trace.left_out} requests without tokens", file=sys.stderr)
+        changed = trace.changed(speed=args.trace_speed, scale=args.trace_scale)
+        count = args.requests or len(changed.requests)
+        parts = changed.parts(args.repeats, count)
+        return parts, parts[0][: args.warm_up], args.trace.name
+    if (args.trace_speed, args.trace_scale) != (1.0, 1.0):
+        raise TraceError("--trace_speed and --trace_scale change a --trace, and there is none")
     names = ("answer", "prompt", "prefix", "beam_share", "beams", "sampled_share")
     traffic = parse_traffic(args.traffic, **{name: getattr(args, name) for name in names})
-    runs = [traffic.requests(args.requests, args.seed + i) for i in range(args.repeats)]
+    runs = [traffic.requests(args.requests or 100, args.seed + i) for i in range(args.repeats)]
     return runs, traffic.requests(args.warm_up, args.seed + WARM_UP_SEED), traffic.name
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.charts import Axis, Series, cumulative, line_chart
+from benchmarks.loadgen.endpoint import Record
 from benchmarks.loadgen.measures import parse_objective, tpot
 from benchmarks.loadgen.repeats import Result
-from benchmarks.page import COLOURS, charts, facts, page
+from benchmarks.page import COLOURS, charts, facts, legend, page
 
 
 def write_plots(path: Path, results: Sequence[Result], objective: str) -> None:
@@ -17,6 +18,7 @@ def write_plots(path: Path, results: Sequence[Result], objective: str) -> None:
     body = [
         f"<h1>{first.traffic} against {first.endpoint}</h1>",
         facts([("objective", str(parse_objective(objective))), ("runs", str(len(first.runs)))]),
+        legend([result.arrivals for result in results]),
         charts(_distributions(results)),
     ]
     if len(results) > 1:
@@ -49,17 +51,18 @@ def _distributions(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def _answered(result: Result) -> list:  # type: ignore[type-arg]
+def _answered(result: Result) -> list[Record]:
     return [record for records in result.records for record in records if record.error is None]
 
 
 def _curve(results: Sequence[Result], figure: str) -> str:
-    points, notes = [], []
+    points, notes, ranges = [], [], []
     for result in results:
-        throughput, latency = result.spread("tokens_per_second"), result.spread(figure)
+        throughput, latency = result.interval("tokens_per_second"), result.interval(figure)
         if throughput is not None and latency is not None:
-            points.append((throughput.median, latency.median))
-            notes.append(f"{result.arrivals}: {throughput.median:.0f} tokens/s, {latency.median:.3g} s")
+            points.append((throughput.mean, latency.mean))
+            ranges.append((latency.low, latency.high) if latency.known else None)
+            notes.append(f"{result.arrivals}: {throughput.mean:.0f} tokens/s, {latency.mean:.3g} s")
     title = f"{figure.replace('.', ' ')} by throughput"
-    series = [Series(results[0].traffic, points, 0, notes=notes)]
+    series = [Series(results[0].traffic, points, 0, notes=notes, ranges=ranges)]
     return line_chart(title, Axis("tokens per second"), Axis("seconds"), series)

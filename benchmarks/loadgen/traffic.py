@@ -1,13 +1,11 @@
-"""What is asked: requests, made from distributions and mixes or read from a trace.
+"""What is asked: requests, made from distributions and mixes. `traces` reads those that were recorded.
 
 The same description and seed always make the same requests, so that endpoints can be compared.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,44 +63,6 @@ class Traffic:
                 options = {"do_sample": True, "temperature": 0.8, "seed": int(random.integers(2**31))}
             requests.append(Request(prompt, int(answers[i]), options))
         return requests
-
-
-class TraceError(ValueError):
-    """A trace that cannot be replayed."""
-
-
-def read_trace(path: Path) -> list[Request]:
-    """The requests of a JSONL file, one object a line.
-
-    ``at`` (seconds) or ``timestamp`` (milliseconds, as in Mooncake's traces) say when a request is
-    due; ``prompt`` is text or token ids, or ``input_length`` its length alone; ``output_length``
-    and ``options`` say what is wanted.
-
-    Raises:
-        TraceError: a line lacks what it takes; names the line.
-    """
-    requests = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if line.strip():
-            try:
-                requests.append(_read_line(json.loads(line), number))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise TraceError(f"{path}:{number}: {type(error).__name__}: {error}") from None
-    if not requests:
-        raise TraceError(f"{path}: the trace is empty")
-    first = min(request.at or 0.0 for request in requests)
-    for request in requests:
-        request.at = (request.at or 0.0) - first
-    return sorted(requests, key=lambda request: request.at or 0.0)
-
-
-def _read_line(entry: dict[str, Any], number: int) -> Request:
-    at = entry["at"] if "at" in entry else entry["timestamp"] / 1000
-    prompt = entry.get("prompt")
-    if prompt is None:
-        random = np.random.default_rng(number)
-        prompt = random.integers(FIRST_ID, LAST_ID, int(entry["input_length"])).tolist()
-    return Request(prompt, int(entry["output_length"]), dict(entry.get("options", {})), float(at))
 
 
 BUILT_IN = {

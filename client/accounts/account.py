@@ -52,11 +52,11 @@ class Account:
         return unlisted if models is None else model in models
 
     def awake_at(self, model: str | None = None) -> float:
-        """When it takes requests, or those for `model`; in the past where it does."""
+        """When it takes requests (for `model`) again; in the past if it does now."""
         return max(self.rests_until, self._refused.get(model, 0.0) if model is not None else 0.0)
 
     def rest(self, now: float, seconds: float | None, reason: str, *, sent_at: float) -> None:
-        """Leave the account alone for `seconds`; None: for twice as long as the last time.
+        """Do not use the account for `seconds`; None: for twice as long as the last time.
 
         Args:
             now: monotonic seconds.
@@ -77,7 +77,7 @@ class Account:
         logger.warning("account %s rests for %.0f s: %s", self.name, seconds, reason)
 
     def refuse(self, now: float, model: str, reason: str) -> None:
-        """Ask it no more for `model`, for a while: another account answered what it refused."""
+        """Do not ask it for `model` for a while: another account answered what it refused."""
         self._refused.pop(model, None)
         while len(self._refused) >= MAX_REFUSED_MODELS:
             del self._refused[next(iter(self._refused))]
@@ -85,7 +85,7 @@ class Account:
         logger.warning("account %s is not asked for %r for a while: %s", self.name, model, reason)
 
     def succeeded(self, tokens: int, *, sent_at: float) -> None:
-        """It answered a request of `sent_at`, which took `tokens`."""
+        """It answered a request sent at `sent_at` with `tokens` tokens."""
         self.tokens_used += tokens
         if sent_at >= self.rested_at:
             self.failures, self.last_error = 0, None

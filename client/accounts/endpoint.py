@@ -46,7 +46,7 @@ def call(client: openai.AsyncOpenAI, request: InferenceRequest) -> Call:
 
 
 def endpoint_error(error: openai.APIStatusError) -> ApiError:
-    """What the endpoint said, as far as it is of the protocol; the SDK's own message has more around it."""
+    """The endpoint's error message, if its body follows the protocol; the SDK's own message wraps it."""
     fields = error.body if isinstance(error.body, dict) else {"message": error.body}
 
     def text(name: str) -> str | None:
@@ -116,13 +116,13 @@ def patience(error: openai.APIStatusError) -> float | None:
 
 
 def total_tokens(body: bytes, default: int) -> int:
-    """`total_tokens` of the usage in `body`, or `default`; raises `BadAnswer` if it is no JSON object."""
+    """`total_tokens` of the usage in `body`, or `default`; raises `BadAnswer` if it is not a JSON object."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BadAnswer(f"the answer is not valid JSON: {error}") from None
     if not isinstance(answer, dict):
-        raise BadAnswer("the answer is no completion")
+        raise BadAnswer("the answer is not a completion")
     usage = answer.get("usage")
     found = count(usage.get("total_tokens")) if isinstance(usage, dict) else None
     return default if found is None else found

@@ -168,7 +168,7 @@ class Jumpers:
         refusals: Mapping[Account, Exception],
         sent_at: float,
     ) -> None:
-        """Another account answered: the request is no excuse for those that failed it."""
+        """Another account answered: the failures of the others are theirs, not the request's."""
         now = self._clock()
         for account, error in suspects.items():
             account.rest(now, None, reason(error), sent_at=sent_at)
@@ -231,13 +231,13 @@ class Jumpers:
             raise unavailable("the endpoint failed to answer", code="upstream_failed")
 
     async def _pass_on(self, error: openai.APIStatusError, deadline: Deadline, reply: Reply) -> None:
-        """Tell the client what the endpoint found wrong with its request."""
+        """Answer with the endpoint's own error about the request."""
         deadline.phase(self._clock(), self._settings.config.client_timeout_seconds, ClientStalled)
         with deadline:
             await reply.error(endpoint_error(error))
 
     def _refusal(self, model: str, suited: Sequence[Account]) -> ApiError:
-        """All suited accounts rest: say when the first one wakes."""
+        """503: all suitable accounts are paused; says when the first is back."""
         if not self._accounts:
             return ApiError(503, "no OpenAI account is configured", type=SERVER_ERROR, code="no_account")
         if not suited:

@@ -74,12 +74,12 @@ class Breaker:
             self.reset()
 
     def neutral(self, ticket: int) -> None:
-        """It told nothing about the server's health."""
+        """The request says nothing about the server's health."""
         if ticket == self._trial:
             self._trial = None
 
     def failure(self, ticket: int, now: float) -> None:
-        """It was not answered."""
+        """The request with this ticket failed."""
         if ticket <= self._first:
             return
         if self._retry_at is not None:
@@ -94,6 +94,6 @@ class Breaker:
             self._first = self._tickets
 
     def reset(self) -> None:
-        """Begin anew: all is well, or the server is another process."""
+        """Close: the server is well, or is a new process."""
         self._history, self._retry_at, self._cool_down, self._trial = 0, None, COOL_DOWN, None
         self._first = self._tickets

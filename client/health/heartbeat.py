@@ -1,4 +1,4 @@
-"""Asks every server how it is: in turn while it is well, soon again while it is not.
+"""Probes every server: at intervals while it is well, sooner while it is not.
 
 Each replica has a task of its own, so that a dead server delays no other. When to ask next is a pure
 function; what the answer means is up to `Registry`.
@@ -105,7 +105,7 @@ class Heartbeats:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def probe_now(self, replica: Replica) -> None:
-        """Do not wait for the next turn of `replica`."""
+        """Probe `replica` without waiting for its interval."""
         if probing := self._probing.get(replica):
             probing.wake.set()
 
@@ -123,7 +123,7 @@ class Heartbeats:
             probing.wake.set()
 
     async def _round(self, replica: Replica, probing: _Probing) -> None:
-        """Ask `replica`, and wait until it is time to ask again."""
+        """Probe `replica`, and wait until the next probe."""
         picks = replica.load.picks
         before = replica.state
         fault: Exception | None = None
@@ -162,7 +162,7 @@ class Heartbeats:
                 )
 
     async def _probe(self, replica: Replica) -> None:
-        """Ask once and tell the registry."""
+        """Probe once and update the registry."""
         probed_at, config = self._clock(), self._config()
         connecting = connect_timeout(config.connect_timeout_seconds)
         secret = replica.credentials(config.server_key)

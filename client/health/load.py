@@ -81,7 +81,7 @@ class Load:
 
 
 class Lease:
-    """Work given to a replica, handed back exactly once however the request ends."""
+    """Work given to a replica, released exactly once, however the request ends."""
 
     __slots__ = ("_load", "_rows", "_tokens", "lost")
 

@@ -10,7 +10,7 @@ from yarl import URL
 
 from client.health.breaker import Breaker
 from client.health.load import Load
-from client.health.terms import UNTOLD, Terms
+from client.health.terms import DEFAULT_TERMS, Terms
 from protocol.status import ServerStatus, ServiceKind
 from utils.config import Secret
 
@@ -62,20 +62,20 @@ class Replica:
     _urls: dict[str, URL] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.terms = UNTOLD[self.kind]
+        self.terms = DEFAULT_TERMS[self.kind]
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """All names of its model; none until it told."""
+        """All names of its model; none before its first status."""
         return () if self.model_id is None else (self.model_id, *self.model_aliases)
 
     @property
     def fingerprint(self) -> str | None:
-        """What tells its weights from others, where it told."""
+        """Identifies its weights; None: not reported."""
         return None if self.status is None else self.status.fingerprint
 
     def has_weights(self, fingerprint: str | None) -> bool:
-        """Whether its weights are those, as far as both are known."""
+        """Whether its weights are those of `fingerprint`; true where either is unknown."""
         return None in (fingerprint, self.fingerprint) or fingerprint == self.fingerprint
 
     def url_of(self, route: str) -> URL:

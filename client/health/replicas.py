@@ -16,7 +16,7 @@ from typing import Literal
 
 from client.health.load import DEFAULT_SLOTS
 from client.health.replica import Replica, ReplicaState
-from client.health.terms import UNTOLD, KnownTerms, Terms
+from client.health.terms import DEFAULT_TERMS, KnownTerms, Terms
 from protocol.status import ServerState, ServerStatus, ServiceKind
 from utils.addresses import Address
 
@@ -49,7 +49,7 @@ class Registry:
         self._by_model: dict[tuple[ServiceKind, str], list[Replica]] = {}
         self._known_terms = KnownTerms()
         self._sole_terms: dict[str, Terms] = {}
-        self._told_apart: set[frozenset[str]] = set()
+        self._reported_pairs: set[frozenset[str]] = set()
         self.listeners: list[Callable[[Replica], None]] = []
         """Called after a replica came, went or changed its state."""
 
@@ -81,15 +81,17 @@ class Registry:
         return sorted({name for replica in live for name in replica.model_names})
 
     def max_length(self, model: str) -> int | None:
-        """Tokens of prompt and answer together that every live server of `model` takes, where one tells."""
-        serving = (r for kind in UNTOLD for r in self.serving(kind, model) if r.state is ReplicaState.READY)
-        told = [r.status.capacity.model_max_length for r in serving if r.status and r.status.capacity]
-        return min(told, default=None)
+        """Tokens of prompt and answer together that every live server of `model` takes; None: none says."""
+        serving = (
+            r for kind in DEFAULT_TERMS for r in self.serving(kind, model) if r.state is ReplicaState.READY
+        )
+        lengths = [r.status.capacity.model_max_length for r in serving if r.status and r.status.capacity]
+        return min(lengths, default=None)
 
     def has_other_weights(self, replica: Replica) -> bool:
-        """Whether a server with the same model id told another fingerprint than `replica`."""
-        told = {peer.fingerprint for peer in self if peer.model_id == replica.model_id and peer.fingerprint}
-        return replica.fingerprint is not None and len(told) > 1
+        """Whether a server with the same model id reported another fingerprint than `replica`."""
+        known = {peer.fingerprint for peer in self if peer.model_id == replica.model_id and peer.fingerprint}
+        return replica.fingerprint is not None and len(known) > 1
 
     # who there is
 
@@ -148,13 +150,13 @@ class Registry:
         self._enter(replica, state, f"reports {status.state}")
 
     def _compare_weights(self, replica: Replica) -> None:
-        """Say once that servers with the same model id have different weights."""
+        """Log once that servers with the same model id have different weights."""
         for peer in self if replica.fingerprint else ():
             if peer.model_id != replica.model_id or peer.fingerprint in (None, replica.fingerprint):
                 continue
             pair = frozenset([str(peer.fingerprint), str(replica.fingerprint)])
-            if pair not in self._told_apart:
-                self._told_apart.add(pair)
+            if pair not in self._reported_pairs:
+                self._reported_pairs.add(pair)
                 logger.warning(
                     "%s and %s serve %r with different weights (%s, %s): "
                     "no stream goes on from one to the other",
@@ -208,9 +210,9 @@ class Registry:
             for name in dict.fromkeys(replica.model_names):
                 self._by_model.setdefault((replica.kind, name), []).append(replica)
         terms: dict[str, set[Terms]] = {}
-        untold = {replica.terms for replica in self if replica.model_id is None}
+        unidentified = {replica.terms for replica in self if replica.model_id is None}
         for (_, model), replicas in self._by_model.items():
-            terms.setdefault(model, set(untold)).update(replica.terms for replica in replicas)
+            terms.setdefault(model, set(unidentified)).update(replica.terms for replica in replicas)
         self._sole_terms = {model: next(iter(found)) for model, found in terms.items() if len(found) == 1}
 
     def _notify(self, replica: Replica) -> None:

@@ -1,4 +1,4 @@
-"""Which requests a server takes, in a form that is quick to ask for each of them."""
+"""Which requests a server takes, in a form that is quick to check for each request."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from protocol.routes import COMPLETION_V1, COMPLETION_V2, OPENAI_CHAT_COMPLETION
 from protocol.status import ServiceKind
 
 MAX_TERMS = 1024
-"""Different terms of servers that are kept."""
+"""How many different terms are kept."""
 
 
 class Terms:
-    """What `accepts` says.
+    """The terms in `accepts`.
 
     Attributes:
         routes: where the server takes completions.
@@ -49,26 +49,26 @@ _STATIC = [
 _OPENAI = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
 _REFUSALS = tuple(Refusal(option=option, reason=_REASON, when=when) for option, when in _STATIC)
 
-UNTOLD: dict[ServiceKind, Terms] = {
+DEFAULT_TERMS: dict[ServiceKind, Terms] = {
     "continuous_batching": Terms(Accepts(routes=(COMPLETION_V2, *_OPENAI))),
     "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI), refusals=_REFUSALS)),
 }
-"""Those of servers that do not tell: older ones, and all before they were first asked."""
+"""For servers whose ``/status`` has none, as in older versions, and for all before their first probe."""
 
 
 class KnownTerms:
-    """The terms that servers have; those with the same share one object."""
+    """The terms of servers; equal ones share one object."""
 
     def __init__(self) -> None:
-        self._told: dict[str, Terms] = {}
+        self._by_text: dict[str, Terms] = {}
 
     def of(self, kind: ServiceKind, accepts: Accepts | None) -> Terms:
-        """Those that a server told, or that are known of its kind."""
+        """The terms in a server's ``/status``, or the default ones of its kind."""
         if accepts is None:
-            return UNTOLD[kind]
-        told = accepts.model_dump_json()
-        if told not in self._told:
-            if len(self._told) >= MAX_TERMS:  # of servers that change them with each answer
-                self._told.clear()
-            self._told[told] = Terms(accepts)
-        return self._told[told]
+            return DEFAULT_TERMS[kind]
+        text = accepts.model_dump_json()
+        if text not in self._by_text:
+            if len(self._by_text) >= MAX_TERMS:  # a server may change them with each answer
+                self._by_text.clear()
+            self._by_text[text] = Terms(accepts)
+        return self._by_text[text]

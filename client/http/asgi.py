@@ -123,7 +123,7 @@ class CompletionFront:
     async def _admit(
         self, scope: Scope, headers: Headers, deadline: Deadline, receive: Receive, reply: Reply
     ) -> None:
-        """Read and answer what may come in; before its body is read nothing else about it counts."""
+        """Check, read and answer a request; its key and headers are checked before its body is read."""
         gateway = self.gateway
         config = gateway.settings.config
         if gateway.draining:

@@ -1,4 +1,4 @@
-"""Whose cached prompts a request may reuse: those of its tenant, as the gateway tells the servers."""
+"""Whose cached prompts a request may reuse: those of its tenant, as the gateway's header tells servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets to the routes behind FastAPI, and what they may send."""
+"""Checks requests before they reach the routes of FastAPI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 2**16
 
 
 class Gate:
-    """Hands to `app` what may come in: everything needs an API key but what is listed here.
+    """Passes authorized requests on to `app`: every route needs an API key but those listed here.
 
     Paths are compared as they are: one that `app` takes for another spelling of these needs a key.
 

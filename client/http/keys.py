@@ -1,4 +1,4 @@
-"""Who may come in: keys of clients, and the tokens of servers and of Prometheus."""
+"""Authentication: keys of clients, and the tokens of servers and of Prometheus."""
 
 from __future__ import annotations
 

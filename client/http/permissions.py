@@ -1,4 +1,4 @@
-"""What a client may ask of the gateway: not what gateway and servers tell each other, no undue priority."""
+"""Authorization: fields and headers that not every client may set."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Authorization = Annotated[str, Header()]
 
 
 def open_router(gateway: Gateway) -> APIRouter:
-    """Routes that need no key: probes and the page, which has nothing to tell without one."""
+    """Routes that need no key: probes and the page, which shows nothing without one."""
     router = APIRouter(tags=["service"])
 
     @router.get(routes.HEALTH)

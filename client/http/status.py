@@ -1,4 +1,4 @@
-"""What the gateway tells of itself, for people, programs and its web page."""
+"""The gateway's ``/status``, for people, programs and its web page."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ReplicaStatus(BaseModel):
     """Its own report of `seconds_since_report` ago."""
     capacity: ServerCapacity | None
     accepts: Accepts | None
-    """Which requests it says that it takes; null: it does not say."""
+    """Which requests it takes, as it reports; null: not reported."""
     fingerprint: str | None
-    """What tells its weights from others; null: it does not say."""
+    """Identifies its weights; null: not reported."""
     other_weights: bool
-    """Another server with the same model id told another fingerprint: no stream goes on from one to the
-    other."""
+    """Another server with the same model id reported another fingerprint: streams are not resumed across the
+    two."""
     version: str | None
     seconds_since_report: float | None
 

@@ -1,1 +1,1 @@
-"""Counters and histories of what passes the gateway."""
+"""Counters and histories of the gateway's requests."""

@@ -1,4 +1,4 @@
-"""Counts of everything that passes: plain numbers, written down for Prometheus in `exposition`."""
+"""The gateway's counters: plain numbers, exported to Prometheus by `exposition`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes a whole answer of a stream, so that an answer longer than its servers live is finished, too.
+"""Builds a whole answer from a stream, so that one that outlives its server is continued by another.
 
 A server that dies takes all of a whole answer with it, but of a stream only what it had not sent.
 A whole answer that was lost again and again is therefore asked for as a stream, which goes on at another
@@ -28,7 +28,7 @@ LOSSES = 2
 
 
 class NoCompletion(BadAnswer):
-    """A stream of which no whole answer can be made: not every server is one of this project's."""
+    """A stream that cannot be made a whole answer: servers of other projects send some."""
 
 
 class Recovery:

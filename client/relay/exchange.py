@@ -183,7 +183,9 @@ class Exchange:
                 if not sink.status:
                     self.metrics.stream_begun(now - deadline.started)
                 await sink.piece(events)
-            elif journal.pending > (MAX_ANSWER_BYTES if self.request.tells_of_prompt else MAX_EVENT_BYTES):
+            elif journal.pending > (
+                MAX_ANSWER_BYTES if self.request.has_prompt_logprobs else MAX_EVENT_BYTES
+            ):
                 raise BadAnswer("an event without an end")
             if journal.error is not None:
                 raise StreamFailed(journal.error)
@@ -230,12 +232,12 @@ def _is_json(body: bytes) -> bool:
 
 
 def _completion_tokens(body: bytes) -> int:
-    """Tokens that a completion says it generated; raises `BadAnswer` if it is no JSON object."""
+    """Tokens that a completion says it generated; raises `BadAnswer` if it is not a JSON object."""
     try:
         usage = orjson.loads(body)["usage"]
         tokens = usage["output_tokens"] if "output_tokens" in usage else usage["completion_tokens"]
     except orjson.JSONDecodeError as error:
         raise BadAnswer(f"the answer is not valid JSON: {error}") from None
     except (KeyError, TypeError):
-        raise BadAnswer("the answer is no completion") from None
+        raise BadAnswer("the answer is not a completion") from None
     return count(tokens) or 0

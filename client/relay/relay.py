@@ -112,7 +112,7 @@ class Relay:
     async def _try(
         self, request: InferenceRequest, attempts: Attempts, deadline: Deadline, reply: Reply
     ) -> Answer | Exception | None:
-        """What the last attempt brought; None after a stream that went well."""
+        """The result of the last attempt; None after a complete stream."""
         journal = Journal() if request.stream else None
         recovery: Recovery | None = None
         result: Answer | Exception | None = None
@@ -233,7 +233,7 @@ class Relay:
         return await self._router.wait(request, deadline, patience, fits)
 
     def _judge(self, replica: Replica, attempts: Attempts, result: Answer | Exception | None) -> Verdict:
-        """Judge what an attempt brought, and draw the consequences for the replica."""
+        """Classify the result of an attempt, and update the replica."""
         verdict = _verdict(result)
         self._metrics.attempt(replica, verdict.outcome)
         if verdict.outcome is Outcome.SUCCESS:
@@ -255,7 +255,7 @@ class Relay:
         return verdict
 
     async def _close(self, reply: Reply, result: Answer | Exception) -> None:
-        """Tell the client what the last attempt brought."""
+        """Send the client the result of the last attempt."""
         if isinstance(result, StreamFailed) and not result.retryable:
             await reply.error_event(result.body)
         elif isinstance(result, Answer) and reply.status:
@@ -285,6 +285,6 @@ def _resumable(journal: Journal | None, request: InferenceRequest) -> bool:
 
 
 def _too_many_engines_lost() -> ApiError:
-    """503 that no client shall answer with the same request: it may be what kills them."""
+    """503 without a retry: the request itself may be what ends the engines."""
     message = f"{MAX_ENGINES_LOST} engines were lost while they worked on this request"
     return ApiError(503, message, type=SERVER_ERROR, code="engine_lost", final=True)

@@ -1,4 +1,4 @@
-"""How far a stream has come, so that another server can go on where one was cut.
+"""How far a stream has come, so that another server can continue it.
 
 The servers hide checkpoints in the stream (`protocol.sse`): which token ids each event stands for.
 The journal takes them out of what the client gets and keeps them unparsed, since they are needed
@@ -30,7 +30,7 @@ _ERROR_EVENT = b"event: error\n"
 
 
 class Journal:
-    """What the client has been sent of one stream."""
+    """What of one stream the client has been sent."""
 
     __slots__ = (
         "_blind",
@@ -56,7 +56,7 @@ class Journal:
         self.error: bytes | None = None
         """The error event with which the server ended the stream; it is not passed on."""
         self.weights: str | None = None
-        """Fingerprint of the weights by which the stream was begun, where a server told it."""
+        """Fingerprint of the weights that the stream began with, where the server reported it."""
         self.sampling: str | None = None
         """The same of that server's defaults, as it wrote them."""
 
@@ -133,14 +133,14 @@ class Journal:
         self.error = None
 
     def resume(self, choices: int, now: int) -> Resume:
-        """Where each of the answers stands.
+        """The state of each answer, for the server that continues.
 
         Args:
             choices: how many answers there are.
             now: the time stamp if the stream has shown none.
 
         Raises:
-            ValueError: what the server told of the stream does not let another one continue it.
+            ValueError: the checkpoints of the stream do not allow another server to continue it.
         """
         if self._blind:
             raise ValueError("text came without a checkpoint")
@@ -159,7 +159,7 @@ class Journal:
         )
 
     def resumable(self, choices: int) -> bool:
-        """Whether `resume` can tell where to go on."""
+        """Whether `resume` can be called."""
         try:
             self.resume(choices, 0)
         except ValueError:
@@ -168,7 +168,7 @@ class Journal:
 
 
 def goes_on(request: InferenceRequest, journal: Journal, replica: Replica) -> bool:
-    """Whether `replica` goes on with the stream of `request` that `journal` tells of."""
+    """Whether `replica` can continue the stream of `request` that `journal` holds."""
     return replica.has_weights(journal.weights) and replica.terms.take(request.route, request.resumed_option)
 
 

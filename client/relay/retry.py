@@ -28,7 +28,7 @@ class RetryBudget:
             self._tokens = min(BURST, self._tokens + ratio)
 
     def spend(self) -> bool:
-        """Take one retry, if there is one left."""
+        """Take one retry from the budget, if any is left."""
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
@@ -37,7 +37,7 @@ class RetryBudget:
 
 @dataclass(slots=True)
 class Attempts:
-    """What one request has been through."""
+    """The attempts of one request."""
 
     waits: bool = True
     """Whether it waits for lost servers to come back."""
@@ -75,13 +75,13 @@ class Attempts:
         return True
 
     def answered(self, now: float) -> None:
-        """A replica answers the request: those that failed it have no excuse."""
+        """A replica answers the request: earlier failures were the replicas' own."""
         for replica, ticket in self.suspects.items():
             replica.breaker.failure(ticket, now)
         self.suspects.clear()
 
     def end(self) -> None:
-        """Nothing more is tried: what failed and was answered nowhere says nothing of the replicas."""
+        """No further attempt: a request that failed everywhere says nothing about the replicas."""
         for replica, ticket in self.suspects.items():
             replica.breaker.neutral(ticket)
         self.suspects.clear()

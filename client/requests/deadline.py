@@ -108,7 +108,7 @@ class Deadline:
         return self.request_id == request_id and self.owner == owner and not self._answered
 
     def check(self, now: float) -> None:
-        """Give up what has waited too long, and listen for the client of what has run for a while."""
+        """End the request if it has waited too long; after a while, also watch for its client's leaving."""
         if now - self.since > self.limit:
             self.give_up(self.on_limit())
         if self._listener is None and self.receive is not None and now - self.started >= TICK:
@@ -129,7 +129,7 @@ class Deadline:
 
 
 class Deadlines:
-    """Looks over the deadlines of all requests in flight.
+    """Checks the deadlines of all requests in flight.
 
     Args:
         clock: monotonic seconds.
@@ -154,7 +154,7 @@ class Deadlines:
         return [one for one in self.in_flight if one.is_of(request_id, owner)]
 
     async def look(self) -> None:
-        """Look over them, once, after a while."""
+        """Check them all, once, after a while."""
         await asyncio.sleep(TICK)
         now = self._clock()
         for deadline in list(self.in_flight):

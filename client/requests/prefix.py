@@ -1,7 +1,7 @@
 """Keys of a prompt's beginning, by which prompts that begin alike are recognised.
 
 A prompt is cut into chunks; each chunk's key covers everything before it. The first chunks are of one size;
-further on each is an eighth of what is before it, so that long prompts, too, are told apart with few keys.
+further on each is an eighth of what is before it, so that long prompts, too, are distinguished with few keys.
 """
 
 from __future__ import annotations

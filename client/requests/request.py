@@ -57,7 +57,7 @@ class InferenceRequest:
     prefix: list[int]
     """Keys of the prompt's beginning, see `prefix`."""
     cache_salt: str | None = None
-    """What the servers are told (`protocol.headers.CACHE_SALT`)."""
+    """Sent to servers as `protocol.headers.CACHE_SALT`."""
     hops: int = 0
     """Gateways that it has come through."""
 
@@ -66,7 +66,7 @@ class InferenceRequest:
         return option_of(self.route, self.fields, name)
 
     @property
-    def tells_of_prompt(self) -> bool:
+    def has_prompt_logprobs(self) -> bool:
         """Whether an event may be as long as the prompt: it has the prompt's log probabilities."""
         return bool(self.fields.get("echo")) or self.option("prompt_logprobs") is not None
 
@@ -82,10 +82,10 @@ def read_request(
 
     Args:
         hops: gateways that it has come through.
-        cache_salt: what the servers are told.
+        cache_salt: sent to servers.
 
     Raises:
-        ApiError: 400 if it is no JSON object, 422 if the model is not named.
+        ApiError: 400 if it is not a JSON object, 422 if the model is not named.
     """
     try:
         fields = orjson.loads(body)

@@ -1,4 +1,4 @@
-"""How large a request is, as far as its body tells without a tokenizer: prompt, rows and new tokens."""
+"""The size of a request, estimated from its body without a tokenizer: prompt, rows and new tokens."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from protocol.status import ServiceKind
 KINDS: tuple[ServiceKind, ...] = ("continuous_batching", "static_batching")
 """In this order servers are asked that take the same request."""
 LOOK_SECONDS = 0.25
-"""How often a waiting request looks again without being told of a change (breakers run on time alone)."""
+"""How often a waiting request looks again without notice of a change (breakers run on time alone)."""
 
 
 NO_REPLICA = "no_replica"
@@ -34,7 +34,7 @@ Fits = Callable[[Replica], bool]
 
 
 def fits_any(replica: Replica) -> bool:
-    """Where nothing of the answer has come, any server will do."""
+    """Before the first byte of the answer any server will do."""
     return True
 
 
@@ -198,12 +198,12 @@ class Router:
         return takers
 
     def _candidates(self, request: InferenceRequest, fits: Fits) -> Sequence[Sequence[Replica]]:
-        """Replicas that take `request`, in whatever state and by kind; without any, those that have not told
-        yet what they serve; without such, those that will refuse it, which say why."""
+        """Replicas that take `request`, in whatever state and by kind; without any, those that have not yet
+        reported what they serve; without such, those that refuse it and say why."""
         if takers := self._takers(request, fits):
             return takers
-        untold = [r for r in self._registry if r.model_id is None and request.route in r.terms.routes]
-        return [untold or [replica for replica in self._serving(request) if fits(replica)]]
+        unidentified = [r for r in self._registry if r.model_id is None and request.route in r.terms.routes]
+        return [unidentified or [replica for replica in self._serving(request) if fits(replica)]]
 
     def _hopeful(self, request: InferenceRequest, patience: float, fits: Fits) -> bool:
         now = self._clock()

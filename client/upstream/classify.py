@@ -1,4 +1,4 @@
-"""The one judgement of what came back from a server; retries, breaker, health and metrics share it."""
+"""Classifies what came back from a server, once for retries, breaker, health and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from protocol.errors import LOOP_DETECTED, ErrorResponse, status_of
 
 
 class Outcome(StrEnum):
-    """What an attempt tells of the server's health."""
+    """What an attempt says about the server's health."""
 
     SUCCESS = "success"
     NEUTRAL = "neutral"
@@ -143,7 +143,7 @@ def describe(error: Exception) -> str:
         ):  # a name that does not resolve has a number of its own
             return f"cannot connect: {os.strerror(cause.errno)}"
         return f"cannot connect: {cause.strerror or cause}"
-    # some errors quote what the server sent, which may be long or no text
+    # some errors quote what the server sent, which may be long or not text
     text = " ".join(str(error).split())[:MAX_DESCRIPTION]
     return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from server.checkpoints.errors import ModelError
 
@@ -16,26 +16,30 @@ NAMES = (*_OF_DRAWING, "repetition_penalty")
 """What is taken from the file, by the names that OpenAI's routes have for it."""
 
 
-def sampling_defaults(directory: Path) -> dict[str, float]:
-    """Those that the checkpoint in `directory` tells; none where it is a file, or on the hub.
+def sampling_defaults(directory: str | Path, wanted: Literal["auto", "none"]) -> dict[str, float]:
+    """Those of the checkpoint in `directory`; none where it is a file.
 
     What only counts for drawn tokens is left out where the file says that none are drawn.
 
+    Args:
+        directory: a checkpoint on this machine.
+        wanted: the configuration's ``generation_config``; none: the file is not read.
+
     Raises:
-        ModelError: the file cannot be read, or has something else than a number.
+        ModelError: the file cannot be read, or has an option that is not a number.
     """
-    path = directory / FILE
-    if not path.is_file():
+    path = Path(directory) / FILE
+    if wanted == "none" or not path.is_file():
         return {}
     try:
-        said: Any = json.loads(path.read_text(encoding="utf-8"))
+        stored: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(said, Mapping):
+    if not isinstance(stored, Mapping):
         raise ModelError(f"{path} is not a JSON object")
-    names = [name for name in NAMES if said.get("do_sample") is not False or name not in _OF_DRAWING]
-    found = {name: said[name] for name in names if said.get(name) is not None}
+    names = [name for name in NAMES if stored.get("do_sample") is not False or name not in _OF_DRAWING]
+    found = {name: stored[name] for name in names if stored.get(name) is not None}
     for name, value in found.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ModelError(f"{path}: {name} is {value!r}, which is no number")
+            raise ModelError(f"{path}: {name} is {value!r}, which is not a number")
     return found

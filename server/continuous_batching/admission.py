@@ -13,7 +13,7 @@ NO_DRAFTS = "steps overlap on this device, so that drafts cannot be made of the 
 
 
 def objection(request: Request, limits: Limits, *, drafts: bool) -> RequestFailure | None:
-    """Why `request` can never run, whatever its tokens, if so.
+    """Why `request` can never run, whatever its tokens, or None.
 
     Args:
         drafts: whether the engine can make any.
@@ -23,7 +23,7 @@ def objection(request: Request, limits: Limits, *, drafts: bool) -> RequestFailu
     if problem is not None:
         return RequestFailure(request.id, 422, "cannot_fit", problem[1])
     if params.prompt_lookup.num_tokens and not drafts:
-        message = f"prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}"
+        message = f"prompt_lookup_num_tokens is not supported: {NO_DRAFTS}"
         return RequestFailure(request.id, 422, "unsupported_option", message)
     return None
 
@@ -40,7 +40,7 @@ def unknown_tokens(request: Request, vocab_size: int) -> RequestFailure | None:
 def refusal_for_now(
     request: Request, live: Container[str], waiting: int, limits: Limits
 ) -> RequestFailure | None:
-    """Why `request` cannot be queued as things stand, if so.
+    """Why `request` cannot be queued now, or None.
 
     Args:
         live: ids of the requests there are.
@@ -48,6 +48,6 @@ def refusal_for_now(
     """
     if request.id in live:
         return RequestFailure(request.id, 422, "duplicate_id", f"request id {request.id!r} is in use")
-    if waiting >= limits.max_waiting:
+    if not limits.has_room(waiting):
         return RequestFailure(request.id, 429, "queue_full", f"{waiting} requests are waiting already")
     return None

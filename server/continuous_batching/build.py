@@ -33,7 +33,7 @@ from server.worker.worker import Worker
 
 @dataclass(slots=True)
 class BuiltEngine:
-    """An engine, and what there is to know of it.
+    """An engine, and what was decided while it was built.
 
     Attributes:
         capabilities: what was chosen at load and why, for the operator.
@@ -64,7 +64,7 @@ def build_engine(
     loading, storage, sampling = config.model_loading_config, built.storage, built.sampling
     overlap = worker.overlaps
     if overlap and config.speculation_config.prompt_lookup_num_tokens:
-        raise ModelError(f"speculation_config.prompt_lookup_num_tokens cannot be honoured: {NO_DRAFTS}")
+        raise ModelError(f"speculation_config.prompt_lookup_num_tokens is not supported: {NO_DRAFTS}")
     scheduler = _make_scheduler(config, limits, worker, loaded.backend)
     builder = StepBuilder(longest_first=overlap)
     vocabulary = Vocabulary(tokenizer, loaded.config.vocab_size)
@@ -105,7 +105,7 @@ def _make_scheduler(config: ServerConfig, limits: Limits, worker: Worker, backen
         limits.groups,
         limits.block_size,
         prefix_cache=config.cache_config.enable_prefix_cache,
-        tells_decoded=redecodes and backend.same_bits,
+        separates_decoded=redecodes and backend.same_bits,
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
     speculator = None if worker.overlaps else Speculator()

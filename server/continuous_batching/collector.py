@@ -62,22 +62,22 @@ class Collector:
         self._matchers.pop(request.id, None)
 
     def collect_prompts(self, chunks: Seq[Chunk], reports: PromptReports, output: StepOutput) -> None:
-        """Tell the log probabilities of prompts.
+        """Report the log probabilities of prompts.
 
         Args:
             chunks: those of the step, in its order.
             reports: on the tokens of theirs that are scored.
-            output: where they are told.
+            output: gets the reports.
         """
         line = 0
         for chunk in chunks:
             (first, end), request = chunk.scored, chunk.sequence.request
             begin, line = line, line + chunk.num_scored
-            told = max(first, request.prompt_reported)  # it may be computed again before it was read
-            if told >= end or not request.sequences:
+            start = max(first, request.prompt_reported)  # it may be computed again before it was read
+            if start >= end or not request.sequences:
                 continue
-            tokens = chunk.sequence.history.slice(told + 1, end + 1)
-            found = reports.of(begin + told - first, tokens, request.params.prompt_logprobs or 0)
+            tokens = chunk.sequence.history.slice(start + 1, end + 1)
+            found = reports.of(begin + start - first, tokens, request.params.prompt_logprobs or 0)
             request.prompt_reported = end
             if any(math.isnan(entry.logprob) for entry in found):
                 self.fail(request, NOT_FINITE, output)
@@ -204,7 +204,11 @@ class Collector:
         request = sequences[0].request
         for sequence in sequences:
             sequence.pending = 0
-        if request.beams is not None and request.params.has_form and not has_chance(candidates.scores).any():
+        if (
+            request.beams is not None
+            and request.params.is_constrained
+            and not has_chance(candidates.scores).any()
+        ):
             self._deliver(request, output)  # there are no further answers
             return
         if request.beams is None or not np.isfinite(candidates.scores[0]):

@@ -44,10 +44,10 @@ class Engine:
 
     Args:
         scheduler: decides who runs.
-        builder: tells the worker.
+        builder: makes the worker's input.
         worker: computes and chooses tokens.
         collector: takes the tokens back into the requests.
-        grammars: tell which tokens may come next in answers that are held to one.
+        grammars: the tokens that may come next in constrained answers.
         clock: monotonic seconds.
         cache_root: what all keys and values of this engine depend on beside tokens.
     """
@@ -116,13 +116,13 @@ class Engine:
         return None
 
     def objection(self, request: Request) -> RequestFailure | None:
-        """Why the engine can never run `request`, whatever its tokens, if so."""
+        """Why the engine can never run `request`, whatever its tokens, or None."""
         return objection(request, self.limits, drafts=self._speculator is not None)
 
     @property
     def has_room(self) -> bool:
         """Whether one more request may wait."""
-        return len(self.scheduler.queues.waiting) < self.limits.max_waiting
+        return self.limits.has_room(len(self.scheduler.queues.waiting))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request, in whatever state, and free all it holds; unknown ids are ignored."""
@@ -132,7 +132,7 @@ class Engine:
             self._collector.forget(request)
 
     def step(self) -> StepOutput:
-        """One iteration; returns what it has to tell (nothing, if there was nothing to do).
+        """One iteration; returns its output (empty if there was nothing to do).
 
         Where steps overlap, one is scheduled and launched before the tokens of the one before are
         read: the device always has work. An answer that ends by a token is then found out one step

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """Steps an engine and speaks for it.
+    """Runs the engine's steps and sends its messages.
 
     Args:
         engine: model loaded.
@@ -57,7 +57,7 @@ class EngineLoop:
                 self._report(self._engine.step())
 
     def _receive(self) -> None:
-        """Take all messages, waiting for one if there is nothing to do."""
+        """Handle all messages; wait for one if there is no work."""
         events = self._poller.poll(0 if self._engine.has_work else None)
         while events:
             self._handle(messages.decode_to_engine(self._socket.recv()))

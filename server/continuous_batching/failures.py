@@ -1,4 +1,4 @@
-"""What a client is told of a request that the engine gave up."""
+"""The error of a request that the engine gave up."""
 
 from __future__ import annotations
 

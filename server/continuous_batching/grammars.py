@@ -91,7 +91,7 @@ class Grammars:
 
     def watch(self, request: Request) -> None:
         """Compile the grammar of a new request, if it has one; the request waits for that."""
-        if request.params.has_form:
+        if request.params.is_constrained:
             asked = request.params.options[OPTION]
             compiling = self._compiling.submit(self._compiler.compile, asked, request.params.eos_token_ids)
             self._live[request.id] = Constrained(request, compiling)

@@ -58,7 +58,7 @@ class Isolation:
         return sound
 
     def run_apart(self, plan: Plan, run: Callable[[Plan], None], output: StepOutput) -> None:
-        """Find out whose fault a failed step was: that request alone is given up.
+        """Run the requests of a failed step one by one, and give up those that fail again.
 
         Computing tokens again writes the same keys and values to the same places, and what is kept for the
         slots is written anew, so the other requests lose nothing. Requests that reuse blocks which the

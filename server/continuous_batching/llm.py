@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
-from server.checkpoints.errors import ModelError
+from server.checkpoints.config_of import config_of
 from server.continuous_batching.build import build_engine
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import RequestFailure, StepOutput
@@ -24,7 +23,6 @@ from server.text.checks import ModelSize
 from server.text.detokenizer import Detokenizer
 from server.text.logprob import TokenLogprob
 from server.text.offline import Answer, Generation, start_generations
-from utils.validation import first_problem
 
 
 class GenerationError(Exception):
@@ -49,22 +47,17 @@ class LLM:
 
     Raises:
         ModelError: the checkpoint cannot be served, or not as configured.
+        TypeError: options beside a `ServerConfig`.
     """
 
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
-        if not isinstance(model, ServerConfig):
-            loading = {"model_name_or_path": str(model), **options.pop("model_loading_config", {})}
-            try:
-                model = ServerConfig.model_validate({"model_loading_config": loading, **options})
-            except ValidationError as error:
-                raise ModelError(first_problem(error)) from error
-        model = model.located()
-        self.tokenizer = load_tokenizer(model.model_loading_config)
-        built = build_engine(model, self.tokenizer.hf)
+        config = config_of(model, options, ServerConfig, "model_loading_config").located()
+        self.tokenizer = load_tokenizer(config.model_loading_config)
+        built = build_engine(config, self.tokenizer.hf)
         self.engine = built.engine
         self.capabilities = built.capabilities
         self._model = built.model
-        self._prompt_lookup = model.speculation_config.prompt_lookup
+        self._prompt_lookup = config.speculation_config.prompt_lookup
         self._size = ModelSize(self._model.vocab_size, self.engine.limits.model_max_length)
         self._count = 0
 

@@ -1,4 +1,4 @@
-"""What the HTTP side and the engine process tell each other.
+"""Messages between the HTTP side and the engine process.
 
 MessagePack over one socket pair; every message is one of the structs below.
 """

@@ -45,7 +45,7 @@ class RequestFailure:
 
 @dataclass(slots=True)
 class StepOutput:
-    """Everything that one step has to tell.
+    """The output of one step.
 
     Attributes:
         started: ids of requests that left the waiting queue for the first time.

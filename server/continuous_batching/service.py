@@ -7,7 +7,6 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -86,11 +85,11 @@ class ContinuousBatchingService:
         )
         engine = asyncio.create_task(self._supervisor.start())
         try:
-            self.tokenizer = await asyncio.to_thread(load_tokenizer, self._config.model_loading_config)
+            loading = self._config.model_loading_config
+            self.tokenizer = await asyncio.to_thread(load_tokenizer, loading)
             await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
-            if self._config.generation_config == "auto":
-                path = Path(self._config.model_loading_config.model_name_or_path)
-                self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path)
+            path, wanted = loading.model_name_or_path, self._config.generation_config
+            self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path, wanted)
         except Exception:
             engine.cancel()
             raise
@@ -118,7 +117,7 @@ class ContinuousBatchingService:
         )
         self._check(job, params, self._limits)
         waiting = sum(not stream.started for stream in self._streams.values())
-        if waiting >= self._limits.max_waiting:
+        if not self._limits.has_room(waiting):
             raise queue_full(f"{waiting} requests are waiting already")
         stream = JobStream(job, self.tokenizer.vocabulary, lambda: self._close_stream(job.request_id))
         self._supervisor.send(self._message(job, params))  # first: a job that cannot be sent is not kept

@@ -1,4 +1,4 @@
-"""What the engine says of itself; apart from it, for the HTTP side knows no torch."""
+"""The engine's statistics; a module of its own, for the HTTP side does not import torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class EngineStats:
 
 
 def stats_of(scheduler: Scheduler) -> EngineStats:
-    """What the scheduler's side knows."""
+    """The statistics of scheduler and cache."""
     queues, cache, speculator = scheduler.queues, scheduler.cache, scheduler.speculator
     usage = {group.size.name: group.device.usage for group in cache.groups}
     return EngineStats(

@@ -1,4 +1,4 @@
-"""The answer to one job as it comes from the engine: tokens in, text out."""
+"""The answer to one job while the engine generates it: tokens in, text out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class JobStream:
     # -- the engine's side -------------------------------------------------------------------
 
     def feed_prompt(self, report: PromptReport) -> None:
-        """Take what there is to tell of the next tokens of the prompt."""
+        """Take the report on the next tokens of the prompt."""
         if self._prompt is not None:
             self._prompt += report.logprobs
 

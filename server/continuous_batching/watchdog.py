@@ -35,7 +35,7 @@ class Watchdog:
         self._steps = -1
 
     def heard(self, report: messages.Report) -> None:
-        """Take a report; one that tells of no step and no answer is no progress."""
+        """Take a report; one without a step or an answer is not progress."""
         steps = self._steps if report.stats is None else report.stats.steps
         if report.output or steps != self._steps:
             self._idle_for = 0.0

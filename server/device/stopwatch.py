@@ -10,7 +10,7 @@ import torch
 
 
 class Stopwatch:
-    """Says how long work took: at once on a CPU; on CUDA, where work is only queued, some steps later.
+    """Measures how long work takes; on CUDA, where work is queued, the time is known some steps later.
 
     Args:
         device: where the work is done.
@@ -23,7 +23,7 @@ class Stopwatch:
         self._under_way: deque[tuple[torch.cuda.Event, torch.cuda.Event, Callable[[float], None]]] = deque()
 
     def start(self) -> None:
-        """What is queued from now on is timed; what was finished meanwhile is told."""
+        """Time what is queued from now on; report what has finished meanwhile."""
         if not self._on_cuda:
             self._begun = time.perf_counter()
             return
@@ -33,7 +33,7 @@ class Stopwatch:
         self._first = _recorded()
 
     def stop(self, tell: Callable[[float], None]) -> None:
-        """`tell` will hear the seconds from `start` to here."""
+        """Call `tell` with the seconds from `start` to here, once they are known."""
         if self._first is None:
             tell(time.perf_counter() - self._begun)
         else:

@@ -28,7 +28,7 @@ class NormSpec:
         eps: added to the mean square, or to the variance.
         kind: ``rms``: ``x / rms(x) · weight``; ``layer``: ``(x - mean(x)) / std(x) · weight + bias``.
         bias: a norm of kind ``layer`` has one.
-        minus_one: the checkpoint stores the weight less 1 (Gemma); of kind ``rms``.
+        minus_one: the checkpoint stores the weight less 1 (Gemma).
     """
 
     eps: float

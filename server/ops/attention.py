@@ -87,7 +87,7 @@ class AttentionShape:
 
 
 BatchT = TypeVar("BatchT")
-"""What a backend is told of a step: `AttentionBatch`, or `paged.PagedBatch`."""
+"""The batch of a step: `AttentionBatch`, or `paged.PagedBatch`."""
 
 
 class AttentionBackend(ABC, Generic[BatchT]):

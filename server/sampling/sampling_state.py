@@ -78,11 +78,11 @@ class SamplingState:
     # -- slots change hands and get tokens -----------------------------------------------------
 
     def prepare(self, step: StepInput) -> None:
-        """Take in what became of the slots since the last step, and what this one assumes."""
+        """Apply what changed in slots since the last step, and the drafts of this one."""
         if len(step.moved_from):
             self._copy(step.moved_from, step.moved_to)
-        if len(step.told_slots):
-            self.record(step.told_slots, step.told_positions, step.told_tokens)
+        if len(step.beam_slots):
+            self.record(step.beam_slots, step.beam_positions, step.beam_tokens)
         for start in step.starts:
             self.assign(start)
         self.tokens.start(step.starts)
@@ -126,7 +126,7 @@ class SamplingState:
         return found
 
     def _copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """Slots `targets` continue what slots `sources` hold (beams that split)."""
+        """Copy what is kept for slots `sources` to slots `targets` (beams that split)."""
         self.tokens.copy(sources, targets)
         for stage, wanting in zip(self.stages, self.wanting, strict=True):
             some = wanting[sources]

@@ -79,7 +79,7 @@ class SlotTable:
         return self._tensor
 
     def copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """Slots `targets` hold what slots `sources` hold; none is in both."""
+        """Copy lines of slots `sources` to slots `targets`; no slot is in both."""
         if self._tensor is not None:
             self._tensor[targets.tolist()] = self._tensor[sources.tolist()]
 

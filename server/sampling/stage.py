@@ -104,7 +104,7 @@ class Stage(ABC):
             values.set(slot, *[0] * len(values.host))
 
     def copy(self, sources: np.ndarray, targets: np.ndarray) -> None:  # noqa: B027
-        """Slots `targets` go on from what slots `sources` hold (beams that split)."""
+        """Copy what is kept for slots `sources` to slots `targets` (beams that split)."""
 
     def record(self, slots: np.ndarray, tokens: np.ndarray) -> None:  # noqa: B027
         """Slots that want the stage got tokens, which the host chose; a slot may be there several times."""

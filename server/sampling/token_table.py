@@ -38,7 +38,7 @@ class TokenTable:
             begin = end
 
     def copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
-        """Slots `targets` hold what slots `sources` hold; none is in both."""
+        """Copy tokens of slots `sources` to slots `targets`; no slot is in both."""
         index = to_device(np.stack((sources, targets)).astype(np.int64), self.tokens.device)
         self.tokens[index[1]] = self.tokens[index[0]]
 

@@ -54,7 +54,7 @@ class Hypothesis:
 
 
 def candidates_needed(params: SamplingParams) -> int:
-    """How many continuations a step looks at, so that enough remain if all ends are taken."""
+    """How many continuations a step considers, so that enough remain if every end token is among them."""
     return max(2, 1 + len(params.eos_token_ids)) * params.num_beams
 
 
@@ -115,7 +115,9 @@ class BeamSearch:
         others is none.
         """
         beams, kept = self._params.num_beams, len(self._best)
-        ended = np.flatnonzero(ends[:beams] & (has_chance(scores[:beams]) if self._params.has_form else True))
+        ended = np.flatnonzero(
+            ends[:beams] & (has_chance(scores[:beams]) if self._params.is_constrained else True)
+        )
         merged = np.concatenate([self._best_scores, self._normalised(scores[ended], length)])
         order = _best(merged, beams)
         self._best = [self._best[i] if i < kept else finish(int(ended[i - kept])) for i in order]

@@ -7,15 +7,19 @@ kind (a recurrent state, of which the newest snapshot is all that later tokens s
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from collections.abc import Sequence as Seq
 
 from server.scheduling.block_pool import BlockPair, BlockPool
 from server.scheduling.block_table import NO_BLOCK, BlockTable
-from server.scheduling.limits import GroupSize, most_held
+from server.scheduling.limits import GroupSize
 
-Content = dict[bytes, tuple[BlockTable, int]]
-"""Which table holds, or is going to hold, what has this hash, and where."""
+Place = tuple[BlockTable, int]
+"""A place in the table of a sequence, which holds a block there or is going to."""
+
+Sources = dict[int, int | Place]
+"""By place of a new sequence: the block of the pool that it shares, or the place in the table of an earlier
+sequence of its request."""
 
 
 class CacheGroup:
@@ -66,40 +70,62 @@ class CacheGroup:
             most = missing  # every end behind it sees it, too
         return 0
 
-    def open(self, table: BlockTable, contents: Seq[bytes], own: Content) -> None:
-        """Fill an empty `table` with the blocks of `contents` that later tokens see.
+    def sources(self, contents: Seq[bytes], own: Mapping[bytes, Place]) -> Sources:
+        """Where a new sequence finds the blocks of `contents` that later tokens see.
 
-        What is in no table of `own` is in the pool, by its hash.
+        What is at no place of `own`, by its hash, is in the pool.
         """
-        pool, length = self.device, len(contents)
+        found: Sources = {}
+        for place in range(self.first_seen(len(contents) * self._block_size), len(contents)):
+            source = own.get(contents[place]) or self.device.lookup(contents[place])
+            assert source is not None
+            found[place] = source
+        return found
+
+    def share_known(self, table: BlockTable, length: int, sources: Sources) -> None:
+        """Let an empty `table`, of which the first `length` blocks need not be computed, hold those of the
+        pool; nothing is allocated, so that nothing which another sequence is to share is lost."""
         table.first = self.first_seen(length * self._block_size)
         table.blocks = [NO_BLOCK] * length
-        for place in range(table.first, length):
-            other, at = own.get(contents[place], (None, 0))
-            block = pool.lookup(contents[place]) if other is None else other.at(at)
-            assert block is not None
-            if block != NO_BLOCK:
-                pool.share(block)
-                table.blocks[place] = block
-        for place in range(table.first, length):  # last: this may take what was there to be shared
-            if table.blocks[place] == NO_BLOCK:
-                other, at = own[contents[place]]
+        for place, source in sources.items():
+            if isinstance(source, int):
+                self.device.share(source)
+                table.blocks[place] = source
+
+    def share_own(self, table: BlockTable, sources: Sources) -> None:
+        """Let `table` hold the blocks of earlier sequences of its request, which get those that they still
+        lack."""
+        for place, source in sources.items():
+            if not isinstance(source, int):
+                other, at = source
                 self.hold(other, at, at + 1)
-                pool.share(other.blocks[at])
+                self.device.share(other.blocks[at])
                 table.blocks[place] = other.blocks[at]
 
     # -- room ------------------------------------------------------------------------------
 
-    def blocks_to_open(self, contents: Seq[bytes], own: Container[bytes], tokens: int) -> int:
-        """How many available blocks a new sequence takes, if it shares `contents` and has `tokens` tokens to
-        hold before it decodes; in a group that slides, as far as it must hold them at once."""
-        pool, in_use = self.device, 0
-        for content in contents[self.first_seen(len(contents) * self._block_size) :]:
-            if content in own:
-                in_use += not self.slides  # there, it is held until it is computed only for this
-            elif (block := pool.lookup(content)) is not None:
-                in_use += not pool.is_cached(block)
-        return most_held(tokens, self._block_size, self.size.window) - in_use
+    def blocks_to_open(self, length: int, sources: Sources, tokens: int) -> int:
+        """How many available blocks a new sequence takes before it decodes; in a group that slides, the most
+        that it takes at once.
+
+        Until it reaches its last block it gives back no more than it takes. So the most is what it holds
+        then, without what others hold anyway. What it shared before and has left behind by then does not
+        count: its later blocks are its own.
+
+        Args:
+            length: blocks that need not be computed.
+            sources: those of them that it shares.
+            tokens: what is computed before it decodes.
+        """
+        blocks = -(-tokens // self._block_size)
+        first = self.first_seen(max(blocks - 1, length) * self._block_size)
+        in_use = 0
+        for place, source in sources.items():
+            if isinstance(source, int):
+                in_use += place >= first and not self.device.is_cached(source)
+            else:  # an earlier sequence has it, but where blocks are given back it is held only for this one
+                in_use += not self.slides
+        return blocks - first - in_use
 
     def room(self, table: BlockTable, start: int, tokens: int) -> int:
         """For how many of `tokens` tokens from position `start` on there are blocks, held or available."""

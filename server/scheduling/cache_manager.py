@@ -39,8 +39,8 @@ class CacheManager:
         sizes: blocks of each group of layers.
         block_size: tokens a block.
         prefix_cache: reuse blocks of equal content across requests.
-        tells_decoded: tokens that were decoded have other content than those of a prompt: blocks that hold
-            both or the former are reused only where a request decoded the same tokens.
+        separates_decoded: decoded tokens hash differently from those of a prompt: blocks that hold any are
+            reused only where a request decoded the same tokens.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class CacheManager:
         block_size: int,
         *,
         prefix_cache: bool = True,
-        tells_decoded: bool = False,
+        separates_decoded: bool = False,
     ) -> None:
         self.block_size = block_size
         self.groups = [CacheGroup(size, block_size) for size in sizes]
         self.slides = any(group.slides for group in self.groups)
         self.prefix_cache = prefix_cache
-        self._prefixes = PrefixMatcher(self.groups, block_size, tells_decoded=tells_decoded)
+        self._prefixes = PrefixMatcher(self.groups, block_size, separates_decoded=separates_decoded)
         self.counters = CacheCounters()
 
     def has_blocks(self, count: int) -> bool:
@@ -75,10 +75,9 @@ class CacheManager:
         """How many available blocks of each group the request takes before it decodes, or must have at once
         where sequences give blocks back on their way."""
         needs = [0] * len(self.groups)
-        for sequence, _, length, own in self._prefixes.openings(request):
+        for sequence, _, length, sources in self._prefixes.openings(request):
             for index, group in enumerate(self.groups):
-                contents = sequence.hashes[:length]
-                needs[index] += group.blocks_to_open(contents, own[index], sequence.prefill_end)
+                needs[index] += group.blocks_to_open(length, sources[index], sequence.prefill_end)
         return needs
 
     def admit(self, request: Request) -> None:
@@ -90,11 +89,15 @@ class CacheManager:
         Raises:
             OutOfBlocksError: there is no room.
         """
+        openings = self._prefixes.openings(request)
+        for sequence, tables, length, sources in openings:
+            sequence.tables, sequence.stale = tables, True
+            for group, table, found in zip(self.groups, tables, sources, strict=True):
+                group.share_known(table, length, found)
         try:
-            for sequence, tables, length, own in self._prefixes.openings(request):
-                sequence.tables, sequence.stale = tables, True
-                for group, table, content in zip(self.groups, tables, own, strict=True):
-                    group.open(table, sequence.hashes[:length], content)
+            for sequence, tables, length, sources in openings:
+                for group, table, found in zip(self.groups, tables, sources, strict=True):
+                    group.share_own(table, found)
                     if not group.slides:
                         group.hold(table, length, self._count(sequence.prefill_end))
                 sequence.num_computed = length * self.block_size

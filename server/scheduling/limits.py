@@ -70,6 +70,10 @@ class Limits:
         """Device cache blocks of the first group."""
         return self.groups[0].num_blocks
 
+    def has_room(self, waiting: int) -> bool:
+        """Whether one more request may wait, beside `waiting` others."""
+        return waiting < self.max_waiting
+
     def blocks_needed(self, group: GroupSize, prompt_tokens: int, rows: int, new_tokens: int) -> int:
         """Most blocks of a group that a request can hold at once: rows share full blocks of the prompt."""
         shared = max(prompt_tokens - 1, 0) // self.block_size if rows > 1 else 0

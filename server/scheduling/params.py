@@ -46,8 +46,8 @@ class SamplingParams:
     """All other fields of `GenerationConfig`: they are for sampling."""
 
     @property
-    def has_form(self) -> bool:
-        """Whether only some answers are possible."""
+    def is_constrained(self) -> bool:
+        """Whether the answer must follow a grammar."""
         return self.options["structured_outputs"] is not None
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from server.scheduling.block_hash import block_hash
 from server.scheduling.block_table import BlockTable
-from server.scheduling.cache_group import CacheGroup, Content
+from server.scheduling.cache_group import CacheGroup, Place, Sources
 from server.scheduling.request import Request, Sequence
 
 
@@ -18,14 +18,13 @@ class Opening(NamedTuple):
     Attributes:
         tables: empty ones, of each group.
         length: blocks that it need not compute.
-        own: for each group, the tables of the request's earlier sequences that have these blocks; the pool
-            has the others.
+        sources: for each group, where those of them are that later tokens see.
     """
 
     sequence: Sequence
     tables: list[BlockTable]
     length: int
-    own: list[Content]
+    sources: list[Sources]
 
 
 class PrefixMatcher:
@@ -34,27 +33,31 @@ class PrefixMatcher:
     Args:
         groups: of layers; a prefix counts as far as all of them have it.
         block_size: tokens a block.
-        tells_decoded: tokens that were decoded have other content than those of a prompt.
+        separates_decoded: decoded tokens hash differently from those of a prompt.
     """
 
-    def __init__(self, groups: Seq[CacheGroup], block_size: int, *, tells_decoded: bool) -> None:
+    def __init__(self, groups: Seq[CacheGroup], block_size: int, *, separates_decoded: bool) -> None:
         self._groups = groups
         self._block_size = block_size
-        self._tells_decoded = tells_decoded
+        self._separates_decoded = separates_decoded
 
-    def openings(self, request: Request) -> Iterator[Opening]:
-        """Of each sequence, one by one: a later one finds what earlier ones hold, or are going to hold."""
-        own: list[Content] = [{} for _ in self._groups]
+    def openings(self, request: Request) -> list[Opening]:
+        """Of each sequence: a later one finds what earlier ones hold, or are going to hold."""
+        openings: list[Opening] = []
+        own: list[dict[bytes, Place]] = [{} for _ in self._groups]
         for sequence in request.sequences:
             self.hash_full_blocks(sequence, len(sequence.history) - 1)
-            tables = [BlockTable() for _ in self._groups]
             reusable = request.reusable(sequence) // self._block_size
             length = self._longest_match(sequence.hashes[:reusable], own)
-            yield Opening(sequence, tables, length, own)
+            contents = sequence.hashes[:length]
+            tables = [BlockTable() for _ in self._groups]
+            sources = [group.sources(contents, held) for group, held in zip(self._groups, own, strict=True)]
+            openings.append(Opening(sequence, tables, length, sources))
             if sequence is not request.sequences[-1]:
-                for group, table, content in zip(self._groups, tables, own, strict=True):
+                for group, table, held in zip(self._groups, tables, own, strict=True):
                     for place in range(group.first_seen(length * self._block_size), len(sequence.hashes)):
-                        content.setdefault(sequence.hashes[place], (table, place))
+                        held.setdefault(sequence.hashes[place], (table, place))
+        return openings
 
     def hash_full_blocks(self, sequence: Sequence, tokens: int) -> None:
         """Extend `sequence.hashes` to the blocks that the first `tokens` tokens fill."""
@@ -64,15 +67,15 @@ class PrefixMatcher:
             parent = hashes[-1] if hashes else request.cache_root
             own = sequence.history.slice(index * size, (index + 1) * size)
             key = keys.get(index, b"") if keys else b""
-            if self._tells_decoded and request.prompt_end < (index + 1) * size:
+            if self._separates_decoded and request.prompt_end < (index + 1) * size:
                 key += b"decoded from %d" % max(request.prompt_end - index * size, 0)
             hashes.append(block_hash(parent, own, key))
 
-    def _longest_match(self, contents: Seq[bytes], own: Seq[Content]) -> int:
+    def _longest_match(self, contents: Seq[bytes], own: Seq[Container[bytes]]) -> int:
         """The most blocks that all groups have, as far as they are seen from behind."""
         most, longer = len(contents), -1
         while most != longer:
             longer = most
-            for group, content in zip(self._groups, own, strict=True):
-                most = group.longest_match(contents, (content, group.device.contents), most)
+            for group, held in zip(self._groups, own, strict=True):
+                most = group.longest_match(contents, (held, group.device.contents), most)
         return most

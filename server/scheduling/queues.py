@@ -61,7 +61,7 @@ class Queues:
         self._move(request, Phase.WAITING)
 
     def remove(self, request: Request) -> None:
-        """Forget a request in whatever phase, and free all it holds."""
+        """Remove a request in any phase, and free its blocks and slots."""
         for sequence in list(request.sequences):
             self.finish(sequence)
 
@@ -103,7 +103,7 @@ class Queues:
         request.sequences.append(child)
 
     def continue_with(self, beam: Sequence, parent: Sequence) -> None:
-        """Give up what `beam` has found: it becomes a second `parent`, in its own slot."""
+        """Drop the tokens of `beam`: it becomes a second `parent`, in its own slot."""
         beam.follow(parent)
         self.cache.share(parent, beam)
 

@@ -34,7 +34,7 @@ class Phase(enum.Enum):
 
 
 class Sequence:
-    """One answer in the making.
+    """One answer while it is generated.
 
     Attributes:
         index: which answer of the request this is (for beams: no meaning).
@@ -109,7 +109,7 @@ class Sequence:
         return child
 
     def follow(self, parent: Sequence) -> None:
-        """Be a continuation of `parent` from now on; the caller sees to blocks and slot."""
+        """Continue `parent` from now on; the caller shares the blocks."""
         self.history = parent.history.fork()
         self.num_computed = parent.num_computed
         self.prefill_end = parent.prefill_end
@@ -196,7 +196,7 @@ class Request:
         self.restart()
 
     def check(self, vocab_size: int) -> None:
-        """Raise ApiError where tables would be read at places that they do not have."""
+        """Raise ApiError for token ids outside the vocabulary, which would be read out of bounds."""
         params = self.params
         if not self.prompt_length:
             raise unprocessable("prompt: the prompt has no tokens", param="prompt")

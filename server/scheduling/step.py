@@ -18,14 +18,20 @@ FAILED = -1
 """Stands for the token of a sequence whose scores are not finite."""
 
 
-def integers(size: int = 0) -> np.ndarray:
-    """int32 [size]."""
-    return np.empty(size, np.int32)
+_NO_INTEGERS, _NO_MOVES = np.empty(0, np.int32), np.empty((0, 3), np.int64)
+"""Shared by all steps: most of what a step may have is not there."""
+for _shared in (_NO_INTEGERS, _NO_MOVES):
+    _shared.flags.writeable = False
 
 
-def block_moves() -> np.ndarray:
+def no_integers() -> np.ndarray:
+    """int32 [0]."""
+    return _NO_INTEGERS
+
+
+def no_moves() -> np.ndarray:
     """int64 [0, 3]."""
-    return np.empty((0, 3), np.int64)
+    return _NO_MOVES
 
 
 @dataclass(slots=True)
@@ -54,7 +60,8 @@ class StepInput:
     Attributes:
         moved_from, moved_to: int32 [moves], slots: a beam splits, and what is kept for the second becomes
             what is kept for the first.
-        told_slots, told_positions, told_tokens: int32 [told], tokens of beams, which the collector chose.
+        beam_slots, beam_positions, beam_tokens: int32 [beams], the newest tokens of beams, which
+            the collector chose.
         starts: sequences that take slots.
         swap_out: int64 [n, 3], (group of layers, device block, CPU block).
         swap_in: int64 [n, 3], (group, CPU block, device block); no other part of the step touches them.
@@ -76,36 +83,36 @@ class StepInput:
         scored_tops: int32 [runs], and so many of the likeliest tokens beside it.
     """
 
-    moved_from: np.ndarray = field(default_factory=integers)
-    moved_to: np.ndarray = field(default_factory=integers)
-    told_slots: np.ndarray = field(default_factory=integers)
-    told_positions: np.ndarray = field(default_factory=integers)
-    told_tokens: np.ndarray = field(default_factory=integers)
+    moved_from: np.ndarray = field(default_factory=no_integers)
+    moved_to: np.ndarray = field(default_factory=no_integers)
+    beam_slots: np.ndarray = field(default_factory=no_integers)
+    beam_positions: np.ndarray = field(default_factory=no_integers)
+    beam_tokens: np.ndarray = field(default_factory=no_integers)
     starts: list[SlotStart] = field(default_factory=list)
-    swap_out: np.ndarray = field(default_factory=block_moves)
-    swap_in: np.ndarray = field(default_factory=block_moves)
-    copies: np.ndarray = field(default_factory=block_moves)
+    swap_out: np.ndarray = field(default_factory=no_moves)
+    swap_in: np.ndarray = field(default_factory=no_moves)
+    copies: np.ndarray = field(default_factory=no_moves)
     written_blocks: frozenset[tuple[int, int]] = frozenset()
-    table_groups: np.ndarray = field(default_factory=integers)
-    table_slots: np.ndarray = field(default_factory=integers)
-    table_places: np.ndarray = field(default_factory=integers)
-    table_blocks: np.ndarray = field(default_factory=integers)
-    decode_slots: np.ndarray = field(default_factory=integers)
-    decode_positions: np.ndarray = field(default_factory=integers)
-    draft_lines: np.ndarray = field(default_factory=integers)
-    draft_lengths: np.ndarray = field(default_factory=integers)
-    draft_tokens: np.ndarray = field(default_factory=integers)
-    redone_slots: np.ndarray = field(default_factory=integers)
-    redone_starts: np.ndarray = field(default_factory=integers)
-    redone_ends: np.ndarray = field(default_factory=integers)
-    chunk_slots: np.ndarray = field(default_factory=integers)
-    chunk_starts: np.ndarray = field(default_factory=integers)
-    chunk_ends: np.ndarray = field(default_factory=integers)
+    table_groups: np.ndarray = field(default_factory=no_integers)
+    table_slots: np.ndarray = field(default_factory=no_integers)
+    table_places: np.ndarray = field(default_factory=no_integers)
+    table_blocks: np.ndarray = field(default_factory=no_integers)
+    decode_slots: np.ndarray = field(default_factory=no_integers)
+    decode_positions: np.ndarray = field(default_factory=no_integers)
+    draft_lines: np.ndarray = field(default_factory=no_integers)
+    draft_lengths: np.ndarray = field(default_factory=no_integers)
+    draft_tokens: np.ndarray = field(default_factory=no_integers)
+    redone_slots: np.ndarray = field(default_factory=no_integers)
+    redone_starts: np.ndarray = field(default_factory=no_integers)
+    redone_ends: np.ndarray = field(default_factory=no_integers)
+    chunk_slots: np.ndarray = field(default_factory=no_integers)
+    chunk_starts: np.ndarray = field(default_factory=no_integers)
+    chunk_ends: np.ndarray = field(default_factory=no_integers)
     chunk_samples: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
-    scored_chunks: np.ndarray = field(default_factory=integers)
-    scored_starts: np.ndarray = field(default_factory=integers)
-    scored_ends: np.ndarray = field(default_factory=integers)
-    scored_tops: np.ndarray = field(default_factory=integers)
+    scored_chunks: np.ndarray = field(default_factory=no_integers)
+    scored_starts: np.ndarray = field(default_factory=no_integers)
+    scored_ends: np.ndarray = field(default_factory=no_integers)
+    scored_tops: np.ndarray = field(default_factory=no_integers)
 
     @property
     def has_tokens(self) -> bool:
@@ -153,7 +160,7 @@ class StepInput:
 def _each(owners: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(owners, positions) int32 of every token of some runs."""
     if not len(owners):
-        return integers(), integers()
+        return _NO_INTEGERS, _NO_INTEGERS
     runs = zip(starts.tolist(), ends.tolist(), strict=True)
     positions = np.concatenate([np.arange(start, end, dtype=np.int32) for start, end in runs])
     return np.repeat(owners, ends - starts), positions
@@ -172,8 +179,8 @@ class SampleInput:
     """
 
     beam_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    mask_slots: np.ndarray = field(default_factory=integers)
-    mask_positions: np.ndarray = field(default_factory=integers)
+    mask_slots: np.ndarray = field(default_factory=no_integers)
+    mask_positions: np.ndarray = field(default_factory=no_integers)
     masks: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
 
 
@@ -183,7 +190,7 @@ class Reports:
 
     Attributes:
         lines: int64 [sequences, k], the line of each chosen token in the arrays below; -1: not wanted.
-        counts: int64 [lines], how many of the likeliest tokens are to be told.
+        counts: int64 [lines], how many of the likeliest tokens are reported.
         logprobs: float32 [lines], of the chosen tokens; without meaning for beams.
         top_ids, top_logprobs: int64 and float32 [lines, most], the likeliest tokens.
     """

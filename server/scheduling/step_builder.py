@@ -15,6 +15,8 @@ from server.scheduling.plan import Chunk, Plan
 from server.scheduling.request import Phase, Request, Sequence
 from server.scheduling.step import SlotStart, StepInput
 
+_NO_MOVES = StepInput()
+
 
 @dataclass(slots=True)
 class BeamMoves:
@@ -73,7 +75,7 @@ class StepBuilder:
         copies = np.array(moves, np.int32).reshape(-1, 2)
         step.moved_from, step.moved_to = copies[:, 0], copies[:, 1]
         tokens = np.array(self.moves.tokens, np.int32)
-        step.told_slots, step.told_positions, step.told_tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2]
+        step.beam_slots, step.beam_positions, step.beam_tokens = tokens[:, 0], tokens[:, 1], tokens[:, 2]
         self.moves.tokens = []
 
     def _add_tables(self, step: StepInput, sequences: Seq[Sequence]) -> None:
@@ -98,6 +100,8 @@ class StepBuilder:
 
 def block_moves(plan: Plan, block_size: int) -> StepInput:
     """The swaps and copies of `plan`, which precede its forward pass."""
+    if not (plan.swap_out or plan.swap_in or plan.copies):
+        return _NO_MOVES  # nearly every step
     written = frozenset(plan.written_blocks(block_size)) if plan.swap_out else frozenset()
     return StepInput(
         swap_out=_array(plan.swap_out),

@@ -21,7 +21,7 @@ from server.checkpoints.tokenizer import read_tokenizer
 from server.static_batching.config import WorkerConfig
 from server.static_batching.memory import keep_memory_pages
 from server.static_batching.options import refusals
-from server.static_batching.problems import told
+from server.static_batching.problems import with_reason
 from server.static_batching.quantized import load_quantized
 from server.static_batching.tryout import try_out
 from server.text.grammars.compiler import GrammarCompiler
@@ -93,10 +93,12 @@ def load_model(config: WorkerConfig) -> LoadedModel:
         max_length=_max_length(config, hf, tokenizer),
         can_draft=not hf._is_stateful,
         capabilities={
-            "device": told(str(device), "configured" if config.device != "auto" else "the fastest there is"),
+            "device": with_reason(
+                str(device), "configured" if config.device != "auto" else "the fastest there is"
+            ),
             "dtype": _dtype(hf, config),
             "weights": kept,
-            "attention": told(str(hf.config._attn_implementation), "transformers' choice"),
+            "attention": with_reason(str(hf.config._attn_implementation), "transformers' choice"),
         },
     )
     model.can_batch, model.capabilities["padding"] = try_out(hf, model.pad_token_id, str(path))
@@ -177,7 +179,7 @@ def _hf_model(
         raise ModelError(f"the model in {path} cannot be loaded: {one_line(error)}") from error
     if problem is not None:
         raise ModelError(f"{path} {problem}")
-    return model, told(weights, reason)
+    return model, with_reason(weights, reason)
 
 
 def _check_files(path: Path, weights: str) -> None:
@@ -219,7 +221,7 @@ def _dtype(hf: Any, config: WorkerConfig) -> dict[str, str]:
     if config.torch_dtype not in ("auto", name):
         raise ModelError(f"{config.model_name_or_path}: {reason}, but the model computes in {name}")
     kept = [f"{str(other).removeprefix('torch.')} ({count} values)" for other, count in others]
-    return told(name, f"{reason}; the model keeps {', '.join(kept)}" if kept else reason)
+    return with_reason(name, f"{reason}; the model keeps {', '.join(kept)}" if kept else reason)
 
 
 def _vocab_size(hf: Any) -> int:

@@ -71,5 +71,5 @@ def refusals(max_length: int, can_batch: bool = True, can_draft: bool = True) ->
         rules += [
             (option, {option: above(1)}, reason) for option in ("num_beams", "n", "num_return_sequences")
         ]
-    told = [Refusal(option=option, when=when, reason=reason) for option, when, reason in rules]
-    return (*told, *length_refusals(max_length))
+    refusals = [Refusal(option=option, when=when, reason=reason) for option, when, reason in rules]
+    return (*refusals, *length_refusals(max_length))

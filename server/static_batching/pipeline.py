@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from server.api.refusals import check_refusals
 from server.api.service import Job
-from server.checkpoints.errors import ModelError
+from server.checkpoints.config_of import config_of
 from server.static_batching.batcher import Batcher, QueuedRequest
 from server.static_batching.config import ServerConfig
 from server.static_batching.generate import Batch
@@ -23,7 +22,6 @@ from server.static_batching.prompts import Prompt
 from server.static_batching.worker import Worker
 from server.text.checks import ModelSize
 from server.text.offline import Generation, start_generations
-from utils.validation import first_problem
 
 
 class StaticPipeline:
@@ -36,18 +34,14 @@ class StaticPipeline:
 
     Raises:
         ModelError: the checkpoint cannot be served, or not as configured.
+        TypeError: options beside a `ServerConfig`.
     """
 
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
-        if not isinstance(model, ServerConfig):
-            worker = {"model_name_or_path": str(model), **options.pop("worker_config", {})}
-            try:
-                model = ServerConfig.model_validate({"worker_config": worker, **options})
-            except ValidationError as error:
-                raise ModelError(first_problem(error)) from error
-        self._model = load_model(model.worker_config)
-        self._worker = Worker(self._model, model.worker_config.batch_size)
-        self._max_workload = model.batcher_config.package_max_workload
+        config = config_of(model, options, ServerConfig, "worker_config")
+        self._model = load_model(config.worker_config)
+        self._worker = Worker(self._model, config.worker_config.batch_size)
+        self._max_workload = config.batcher_config.package_max_workload
         self.tokenizer = self._model.tokenizer
         self.capabilities = self._model.capabilities
 

@@ -7,6 +7,6 @@ class BrokenModelError(Exception):
     """A model that ran and does not run any more, whatever it is asked; the message is one line."""
 
 
-def told(name: str, reason: str) -> dict[str, str]:
+def with_reason(name: str, reason: str) -> dict[str, str]:
     """An entry of the capabilities in ``/status``."""
     return {"name": name, "reason": reason}

@@ -60,7 +60,7 @@ def _made(package: Package) -> Iterator[Processor]:
     if c.logit_bias:
         yield LogitBias(c.logit_bias)
     if c.repetition_penalty != 1.0:
-        yield Unpadded(RepetitionPenaltyLogitsProcessor(c.repetition_penalty), prompts)
+        yield Unpadded(RepetitionPenaltyLogitsProcessor(c.repetition_penalty), prompts, repeats=True)
     if c.presence_penalty or c.frequency_penalty:
         yield OccurrencePenalty(c.presence_penalty, c.frequency_penalty, prompts.width)
     if c.no_repeat_ngram_size:
@@ -138,17 +138,27 @@ class AllowedTokens:
 
 
 class Unpadded:
-    """One of transformers' processors, for which padding is no token: its id becomes the vocabulary's size,
-    which they leave out."""
+    """One of transformers' processors, for which padding is no token.
 
-    def __init__(self, processor: Processor, prompts: PaddedPrompts) -> None:
+    Args:
+        repeats: the processor does not count how often a token is there: padding becomes the row's first
+            token. Otherwise it becomes an id beyond the vocabulary, which a processor may compare with
+            others but not look up: not all releases of transformers leave it out.
+    """
+
+    def __init__(self, processor: Processor, prompts: PaddedPrompts, *, repeats: bool = False) -> None:
         self._processor = processor
         self._prompts = prompts
+        self._repeats = repeats
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         padding = self._prompts.of_rows(self._prompts.padding, input_ids).unsqueeze(1)
         is_padding = torch.arange(input_ids.shape[1], device=input_ids.device) < padding
-        return self._processor(input_ids.masked_fill(is_padding, scores.shape[-1]), scores)
+        if self._repeats:
+            unpadded = torch.where(is_padding, input_ids.gather(1, padding), input_ids)
+        else:
+            unpadded = input_ids.masked_fill(is_padding, scores.shape[-1])
+        return self._processor(unpadded, scores)
 
 
 class OccurrencePenalty:

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from prometheus_client import Metric
 
@@ -98,9 +97,8 @@ class StaticBatchingService:
         loop = asyncio.get_running_loop()
         self._model = await loop.run_in_executor(self._thread, load_model, self._config.worker_config)
         self.tokenizer = self._model.tokenizer
-        if self._config.generation_config == "auto":
-            path = Path(self._config.worker_config.located().model_name_or_path)
-            self.sampling_defaults = await loop.run_in_executor(self._thread, sampling_defaults, path)
+        path, wanted = self._config.worker_config.located().model_name_or_path, self._config.generation_config
+        self.sampling_defaults = await loop.run_in_executor(self._thread, sampling_defaults, path, wanted)
         await loop.run_in_executor(self._thread, lambda: self.tokenizer.vocabulary)
         self.vocab_size = self._model.vocab_size
         self.model_max_length = self._model.max_length

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from server.checkpoints.errors import ModelError, one_line
-from server.static_batching.problems import told
+from server.static_batching.problems import with_reason
 
 _SHORT, _LONG = range(3, 8), range(5, 14)
 """Prompts, as token ids."""
@@ -41,13 +41,15 @@ def try_out(hf: Any, pad_token_id: int, path: str) -> tuple[bool, dict[str, str]
         beside = _logits(hf, [[pad_token_id] * gap + short, long], mask, pad_token_id)
     except Exception as error:
         _run_alone(hf, short, pad_token_id, path)  # or the failure was one of the device
-        return False, told("none", f"one sequence at a time: in a batch the model fails ({one_line(error)})")
+        return False, with_reason(
+            "none", f"one sequence at a time: in a batch the model fails ({one_line(error)})"
+        )
     tolerance = 1e-3 if hf.dtype == torch.float32 else 5e-2
     change = float((alone[0] - beside[0]).abs().max() / alone.abs().max())
     found = f"beside a longer prompt logits change by {change:.1g} of the largest"
     if change <= tolerance:
-        return True, told("left", found)
-    return False, told("none", f"one sequence at a time: {found}")
+        return True, with_reason("left", found)
+    return False, with_reason("none", f"one sequence at a time: {found}")
 
 
 def _run_alone(hf: Any, prompt: list[int], pad_token_id: int, path: str) -> Tensor:

@@ -1,6 +1,6 @@
 """What a request may ask of a model: one set of checks for every way in, HTTP and Python.
 
-What can be told from the options alone, `protocol.generation` checks; here is what depends on the model.
+`protocol.generation` checks what follows from the options alone; here is what depends on the model.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _token_ids(
         if set(map(type, prompt)) == {int}:  # as nearly always, and quick
             return list(prompt)
         if any(isinstance(token, bool) for token in prompt):
-            raise TypeError("a bool is no token id")
+            raise TypeError("a bool is not a token id")
         return [index(token) for token in prompt]  # of numpy's and torch's numbers, too
     except TypeError as error:
         raise TypeError(f"{place} must be a text or a list of token ids: {error}") from None

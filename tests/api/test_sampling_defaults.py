@@ -94,16 +94,18 @@ def test_defaults_that_are_none_let_no_stream_go_on(told: str) -> None:
 )
 def test_what_a_checkpoint_says(tmp_path: Path, said: dict[str, Any], found: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    assert sampling_defaults(tmp_path) == found
+    assert sampling_defaults(tmp_path, "auto") == found
+    assert sampling_defaults(tmp_path, "none") == {}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"temperature": "0.6"}', '{"top_k": true}', '{"top_p": NaN}'])
 def test_what_is_none_is_refused_with_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ModelError, match=r"generation_config\.json"):
-        sampling_defaults(tmp_path)
+        sampling_defaults(tmp_path, "auto")
 
 
 def test_a_checkpoint_without_the_file_has_none(tmp_path: Path) -> None:
-    assert sampling_defaults(tmp_path) == sampling_defaults(tmp_path / "model.gguf") == {}
+    for place in (tmp_path, tmp_path / "model.gguf"):
+        assert sampling_defaults(place, "auto") == {}
     assert ApiConfig().generation_config == "auto"

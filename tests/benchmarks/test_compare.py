@@ -1,4 +1,4 @@
-"""The comparison: its verdicts, its page, and all of it against real servers."""
+"""The comparison against real servers, and its charts."""
 
 from __future__ import annotations
 
@@ -8,96 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from benchmarks import compare
 from benchmarks.charts import Axis, Series, cumulative, line_chart, number
-from benchmarks.comparison.plan import Outcome
-from benchmarks.comparison.report import write_report
+from benchmarks.comparison.outcome import FRACTIONS, SATURATED, SWEPT, Outcome, Settings
+from benchmarks.comparison.report import About, write_report
 from benchmarks.comparison.servers import ROOT
-from benchmarks.comparison.verdicts import verdict
-from benchmarks.loadgen.endpoint import Endpoint, Record
-from benchmarks.loadgen.measures import Objective, summarise
-from benchmarks.loadgen.repeats import Result
+from benchmarks.comparison.tuning import grid
 from protocol.errors import unavailable
 from server.api.app import create_app
 from tests.api.fake import FakeService
+from tests.benchmarks.html_page import read_page
 from tests.serving import serving
-
-
-def result(name: str, latencies: list[float], runs: int = 2) -> Result:
-    """Ten requests, one after the other, of ten tokens each; a run for each latency."""
-    made = Result(name, "exponential", "closed:1", [], [])
-    for latency in latencies:
-        records = [
-            Record(i, i * latency, i * latency, (i + 1) * latency, (i + 1) * latency, [], 5, 10)
-            for i in range(10)
-        ]
-        made.records.append(records)
-        made.runs.append(summarise(records, Objective(latency=1.0)))
-    return made
-
-
-def verdict_of(*results: Result) -> str:
-    endpoints = [Endpoint(one.endpoint, "http://x", "m") for one in results]
-    outcome = Outcome(endpoints, Objective(latency=1.0), {"exponential": list(results)})
-    return re.sub("<.*?>", "", verdict(outcome, "exponential"))
-
-
-def test_verdict_names_the_better_one_with_its_figures() -> None:
-    text = verdict_of(result("slow", [0.8, 0.81]), result("fast", [0.2, 0.21]))
-    assert "fast generates 3.9× the tokens per second of slow" in text
-    assert "3.9× its goodput" in text and "0.25× its 95th percentile" in text
-
-
-def test_verdict_where_one_keeps_no_objective() -> None:
-    assert "slow keeps the objective for no request" in verdict_of(
-        result("fast", [0.2, 0.2]), result("slow", [3.0, 3.0])
-    )
-
-
-def test_verdict_does_not_tell_noise_for_a_difference() -> None:
-    assert "no difference" in verdict_of(result("a", [0.5, 0.7]), result("b", [0.6, 0.8]))
-    assert "no difference" in verdict_of(result("a", [0.5, 0.5]), result("b", [0.51, 0.51]))
-
-
-def test_verdict_of_one() -> None:
-    assert "alone generates 50 tokens/s" in verdict_of(result("alone", [0.2, 0.2]))
-
-
-class Page(HTMLParser):
-    """Collects what a page would load from elsewhere, and checks that its tags are closed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loads: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        pass
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def read_page(text: str) -> Page:
-    page = Page()
-    page.feed(text)
-    assert page.open == [] and page.loads == []
-    assert "nan" not in text and "url(" not in text
-    return page
 
 
 def test_compare_further_endpoints(
@@ -107,22 +32,50 @@ def test_compare_further_endpoints(
     slow = FakeService(service.tokenizer)
     slow.model_max_length = 4096
     slow.seconds_per_token, service.seconds_per_token = 0.004, 0.001
-    report = tmp_path / "report.html"
+    report, trace = tmp_path / "report.html", tmp_path / "trace.csv"
+    rows = [f"{i},20,{3 + i % 5}" for i in range(8)]
+    trace.write_text("\n".join(["Timestamp,Request tokens,Response tokens", *rows, "9,20,0"]))
     with serving(create_app(slow)) as slow_url:
-        command = ["--strategies", "--beams", "2", "--repeats", "2", "--seconds", "0.05", "--sweep", "1", "4"]
+        command = ["--strategies", "--beams", "2", "--seeds", "2", "--requests", "6", "--sweep", "1", "0.5"]
         command += ["--traffic", "equal", "exponential", "--output", str(report)]
+        command += ["--trace", str(trace), "--trace_speed", "100", "--slo", "latency=5"]
         command += ["--endpoint", f"quick={url},model=fake,api=v2"]
         command += ["--endpoint", f"sl<ow={slow_url},model=fake,stream=0"]
         assert compare.main(command) == 0
-    assert str(report) in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert str(report) in printed.out and "left out 1 requests without tokens" in printed.err
+    assert f"3 of 5 written to {report}" in printed.err
     page = read_page(report.read_text())
     assert "quick generates" in page.text and "sl<ow" in page.text
-    assert "Latency by throughput" in page.text and "Requests in the batch" in page.text
+    assert "trace.csv: " in page.text and "at the times of the trace" in page.text
+    assert "Median latency by throughput" in page.text and "Requests in the batch" in page.text
     figures = json.loads(report.with_suffix(".json").read_text())
     assert set(figures["saturated"]) == {"equal", "exponential"} and len(figures["sweep"]) == 2
     quick, other = figures["saturated"]["exponential"]
-    assert quick["over_runs"]["latency.p50"]["median"] < other["over_runs"]["latency.p50"]["median"]
-    assert quick["runs"][0]["requests"] == other["runs"][0]["requests"]
+    assert quick["over_runs"]["latency.p50"]["mean"] < other["over_runs"]["latency.p50"]["mean"]
+    assert [run["requests"] for run in quick["runs"] + other["runs"]] == [6] * 4
+    assert set(figures["replayed"]) == {"trace.csv"} and len(figures["replayed"]["trace.csv"][0]["runs"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policies_beside_tuned_static_batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real servers of the demo model."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    report = tmp_path / "report.html"
+    command = ["--quick", "--beams", "2", "--requests", "4", "--seeds", "2", "--traffic", "equal", "--sweep"]
+    command += ["--policies", "first_come", "decode_first", "--output", str(report)]
+    assert compare.main(command) == 0
+    page = read_page(report.read_text())
+    assert "continuous batching (decode_first)" in page.text and "How static batching was tuned" in page.text
+    figures = json.loads(report.with_suffix(".json").read_text())
+    assert [(trial["size"], trial["interval"]) for trial in figures["tuning"]] == grid(2, quick=True)
+    fastest = max(figures["tuning"], key=lambda trial: trial["over_runs"]["tokens_per_second"]["mean"])
+    chosen = figures["configurations"]["static batching"]["batcher_config"]
+    assert chosen["package_max_workload"] == fastest["size"]
+    assert chosen["packaging_interval_seconds"] == fastest["interval"]
+    assert not any(run["errors"] for result in figures["saturated"]["equal"] for run in result["runs"])
+    assert figures["command"].startswith("export OMP_NUM_THREADS=1; ")
 
 
 def test_an_endpoint_that_answers_nothing(url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +94,7 @@ def test_what_was_measured_when_it_is_interrupted_is_kept(
 ) -> None:
     report = tmp_path / "new" / "report.html"
     service.seconds_per_token = 0.002
-    command = ["--strategies", "--beams", "2", "--repeats", "1", "--seconds", "0.1", "--sweep", "1"]
+    command = ["--strategies", "--beams", "2", "--seeds", "1", "--requests", "8", "--sweep", "1"]
     command += ["--traffic", "equal", "exponential", "beams", "--output", str(report)]
     command += ["--endpoint", f"x={url},model=fake,api=v2"]
     process = subprocess.Popen(
@@ -174,16 +127,53 @@ def test_what_was_measured_before_an_endpoint_was_lost_is_kept(
 ) -> None:
     report = tmp_path / "report.html"
 
-    def lose(path: Path, outcome: Outcome, about: list[tuple[str, str]]) -> None:
-        write_report(path, outcome, about)
+    def lose(path: Path, outcome: Outcome, settings: Settings, about: About) -> None:
+        write_report(path, outcome, settings, about)
         service.refusal = unavailable("lost")
 
     monkeypatch.setattr(compare, "write_report", lose)
-    command = ["--strategies", "--beams", "2", "--repeats", "1", "--seconds", "0.05", "--sweep"]
+    command = ["--strategies", "--beams", "2", "--seeds", "1", "--requests", "4", "--sweep"]
     command += ["--traffic", "equal", "exponential", "--output", str(report)]
     assert compare.main([*command, "--endpoint", f"x={url},model=fake,api=v2"]) == 1
     assert f"report of what was measured: {report}" in capsys.readouterr().err
     assert set(json.loads(report.with_suffix(".json").read_text())["saturated"]) == {"equal"}
+
+
+def test_a_trace_that_is_too_short_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("Timestamp,Request tokens,Response tokens\n1,2,3\n")
+    with pytest.raises(SystemExit):
+        compare.main(["--trace", str(trace)])
+    assert "the trace has 1 requests: too few for 5 runs" in capsys.readouterr().err
+
+
+def test_how_much_is_run() -> None:
+    """Five seeds of 200 requests for every traffic and rate, and less only where it is asked for."""
+    whole = compare.settings_of(compare.build_parser().parse_args([]))
+    assert (whole.seeds, whole.requests) == (5, 200)
+    assert whole.steps() == [*SATURATED, *FRACTIONS]
+    quick = compare.settings_of(compare.build_parser().parse_args(["--quick"]))
+    assert (quick.seeds, quick.requests) == (5, 24) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
+    asked = ["--quick", "--requests", "9", "--seeds", "2", "--traffic", "beams", "--sweep"]
+    few = compare.settings_of(compare.build_parser().parse_args(asked))
+    assert (few.seeds, few.requests, few.steps()) == (2, 9, ["beams"])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--traffic", "beams", "--sweep", "0.3"], "--sweep raises the rate of 'exponential'"),
+        (["--trace_speed", "2"], "there is none"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(options)
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["x", "x=ftp://a", "x=http://a,api=v9", "x=http://a,modle=m"])
@@ -201,12 +191,17 @@ def test_a_server_that_does_not_start_is_told_with_its_log(
 
 
 def test_charts() -> None:
-    series = [Series("a & b", [(1, 0.01), (2, 5)], 0, notes=["first"]), Series("one", [(1.5, 0.2)], 1)]
+    lines = Series("a & b", [(1, 0.01), (2, 5)], 0, notes=["first"], ranges=[(0.005, 0.02), None])
+    series = [lines, Series("one", [(1.5, 0.2)], 1)]
     svg = line_chart("Title <here>", Axis("x"), Axis("y", log=True), series)
     page = read_page(svg)
     assert "Title <here>" in page.text and "a & b: first" in page.text and "a & b: 2, 5" in page.text
     places = [tuple(map(float, p.split(","))) for p in re.findall(r'c0" points="([^"]*)"', svg)[0].split()]
     assert places[0][0] < places[1][0] and places[0][1] > places[1][1], "right is more, up is more"
+    whisker = re.findall(r'class="whisker c0" x1="([\d.]+)" y1="([\d.]+)" x2="([\d.]+)" y2="([\d.]+)"', svg)
+    assert len(whisker) == 3, "a line and its two caps, for the one point that has a range"
+    x1, low, x2, high = map(float, whisker[0])
+    assert x1 == x2 == places[0][0] and high < places[0][1] < low
     read_page(line_chart("Empty", Axis("x"), Axis("y"), []))
     read_page(line_chart("Zero", Axis("x"), Axis("y", log=True), [Series("a", [(0, 0)], 0)]))
 

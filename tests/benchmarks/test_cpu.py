@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.cpu import __main__ as cpu
+from benchmarks.cpu import peer
 from benchmarks.cpu.report import chart, table
 
 SETTING = {"processor": "some", "threads": 2, "shape": "125m", "weight_bytes": 200_000_000}
@@ -31,7 +32,7 @@ class FakePeer:
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(peer, "_PAUSE_SECONDS", 0.0)
 
 
 def measure(record: cpu.Record, workloads: list[str], deadline: float = math.inf, **peers: Any) -> bool:

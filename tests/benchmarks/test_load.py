@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from benchmarks.loadgen.arrivals import ArrivalError, parse_arrivals
 from benchmarks.loadgen.lengths import TABLES, LengthError, parse_lengths
-from benchmarks.loadgen.traffic import BUILT_IN, Request, TraceError, parse_traffic, read_trace
+from benchmarks.loadgen.traffic import BUILT_IN, Request, parse_traffic
 
 MANY = 50_000
 
@@ -79,26 +76,6 @@ def test_changed_traffic() -> None:
         parse_traffic("eqal")
     with pytest.raises(LengthError):
         parse_traffic("equal", prompt="fixd:3")
-
-
-def test_trace(tmp_path: Path) -> None:
-    path = tmp_path / "trace.jsonl"
-    lines = [
-        {"at": 12.5, "prompt": "Hi", "output_length": 3, "options": {"num_beams": 2}},
-        {"timestamp": 10_500, "input_length": 7, "output_length": 5, "hash_ids": [1]},
-    ]
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
-    second, first = read_trace(path)[::-1]
-    assert (first.at, len(first.prompt), first.new_tokens) == (0.0, 7, 5)
-    assert (second.at, second.prompt, second.options) == (2.0, "Hi", {"num_beams": 2})
-    assert parse_arrivals("trace").due([first, second], 0) == [0.0, 2.0]
-    for bad in ('{"at": 1}', "{", '{"output_length": 1}', "3"):
-        path.write_text('{"at": 1, "prompt": "a", "output_length": 1}\n' + bad)
-        with pytest.raises(TraceError, match=r"trace.jsonl:2"):
-            read_trace(path)
-    path.write_text("\n")
-    with pytest.raises(TraceError, match="empty"):
-        read_trace(path)
 
 
 def due(text: str, count: int = 20_000) -> np.ndarray:

@@ -205,7 +205,9 @@ def test_command_line(
     command += ["--output", str(output), "--records", str(raw), "--plots", str(plots)]
     assert main(command) == 0
     assert len(service.jobs) == 2 * (3 + 2 * 12)
-    head, *rows = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert "client lag: at most " in printed.err
+    head, *rows = printed.out.splitlines()
     assert head.split()[:3] == ["endpoint", "traffic", "arrivals"] and len(rows) == 2
     figures = json.loads(output.read_text())
     lines = [json.loads(line) for line in raw.read_text().splitlines()]
@@ -218,9 +220,11 @@ def test_command_line(
             assert one["latency"]["p50"] == pytest.approx(statistics.median(latencies))
             p95 = statistics.quantiles(latencies, n=100, method="inclusive")[94]
             assert one["latency"]["p95"] == pytest.approx(p95)
-        medians = [run["latency"]["p95"] for run in result["runs"]]
-        assert result["over_runs"]["latency.p95"]["median"] == pytest.approx(statistics.median(medians))
-        assert result["over_runs"]["latency.p95"]["high"] == max(medians)
+        ranks = [run["latency"]["p95"] for run in result["runs"]]
+        found = result["over_runs"]["latency.p95"]
+        assert found["mean"] == pytest.approx(statistics.fmean(ranks)) and found["runs"] == 2
+        assert found["low"] < min(ranks) <= max(ranks) < found["high"]
+        assert len(result["client_lag_p99"]) == 2
     assert plots.read_text().count("<svg") == 5
 
 
@@ -231,7 +235,12 @@ def test_command_line_tells_errors(
     command = ["--url", url, "--model", "fake", "--requests", "3", "--repeats", "1", "--quiet"]
     assert main(command) == 1
     assert "3 × status 503: engine_lost" in capsys.readouterr().err
-    for wrong in (["--answer", "fixd:3"], ["--arrivals", "often"], ["--slo", "speed=1"]):
+    for wrong in (
+        ["--answer", "fixd:3"],
+        ["--arrivals", "often"],
+        ["--slo", "speed=1"],
+        ["--trace_scale", "2"],
+    ):
         with pytest.raises(SystemExit) as left:
             main([*command, *wrong])
         assert left.value.code == 2

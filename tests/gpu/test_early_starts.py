@@ -65,7 +65,7 @@ def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, p
     monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
     answers, cache = steps_of_one_sequence()
     for module in (triton_decode, triton_gemv):
-        monkeypatch.setattr(module, "launch_options", lambda device: {"PDL": False})
+        monkeypatch.setattr(module, "launch_options", lambda device, **_: {"PDL": False})
     expected, expected_cache = steps_of_one_sequence()
     assert answers.isfinite().all()
     for answer, other in zip(answers, expected, strict=True):

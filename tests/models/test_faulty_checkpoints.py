@@ -16,7 +16,9 @@ from transformers import AutoTokenizer
 from protocol.generation import GenerationConfig
 from server.checkpoints.errors import ModelError
 from server.continuous_batching import LLM
+from server.continuous_batching import config as continuous_config
 from server.models.config import ModelConfig
+from server.static_batching import config as static_config
 from server.static_batching.pipeline import StaticPipeline
 from tests.checkpoints import CORPUS, tiny_llama
 
@@ -139,6 +141,21 @@ def test_arguments_that_are_no_configuration(server: Any, llama: Path, tmp_path:
             server(llama, **options)
     with pytest.raises(ModelError, match=r"model_name_or_path: expected a model directory .* does not exist"):
         server(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "section"),
+    [
+        (LLM, continuous_config.ServerConfig, "model_loading_config"),
+        (StaticPipeline, static_config.ServerConfig, "worker_config"),
+    ],
+)
+def test_options_beside_a_whole_configuration_are_refused(
+    kind: Any, config: Any, section: str, llama: Path
+) -> None:
+    whole = config.model_validate({section: {"model_name_or_path": str(llama)}})
+    with pytest.raises(TypeError, match=r"batcher_config: set these in the ServerConfig"):
+        kind(whole, batcher_config={})
 
 
 def ends(server: Any) -> list[int]:

@@ -25,6 +25,10 @@ from tests.checkpoints import tiny_llama
 from tests.quantization.gguf_families import FAMILIES, make
 from tests.quantization.gguf_files import WRITABLE, random_blocks, write_gguf
 
+pytest.importorskip(
+    "transformers.integrations.gguf.gguf_tokenizer_mapping", reason="transformers 5.23 or later"
+)
+
 OPTIONS = GenerationConfig(max_new_tokens=12, ignore_eos=True)
 PROMPTS = [[0, 17, 250, 99, 3, 41, 42, 300], [5], [7, 8, 9, 10]]
 

@@ -21,6 +21,10 @@ from tests.checkpoints import tiny_llama
 from tests.quantization.gguf_files import random_blocks, write_gguf
 from tests.quantization.test_gguf import answers, engine, static
 
+pytest.importorskip(
+    "transformers.integrations.gguf.gguf_tokenizer_mapping", reason="transformers 5.23 or later"
+)
+
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:

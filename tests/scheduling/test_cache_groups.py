@@ -94,6 +94,52 @@ def test_what_a_sequence_shares_with_one_that_is_still_to_be_computed_is_kept_fo
     cache.check([request])
 
 
+@pytest.mark.parametrize(("blocks", "fits"), [(3, False), (4, True)])
+def test_a_shared_block_that_leaves_the_window_before_the_end_saves_none(blocks: int, fits: bool) -> None:
+    cache = CacheManager([GroupSize(blocks, 0, 3)], BLOCK)
+    compute(cache, lone([1] * 5))
+    later = lone([1] * 4 + [2] * 6)
+    assert cache.blocks_to_admit(later.request) == [2], "it ends with two blocks that no other has"
+    assert cache.fits([2]) is fits
+    cache.admit(later.request)
+    assert later.num_computed == BLOCK and later.tables[0].blocks == [0], "the first is shared"
+    while later.num_computed < 10 and cache.extend(later, 1):
+        later.num_computed += 1
+        cache.slide(later)
+    assert later.num_computed == (10 if fits else 8)
+
+
+def test_a_block_that_is_shared_until_the_end_need_not_be_taken() -> None:
+    cache = CacheManager([GroupSize(4, 0, 5)], BLOCK)
+    compute(cache, lone([1] * 9))
+    later = lone([1] * 8 + [2])
+    assert cache.blocks_to_admit(later.request) == [1]
+    assert compute(cache, later).tables[0].blocks[1:] == [1, 3]
+
+
+def test_what_one_answer_takes_is_nothing_that_a_later_one_was_to_share() -> None:
+    """Of two answers that were begun the second shares a block that was oldest among those to be evicted, and
+    one behind it that is in use: it has to find both, whatever the first takes."""
+    cache = CacheManager([GroupSize(8)], BLOCK)
+    first, second = lone([1] * 5), lone([1] * 8 + [2])
+    cache.admit(first.request)
+    cache.admit(second.request)
+    for sequence in (first, second):
+        cache.commit(sequence, sequence.prefill_end)
+    filler = compute(cache, lone([3] * 9))
+    cache.free(first)
+    cache.free(filler)
+    params = SamplingParams(max_new_tokens=99, num_choices=2)
+    request = Request("r", [1], params, 0.0, emitted=[[4] * 12, [1] * 7 + [5, 6]])
+    request.phase = Phase.RUNNING
+    needs = cache.blocks_to_admit(request)
+    assert needs == [5] and cache.fits(needs) and not cache.fits([6])
+    cache.admit(request)
+    assert request.sequences[1].num_computed == 2 * BLOCK
+    assert cache.groups[0].device.num_available == 0
+    cache.check([request, second.request])
+
+
 def test_salts_and_keys_of_blocks_keep_contents_apart() -> None:
     cache = CacheManager([GroupSize(100)], BLOCK)
     tokens = list(range(1, 20))

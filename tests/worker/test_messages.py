@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
 from server.scheduling.params import PromptLookup, SamplingParams
-from server.scheduling.step import SampleInput, StepInput, StepResult
+from server.scheduling.request import Request
+from server.scheduling.step import SampleInput, SlotStart, StepInput, StepResult
 from server.text.logprob import TokenLogprob
 from tests.continuous_batching.drafts import FreeDrafts
 from tests.continuous_batching.engines import small_llm
 
-PLAIN = (int, float, str, bool, bytes, type(None), np.ndarray, np.dtype, frozenset, tuple, list, dict)
 OPTIONS: list[dict[str, Any]] = [
     {}, {"num_beams": 3, "num_return_sequences": 2, "logprobs": 2}, {"do_sample": True, "n": 3, "seed": 7},
     {"repetition_penalty": 1.4, "logprobs": 1}, {"prompt_lookup_num_tokens": 6},
@@ -26,8 +27,28 @@ OPTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def sent(message: Any) -> Any:
+    """`message` as another process gets it: fields, numbers, texts and arrays are all that can be sent.
+
+    What is no such thing (a request, a sequence, a tensor) is a TypeError.
+    """
+
+    def array(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"a {type(value).__name__} cannot be sent")
+        return value.dtype.str, value.shape, value.tobytes()
+
+    def restore(kind: type, value: Any) -> Any:
+        assert kind is np.ndarray
+        dtype, shape, content = value
+        return np.frombuffer(content, dtype).reshape(shape).copy()
+
+    content = msgspec.msgpack.encode(message, enc_hook=array)
+    return msgspec.msgpack.decode(content, type=type(message), dec_hook=restore)
+
+
 class Wire:
-    """Sends everything that goes to and comes from a worker through pickle, and counts what it was."""
+    """Sends everything that goes to and comes from a worker as bytes, and counts what it was."""
 
     def __init__(self, worker: Any) -> None:
         self._worker = worker
@@ -38,7 +59,7 @@ class Wire:
 
     def _send(self, message: Any) -> Any:
         self.seen[type(message).__name__] += 1
-        return pickle.loads(pickle.dumps(message))
+        return sent(message)
 
     def swap(self, step: StepInput) -> None:
         self._worker.swap(self._send(step))
@@ -85,16 +106,26 @@ def test_answers_are_those_of_a_worker_elsewhere(tiny_model: Path, swap_policy: 
     assert set(wire.seen) == {"StepInput", "SampleInput", "StepResult"}
 
 
-def test_messages_hold_plain_data_only() -> None:
-    """Arrays, numbers and options; no request, no sequence, no tensor."""
+@pytest.mark.parametrize(
+    "message",
+    [
+        StepInput(starts=[object()]),  # type: ignore[list-item]
+        StepInput(decode_slots=torch.zeros(2, dtype=torch.int32)),  # type: ignore[arg-type]
+        SampleInput(beam_scores=Request("r", [1], SamplingParams(max_new_tokens=1), 0.0)),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_plain_data_cannot_be_sent(message: Any) -> None:
+    with pytest.raises(TypeError, match="cannot be sent"):
+        sent(message)
 
-    def check(value: Any) -> None:
-        if hasattr(value, "__dataclass_fields__"):
-            for name in value.__dataclass_fields__:
-                check(getattr(value, name))
-        else:
-            assert isinstance(value, PLAIN), type(value)
 
-    for message in (StepInput(), SampleInput(), StepResult(np.zeros((1, 1)), np.ones(1))):
-        check(message)
-    check(SamplingParams(max_new_tokens=3, prompt_lookup=PromptLookup(2, 2)))
+def test_what_is_sent_arrives_as_it_was() -> None:
+    params = SamplingParams(max_new_tokens=3, stop=("a",), prompt_lookup=PromptLookup(2, 2))
+    start = SlotStart(1, params, 0, 2, np.array([4, 5], np.int32))
+    step = StepInput(
+        starts=[start], chunk_samples=np.array([True, False]), written_blocks=frozenset({(0, 3), (1, 2)})
+    )
+    other = sent(step)
+    assert other.starts[0].params == params and other.written_blocks == step.written_blocks
+    assert other.starts[0].tokens.tolist() == [4, 5] and other.starts[0].tokens.dtype == np.int32
+    assert other.chunk_samples.tolist() == [True, False] and other.copies.shape == (0, 3)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from client.relay.retry import RetryBudget
@@ -14,21 +13,24 @@ from docs.tutorial.code.cost import SHAPES
 from docs.tutorial.code.simulate import simulate
 from docs.tutorial.code.timeline import LIMITS, ROWS
 from docs.tutorial.figures.engine_room import draft_gains, four_bits, programs, waiting_lines
-from docs.tutorial.figures.svg import Chart, Svg
+from docs.tutorial.figures.svg import Say, Svg, chart_of
 from server.scheduling.policies import POLICIES
 
 HERE = Path(__file__).resolve().parent
-Say = Callable[[str, str], str]
-"""(English, Chinese) → the one of the two that is drawn."""
 
 
 def roofline(say: Say) -> Svg:
     """Llama 3 8B on an H100: rates as measured in docs/performance-gpu.md."""
     bandwidth, peak, shape = 3.09e12, 780e12, SHAPES["8b"]
-    svg = Svg(640, 360, say("Roofline of an H100 with an 8B model", "8B 模型在 H100 上的 roofline"))
-    names = say("flop per byte moved", "每搬运一字节的浮点运算次数"), say("flop/s", "flop/s")
-    chart = Chart(svg, (0.3, 10000), (1e12, 2e15), names, "xy")
-    ridge = peak / bandwidth
+    chart = chart_of(
+        say,
+        ("Roofline of an H100 with an 8B model", "8B 模型在 H100 上的 roofline"),
+        (("flop per byte moved", "每搬运一字节的浮点运算次数"), 0.3, 10000),
+        (("flop/s", "flop/s"), 1e12, 2e15),
+        "xy",
+        height=360,
+    )
+    svg, ridge = chart.svg, peak / bandwidth
     chart.line([(0.33, 0.33 * bandwidth), (ridge, peak), (10000, peak)], "sa")
     for rows in (1, 16, 64, 256):
         flops, moved = shape.flops(rows, 1024), shape.traffic(rows, rows * 1024)
@@ -129,14 +131,19 @@ def blocks(say: Say) -> Svg:
 
 def break_even(say: Say) -> Svg:
     """To swap or to compute again, over the length of a request."""
-    svg = Svg(640, 340, say("Swap or recompute", "交换还是重新计算"))
-    names = say("tokens of the request", "请求的 token 数"), say("milliseconds", "毫秒")
-    chart, shape = Chart(svg, (256, 131072), (1, 30000), names, "xy"), SHAPES["8b"]
+    chart = chart_of(
+        say,
+        ("Swap or recompute", "交换还是重新计算"),
+        (("tokens of the request", "请求的 token 数"), 256, 131072),
+        (("milliseconds", "毫秒"), 1, 30000),
+        "xy",
+        height=340,
+    )
+    svg, shape = chart.svg, SHAPES["8b"]
     lengths = [256 * 2**i for i in range(10)]
     compute = [(n, shape.flops(n, n // 2) / 300e12 * 1e3) for n in lengths]
     chart.line(compute, "sb")
-    x, y = chart.place(5600, 185)
-    svg.text(x, y, say("recompute, 300 TFLOP/s", "重算，300 TFLOP/s"), "small b")
+    chart.label(5600, 185, say("recompute, 300 TFLOP/s", "重算，300 TFLOP/s"), "b")
     for link, kind in ((25e9, "sa"), (2e9, "sa dash")):
         chart.line([(n, 2 * n * shape.cache_bytes / link * 1e3) for n in lengths], kind)
         x, y = chart.place(9000, 2 * 9000 * shape.cache_bytes / link * 1e3)
@@ -173,14 +180,18 @@ def gumbel_bars(say: Say) -> Svg:
 def storm(say: Say) -> Svg:
     """Attempts a second in an overload, with and without a budget."""
     plain, bounded = retries.simulate(retries.Endless(), 61), retries.simulate(RetryBudget(), 61)
-    svg = Svg(640, 330, say("A retry storm", "重试风暴"))
-    chart = Chart(svg, (0, 60), (0, 2200), (say("second", "秒"), say("attempts a second", "每秒尝试次数")))
+    chart = chart_of(
+        say,
+        ("A retry storm", "重试风暴"),
+        (("second", "秒"), 0, 60),
+        (("attempts a second", "每秒尝试次数"), 0, 2200),
+    )
     chart.line([(i, attempts) for i, (_, attempts, _) in enumerate(plain)], "sb")
     chart.line([(i, attempts) for i, (_, attempts, _) in enumerate(bounded)], "sa")
     chart.line([(i, new) for i, (new, _, _) in enumerate(plain)], "sf dash")
-    svg.text(*chart.place(41, 1680), say("every refusal is retried", "每次拒绝都重试"), "small b")
-    svg.text(*chart.place(24, 180), say("with a retry budget", "使用重试预算"), "small a")
-    return svg
+    chart.label(41, 1680, say("every refusal is retried", "每次拒绝都重试"), "b")
+    chart.label(24, 180, say("with a retry budget", "使用重试预算"), "a")
+    return chart.svg
 
 
 def goodput_lines(say: Say) -> Svg:
@@ -190,31 +201,34 @@ def goodput_lines(say: Say) -> Svg:
         records, _ = simulate(POLICIES["first_come"], goodput.poisson(rate, 400, seed=rate))
         figures = goodput.summarise(records, objective)
         points.append((rate, figures.requests_per_second, figures.goodput_requests))
-    svg = Svg(640, 330, say("Throughput and goodput", "吞吐量与有效吞吐量"))
-    names = say("arrivals a second", "每秒到达的请求"), say("requests a second", "每秒请求数")
-    chart = Chart(svg, (0, 26), (0, 20), names)
+    chart = chart_of(
+        say,
+        ("Throughput and goodput", "吞吐量与有效吞吐量"),
+        (("arrivals a second", "每秒到达的请求"), 0, 26),
+        (("requests a second", "每秒请求数"), 0, 20),
+    )
     chart.line([(0, 0), (20, 20)], "sf dash")
     chart.line([(rate, all_) for rate, all_, _ in points], "sa")
     chart.line([(rate, good) for rate, _, good in points], "sb")
-    svg.text(*chart.place(20.5, 14.4), say("answered", "全部完成"), "small a")
-    svg.text(*chart.place(20.5, 7), say("within the objective", "达到目标的"), "small b")
-    return svg
+    chart.label(20.5, 14.4, say("answered", "全部完成"), "a")
+    chart.label(20.5, 7, say("within the objective", "达到目标的"), "b")
+    return chart.svg
 
 
 def policy_places(say: Say) -> Svg:
     """What each policy trades: the wait for the first token against gaps between the others."""
-    svg = Svg(640, 330, say("Four policies, one traffic", "四种策略，同一流量"))
-    names = (
-        say("time to first token, p50, s", "首 token 延迟 p50（秒）"),
-        say("gap p99, ms", "token 间隔 p99（毫秒）"),
+    chart = chart_of(
+        say,
+        ("Four policies, one traffic", "四种策略，同一流量"),
+        (("time to first token, p50, s", "首 token 延迟 p50（秒）"), 0, 4),
+        (("gap p99, ms", "token 间隔 p99（毫秒）"), 0, 250),
     )
-    chart = Chart(svg, (0, 4), (0, 250), names)
     for kind, (name, policy) in zip("abcd", POLICIES.items(), strict=True):
         figures, gap = policies.measure(policy, policies.work("documents", 25.0, 400))
         x, y = chart.place(figures.ttft["p50"], gap * 1e3)
-        svg.dot(x, y, kind, 6)
-        svg.text(x + 10, y - 8, name, f"small {kind}")
-    return svg
+        chart.svg.dot(x, y, kind, 6)
+        chart.svg.text(x + 10, y - 8, name, f"small {kind}")
+    return chart.svg
 
 
 FIGURES = {

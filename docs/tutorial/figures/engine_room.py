@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from docs.tutorial.code import capacity
-from docs.tutorial.figures.svg import Chart, Svg
-
-Say = Callable[[str, str], str]
+from docs.tutorial.figures.svg import Say, Svg, chart_of
 
 
 def programs(say: Say) -> Svg:
@@ -36,54 +32,51 @@ def programs(say: Say) -> Svg:
 
 def four_bits(say: Say) -> Svg:
     """What 4 bits gain by rows, as docs/performance-cpu.md and docs/performance-gpu.md have it."""
-    svg = Svg(640, 330, say("Speed of 4-bit weights", "4 位权重的速度"))
-    names = (
-        say("rows in the step", "一步中的行数"),
-        say("times as fast as bfloat16", "相对于 bfloat16 的倍数"),
+    chart = chart_of(
+        say,
+        ("Speed of 4-bit weights", "4 位权重的速度"),
+        (("rows in the step", "一步中的行数"), 1, 256),
+        (("times as fast as bfloat16", "相对于 bfloat16 的倍数"), 0.5, 2.5),
+        "x",
     )
-    chart = Chart(svg, (1, 256), (0.5, 2.5), names, "x")
     chart.line([(1, 1), (256, 1)], "sf dash")
     chart.line([(1, 1.91), (2, 1.51), (4, 1.55), (8, 1.55), (16, 1.50), (32, 1.25)], "sb")
     chart.line([(1, 1.88), (16, 2.0), (256, 0.96)], "sa")
-    svg.text(*chart.place(18, 2.06), "H100, 8B", "small a")
-    svg.text(*chart.place(2.4, 1.42), say("two CPU cores, 500M", "两个 CPU 核，500M"), "small b")
-    return svg
+    chart.label(18, 2.06, "H100, 8B", "a")
+    chart.label(2.4, 1.42, say("two CPU cores, 500M", "两个 CPU 核，500M"), "b")
+    return chart.svg
 
 
 def draft_gains(say: Say) -> Svg:
     """Tokens of a step by the share of drafted tokens that are right: (1 - a^(k+1)) / (1 - a)."""
-    svg = Svg(640, 330, say("Tokens of a step with drafts", "带草稿的一步得到的 token 数"))
-    names = (
-        say("probability that a drafted token is right", "草稿 token 正确的概率"),
-        say("tokens a step", "每步 token 数"),
+    chart = chart_of(
+        say,
+        ("Tokens of a step with drafts", "带草稿的一步得到的 token 数"),
+        (("probability that a drafted token is right", "草稿 token 正确的概率"), 0, 1),
+        (("tokens a step", "每步 token 数"), 0, 10),
     )
-    chart = Chart(svg, (0, 1), (0, 10), names)
     for kind, most in zip("cba", (2, 4, 8), strict=True):
         rates = [i / 50 for i in range(50)]
         chart.line([(a, (1 - a ** (most + 1)) / (1 - a)) for a in rates], f"s{kind}")
         x, y = chart.place(0.98, (1 - 0.98 ** (most + 1)) / 0.02)
-        svg.text(
-            x - 6,
-            y + (26 if most < 8 else -8),
-            say(f"drafts of {most}", f"{most} 个草稿"),
-            f"small {kind}",
-            "end",
-        )
-    return svg
+        name = say(f"drafts of {most}", f"{most} 个草稿")
+        chart.svg.text(x - 6, y + (26 if most < 8 else -8), name, f"small {kind}", "end")
+    return chart.svg
 
 
 def waiting_lines(say: Say) -> Svg:
     """The mean wait for a slot against utilisation, as `capacity.py` computes it."""
-    svg = Svg(640, 330, say("Waiting for a slot", "等待空闲槽位"))
-    names = (
-        say("utilisation, %", "利用率（%）"),
-        say("mean wait, requests' lengths", "平均等待（以请求时长为单位）"),
+    chart = chart_of(
+        say,
+        ("Waiting for a slot", "等待空闲槽位"),
+        (("utilisation, %", "利用率（%）"), 50, 100),
+        (("mean wait, requests' lengths", "平均等待（以请求时长为单位）"), 0, 2),
     )
-    chart = Chart(svg, (50, 100), (0, 2), names)
     for kind, servers, at in zip("bac", (1, 4, 16), (0.9, 0.93, 0.84), strict=True):
         loads = [0.5 + 0.01 * i for i in range(48)]
         points = [(100 * load, capacity.waits(servers, 8, load)) for load in loads]
         chart.line([(x, y) for x, y in points if y <= 2], f"s{kind}")
         x, y = chart.place(100 * at, min(2, capacity.waits(servers, 8, at)))
-        svg.text(x - 8, y - 6, say(f"{servers} × 8 slots", f"{servers} × 8 个槽位"), f"small {kind}", "end")
-    return svg
+        name = say(f"{servers} × 8 slots", f"{servers} × 8 个槽位")
+        chart.svg.text(x - 8, y - 6, name, f"small {kind}", "end")
+    return chart.svg

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+
+Say = Callable[[str, str], str]
+"""(English, Chinese) → the one of the two that is drawn."""
+
+Words = tuple[str, str]
+"""What `Say` takes."""
 
 STYLE = """
 svg { --ink: #1f2328; --faint: #8b949e; --grid: #d8dee4; --a: #0969da; --b: #bc4c00; --c: #1a7f37;
@@ -88,6 +94,10 @@ class Chart:
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         self.svg.line([self.place(*point) for point in points], kind)
 
+    def label(self, x: float, y: float, text: str, kind: str) -> None:
+        """A small text that begins at a point."""
+        self.svg.text(*self.place(x, y), text, f"small {kind}")
+
     def _share(self, axis: str, value: float) -> float:
         low, high = self.ranges[axis]
         if axis in self.log:
@@ -102,6 +112,20 @@ class Chart:
         magnitude = 10 ** math.floor(math.log10((high - low) / 4))
         step = next(s * magnitude for s in (1, 2, 5, 10) if s * magnitude >= (high - low) / 5)
         return [low + i * step for i in range(int((high - low) / step + 1e-9) + 1)]
+
+
+def chart_of(
+    say: Say,
+    title: Words,
+    across: tuple[Words, float, float],
+    up: tuple[Words, float, float],
+    log: str = "",
+    height: int = 330,
+) -> Chart:
+    """Axes on a drawing of their own, each with its (name, least, greatest)."""
+    svg = Svg(640, height, say(*title))
+    (x, *xs), (y, *ys) = across, up
+    return Chart(svg, (xs[0], xs[1]), (ys[0], ys[1]), (say(*x), say(*y)), log)
 
 
 def _number(value: float) -> str:

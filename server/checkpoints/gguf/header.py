@@ -1,4 +1,4 @@
-"""What a GGUF file says of itself: its metadata, and where each tensor lies. No weight is read.
+"""The header of a GGUF file: its metadata, and where each tensor lies. No weight is read.
 
 The `gguf` package reads the same, but makes an array of every string: seconds for a vocabulary.
 """

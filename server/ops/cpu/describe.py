@@ -1,4 +1,4 @@
-"""What the C++ kernels are told of a model and of a step: the specifications as structures."""
+"""A model's specifications and a step's batch as structures for the C++ kernels."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Variant:
     Attributes:
         name: for the operator.
         features: what the processor must have, as in ``/proc/cpuinfo``.
-        flags: what the compiler is told.
+        flags: for the compiler.
     """
 
     name: str

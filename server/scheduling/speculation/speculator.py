@@ -71,7 +71,7 @@ class Speculator:
         cost: of steps; learns as they are observed.
 
     Attributes:
-        allowed: how many of drafted tokens may come next at all, where a sequence is held to a form.
+        allowed: how many of the drafted tokens the grammar of a sequence allows.
     """
 
     def __init__(self, cost: StepCost | None = None) -> None:

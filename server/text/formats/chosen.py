@@ -52,7 +52,7 @@ class ChosenFormat:
 
     @property
     def reads_calls(self) -> bool:
-        """Whether tool calls can be told from text."""
+        """Whether tool calls can be separated from text."""
         return self.response_template is not None or self.format.calls is not None
 
     @property

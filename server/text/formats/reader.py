@@ -1,4 +1,4 @@
-"""What reads one tool call, and what is told of it.
+"""Reads one tool call, and what it reports.
 
 A reader takes the text of a call as it comes and says how far the call goes: `feed(text, at)` returns
 where it stopped, which is the end of `text`, the end of the call (`done`), or the character that no call

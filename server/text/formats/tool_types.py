@@ -75,4 +75,4 @@ def _as_type(text: str, name: str) -> str | None:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not JSON")

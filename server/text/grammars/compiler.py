@@ -69,7 +69,7 @@ class GrammarCompiler:
         from llguidance import LLMatcher
 
         if not ends:
-            raise GrammarError("there is no token that ends an answer, so that none can be held to a form")
+            raise GrammarError("structured outputs need a token that ends an answer, and this model has none")
         matcher = LLMatcher(self._tokenizer(), grammar_source(asked), log_level=0)
         if matcher.is_error():
             raise GrammarError(_brief(matcher.get_error()))

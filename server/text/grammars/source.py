@@ -28,7 +28,7 @@ more of it to no end."""
 
 
 class GrammarError(ValueError):
-    """The form of an answer cannot be honoured; the text says why in one line."""
+    """A grammar that is not supported; the message says why in one line."""
 
 
 def grammar_source(asked: dict[str, Any]) -> str:
@@ -87,7 +87,7 @@ def _bounded(text: str, name: str) -> str:
     if size > MAX_BYTES:
         raise GrammarError(f"{name}: {size} bytes exceed the {MAX_BYTES} that a grammar may have")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise GrammarError(f"{name}: half of a surrogate pair is no text")
+        raise GrammarError(f"{name}: a lone surrogate is not text")
     return text
 
 

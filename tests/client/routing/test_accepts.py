@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client.health.terms import UNTOLD, Terms
+from client.health.terms import DEFAULT_TERMS, Terms
 from client.requests.request import read_request
 from protocol.accepts import Accepts, Refusal, above, applies
 from protocol.errors import ApiError, queue_full, unavailable
@@ -183,7 +183,7 @@ def test_what_a_static_server_does_not_tell_is_what_it_refuses(fields: dict[str,
     """Of an older one the same is known as one of today tells."""
     for body, option in [(fields, "x"), *OPTIONS[:-1]]:
         request = read_request("x", OPENAI_COMPLETIONS, json.dumps({"model": "m", **TEXT, **body}).encode())
-        assert UNTOLD["static_batching"].take(request.route, request.option) == (option is None), body
+        assert DEFAULT_TERMS["static_batching"].take(request.route, request.option) == (option is None), body
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""An engine that is measured: a process of its own, which is told workload by workload."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu.engines import ROOT, Engine, environment, interpreter
+from benchmarks.cpu.peers.worker import MARK
+from benchmarks.cpu.workloads import figure
+
+_PAUSE_SECONDS = 0.5
+"""Between turns, until the threads of the last engine have stopped spinning."""
+
+
+class Peer:
+    """A running engine.
+
+    Args:
+        engine: which.
+        model: checkpoint directory.
+        environments: where engines are installed.
+        threads: processors that it may use.
+        root: the checkout of this project whose code is run.
+    """
+
+    def __init__(
+        self, engine: Engine, model: Path, environments: Path, threads: int, root: Path = ROOT
+    ) -> None:
+        self.engine = engine
+        python = interpreter(engine, environments)
+        arguments = [str(model)]
+        if engine.module == "llama_cpp_peer":
+            arguments = [str(_gguf(model, python)), str(threads)]
+        self._log = (environments / f"{engine.module}-{root.name}.log").open("w")
+        self._process = subprocess.Popen(
+            [python, "-m", f"benchmarks.cpu.peers.{engine.module}", *arguments],
+            cwd=root,
+            env=environment(engine, python, threads, root),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.versions: dict[str, str] = self._read()["versions"]
+
+    def time(self, workload: str, repetition: int) -> float:
+        """Seconds that a workload takes."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{workload} {repetition}\n")
+        self._process.stdin.flush()
+        return float(self._read()["seconds"])
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+            self._log.write(line)
+        raise RuntimeError(f"{self.engine.name} ended; its log is {self._log.name}")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._log.close()
+
+
+def _gguf(model: Path, python: Path) -> Path:
+    """The checkpoint as llama.cpp reads it, written by the engine's own environment."""
+    file = model / "model-bf16.gguf"
+    if not file.is_file():
+        subprocess.run([python, "-m", "benchmarks.cpu.gguf", model, file], cwd=ROOT, check=True)
+    return file
+
+
+def timed(peer: Peer, workload: str, repetition: int) -> float:
+    """The figure of one turn."""
+    time.sleep(_PAUSE_SECONDS)
+    seconds = peer.time(workload, repetition)
+    first = peer.time("C2-first", repetition) if workload == "C2" else 0.0
+    return figure(workload, seconds, first)
