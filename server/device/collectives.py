@@ -58,17 +58,17 @@ class Group:
         """``[rows, n]`` of each rank → ``[rows, size · n]``, or as many columns as `out` has, in that."""
         rows, columns = x.shape
         found = torch.empty(self.size, rows, columns, dtype=x.dtype, device=x.device)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and rows:
             self._wait(self._group._allgather_base(found, x.contiguous(), self._beside))
-        else:
+        elif rows:  # a step may have prompts alone that do not end in it
             self._wait(self._group.allgather([list(found.unbind(0))], [x.contiguous()], self._beside))
-        beside = found.transpose(0, 1)  # of one row, these are side by side already
+        beside, width = found.transpose(0, 1), self.size * columns
         if out is None:
-            return beside.reshape(rows, self.size * columns)
-        if out.shape[1] == self.size * columns:
+            return beside.reshape(rows, width)
+        if out.shape[1] == width:
             out.view(beside.shape).copy_(beside)
             return out
-        return out.copy_(beside.reshape(rows, -1)[:, : out.shape[1]])
+        return out.copy_(beside.reshape(rows, width)[:, : out.shape[1]])
 
     def smallest(self, numbers: list[int]) -> list[int]:
         """Of each number, the least that any rank has."""
