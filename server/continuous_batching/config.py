@@ -147,6 +147,14 @@ class SpeculationConfig(ConfigModel):
         return PromptLookup(self.prompt_lookup_num_tokens, self.max_matching_ngram_size)
 
 
+class ParallelConfig(ConfigModel):
+    """Over how many devices of this host the model is split."""
+
+    tensor_parallel_size: PositiveInt | Literal["auto"] = 1
+    """Ranks that share each layer, a process with a GPU of its own each (on CPUs, with a share of the
+    threads); auto: as many as there are visible GPUs."""
+
+
 class ServerConfig(ApiConfig):
     """The whole file."""
 
@@ -154,6 +162,7 @@ class ServerConfig(ApiConfig):
     batcher_config: BatcherConfig = BatcherConfig()
     cache_config: CacheConfig = CacheConfig()
     speculation_config: SpeculationConfig = SpeculationConfig()
+    parallel_config: ParallelConfig = ParallelConfig()
 
     def located(self) -> ServerConfig:
         """As `ModelLoadingConfig.located`."""

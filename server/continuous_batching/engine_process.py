@@ -7,17 +7,18 @@ there is work. It ends with its parent, whatever it is doing: computing, loading
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import time
 from typing import TYPE_CHECKING
 
 import zmq
-from pydantic import ValidationError
 
 from server.checkpoints.errors import ModelError
 from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, reason
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase
 from server.continuous_batching.tokenizer import load_tokenizer
@@ -25,13 +26,9 @@ from server.scheduling.request import Request
 from utils.garbage import tame_collector
 from utils.parent import exit_at_end_of, signal_at_parent_death
 from utils.threads import share_interpreter
-from utils.validation import first_problem
 
 if TYPE_CHECKING:
     from server.continuous_batching.engine import Engine
-
-REFUSED_EXIT = 3
-"""Exit status where the model cannot be served: trying again would not help."""
 
 STATS_INTERVAL_SECONDS = 0.1
 
@@ -108,18 +105,10 @@ def _request(message: messages.Add, now: float) -> Request:
     )
 
 
-def _reason(error: Exception) -> str:
-    """Why the model cannot be served, in one line; raises `error` where that is for its traceback to say."""
-    from server.device.faults import out_of_memory
-
-    text = str(error)
-    if isinstance(error, ValidationError):  # of a path: the model was there when the server started
-        text = first_problem(error)
-    elif out_of_memory(error):
-        text = f"the memory does not suffice for this model and configuration ({error})"
-    elif isinstance(error, RuntimeError):
-        raise error
-    return " ".join(text.split())
+def lost_rank(problem: str) -> None:
+    """End this process at once, whatever it is waiting for: the supervisor starts all ranks again."""
+    logger.critical("the engine ends: %s", problem)
+    os._exit(RANK_LOST_EXIT)
 
 
 def main() -> int:
@@ -140,9 +129,9 @@ def main() -> int:
             tokenizer = load_tokenizer(config.model_loading_config)
         with phase("import of torch"):
             from server.continuous_batching.build import build_engine
-        built = build_engine(config, tokenizer.hf)
+        built = build_engine(config, tokenizer.hf, lost_rank)
     except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
-        socket.send(messages.encode(messages.Refused(_reason(error))))
+        socket.send(messages.encode(messages.Refused(reason(error))))
         return REFUSED_EXIT
     tame_collector()
     share_interpreter()

@@ -19,6 +19,7 @@ import zmq.asyncio
 from protocol.status import ServerState
 from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.endings import RANK_LOST_EXIT
 from server.continuous_batching.environment import engine_environment
 from server.continuous_batching.restarts import Life, Restarts
 from server.continuous_batching.watchdog import (
@@ -244,7 +245,9 @@ class EngineSupervisor:
 
 def _ending(status: int, life: Life) -> str:
     """How a process ended, from its exit status."""
-    if status >= 0:
+    if status == RANK_LOST_EXIT:
+        how = "lost one of the ranks of its model; the log says which"
+    elif status >= 0:
         how = f"ended with status {status}; the log says why"
     else:
         how = f"was killed by {signal.Signals(-status).name}"

@@ -37,8 +37,19 @@ class Layout:
         """Of a tensor that the model has in `shape`."""
         return (*shape[:-2], *shape[:-3:-1]) if self.transposed else shape
 
+    def stored_axis(self, axis: int, dimensions: int) -> int:
+        """Where dimension `axis` of the model's tensor, which has `dimensions`, is in what is stored."""
+        if not self.transposed or dimensions < 2 or axis < dimensions - 2:
+            return axis
+        return 2 * dimensions - 3 - axis
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pieces that the model has one behind the other take turns in what is stored."""
+        return bool(self.mixed_head or self.mixed_gate)
+
     def arrange(self, stored: Tensor) -> Tensor:
-        """What is stored, in the model's order."""
+        """What is stored, or a part of it that keeps heads and pairs together, in the model's order."""
         if self.transposed:
             stored = stored.transpose(-1, -2) if stored.dim() > 1 else stored
         rest = stored.shape[1:]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.checkpoints.tensors import Part
 from server.layers.layout import Layout
+from server.layers.shard import Shard
 
 Split = Literal["outputs", "inputs"]
 """What ranks divide among them of a matrix: outputs, whose products stand side by side, or inputs, whose
@@ -22,37 +24,70 @@ class Target:
     """Where a tensor of the checkpoint goes, and which part of it is a rank's.
 
     Attributes:
-        tensor: to copy it into, often a slice of a fused one.
+        tensor: to copy it into, often a slice of a fused one; of the size of a rank's part.
         axis: dimension along which ranks split what is stored; None: each has all of it.
         parts: sizes of the pieces that are fused along `axis` and split one by one; empty: it is one piece.
+        copies: of each piece, how many neighbouring ranks have the same part of it (key heads, where there
+            are more ranks than heads); empty: each has a part of its own.
+        total: what is stored along `axis`, where ranks' parts are rounded up and the last ones end in zeros.
         first_only: the first rank has it and the others have zeros, for their products are added up.
         offset: what is added to the stored numbers.
+        origin: the stored numbers count something of which each rank has this many, from its own first on.
         layout: the order of what is stored, if not the model's; `axis` and `parts` are of the model's.
     """
 
     tensor: Tensor
     axis: int | None = None
     parts: tuple[int, ...] = ()
+    copies: tuple[int, ...] = ()
+    total: int | None = None
     first_only: bool = False
     offset: float = 0.0
+    origin: int = 0
     layout: Layout | None = None
 
-    @property
-    def stored_shape(self) -> tuple[int, ...]:
-        """Of the checkpoint's tensor, where the model is in one piece."""
-        shape = tuple(self.tensor.shape)
-        return shape if self.layout is None else self.layout.stored_shape(shape)
+    def stored_shape(self, ranks: int = 1) -> tuple[int, ...]:
+        """Of the checkpoint's tensor, where the model is split over `ranks`."""
+        shape = list(self.tensor.shape)
+        if self.axis is not None:
+            whole = sum(size * ranks // copies for size, copies in self._pieces())
+            shape[self.axis] = whole if self.total is None else self.total
+        return tuple(shape) if self.layout is None else self.layout.stored_shape(tuple(shape))
 
-    def shard(self, stored: Tensor, rank: int = 0, ranks: int = 1) -> Tensor:
-        """The part of `stored` that belongs to `rank` of `ranks`; sizes are multiples of `ranks`."""
+    def part(self, shard: Shard) -> Part | None:
+        """What a rank needs of the stored tensor; None: all of it."""
+        if self.axis is None or shard.ranks == 1:
+            return None
+        ranges, begin, layout = [], 0, self.layout
+        for size, copies in self._pieces():
+            first = begin + shard.rank // copies * size
+            ranges.append((first, first + size))
+            begin += size * shard.ranks // copies
+        if self.total is not None:
+            ranges = [(min(first, self.total), min(end, self.total)) for first, end in ranges]
+        return Part(self.axis if layout is None else layout.stored_axis(self.axis, self.tensor.dim()), ranges)
+
+    def _pieces(self) -> list[tuple[int, int]]:
+        """(size of a rank's part, ranks that have the same one) of each piece that is split by itself."""
+        assert self.axis is not None
+        sizes = self.parts
+        if not sizes or (self.layout is not None and self.layout.mixes):  # what is fused stands side by side
+            sizes = (self.tensor.shape[self.axis],)
+        return list(zip(sizes, self.copies or (1,) * len(sizes), strict=True))
+
+    def arrange(self, stored: Tensor, shard: Shard) -> Tensor:
+        """A rank's `part` of what is stored, in the model's order."""
         if self.layout is not None:
             stored = self.layout.arrange(stored)
-        if self.first_only and rank:
-            return torch.zeros_like(stored)
-        if self.axis is None or ranks == 1:
-            return stored
-        pieces = torch.split(stored, list(self.parts) or stored.shape[self.axis], self.axis)
-        return torch.cat([piece.chunk(ranks, self.axis)[rank] for piece in pieces], self.axis)
+        if self.origin:
+            stored = stored - self.origin * shard.rank
+        return torch.zeros_like(stored) if self.first_only and shard.rank else stored
+
+    def shard(self, stored: Tensor, rank: int = 0, ranks: int = 1) -> Tensor:
+        """The part of `stored` that belongs to `rank` of `ranks`."""
+        shard = Shard(rank, ranks)
+        part = self.part(shard)
+        return self.arrange(stored if part is None else part.of(stored), shard)
 
 
 WeightMap = dict[str, Target]
@@ -124,20 +159,30 @@ class LinearLayer(nn.Module):
         """Checkpoint tensor name → the tensor to copy it into, one of `names` for each projection."""
         raise NotImplementedError
 
-    def targets(self, split: Split | None, *names: str, parts: Sequence[int] = ()) -> WeightMap:
+    def targets(
+        self,
+        split: Split | None,
+        *names: str,
+        parts: Sequence[int] = (),
+        copies: Sequence[Sequence[int]] | None = None,
+    ) -> WeightMap:
         """`weights`, and which part of each is a rank's.
 
         Args:
             split: what ranks divide among them; None: nothing.
-            parts: outputs of the pieces that a stored projection is fused of, where it is.
+            parts: a rank's outputs of the pieces that a stored projection is fused of, where it is.
+            copies: of each projection, `Target.copies` of its outputs; None: nothing is there twice.
         """
         found: WeightMap = {}
+        same = dict(zip(names, copies or ((),) * len(names), strict=True))
         for name, tensor in self.weights(*names).items():
-            outputs, inputs = self.axes[name.rpartition(".")[2]]
+            projection, _, kind = name.rpartition(".")
+            outputs, inputs = self.axes[kind]
             if split == "outputs":
                 # where several codes share a word, a piece has fewer words than outputs
                 size = 0 if outputs is None else tensor.shape[outputs]
-                found[name] = Target(tensor, outputs, tuple(part * size // sum(parts) for part in parts))
+                pieces = tuple(part * size // sum(parts) for part in parts)
+                found[name] = Target(tensor, outputs, pieces, tuple(same[projection]))
             elif split == "inputs":
                 found[name] = Target(tensor, inputs, first_only=name.endswith(".bias"))
             else:

@@ -51,10 +51,14 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.weight.dtype != x.dtype:
-            return (self.weight * wide).to(x.dtype)
-        return self.weight * wide.to(x.dtype)
+        return self.scaled(wide, wide.pow(2).mean(-1, keepdim=True), x.dtype)
+
+    def scaled(self, wide: Tensor, squares: Tensor, dtype: torch.dtype) -> Tensor:
+        """What float32 `wide` is, normalised by the mean of its squares [..., 1], in type `dtype`."""
+        wide = wide * torch.rsqrt(squares + self.eps)
+        if self.weight.dtype != dtype:
+            return (self.weight * wide).to(dtype)
+        return self.weight * wide.to(dtype)
 
 
 class LayerNorm(Norm):

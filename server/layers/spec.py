@@ -59,6 +59,7 @@ class AttentionSpec:
         norm_scope: what it normalises together.
         bias: the projections of queries, keys and values have one.
         output_bias: the output projection has one.
+        copies: of a split model, how many neighbouring ranks have the same keys and values.
     """
 
     num_heads: int
@@ -76,6 +77,7 @@ class AttentionSpec:
     norm_scope: NormScope = "head"
     bias: bool = False
     output_bias: bool = False
+    copies: int = 1
 
 
 @dataclass(frozen=True, slots=True)

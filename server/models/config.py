@@ -11,6 +11,7 @@ from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.lengths import eos_token_ids
 from server.layers.spec import ModelSpec
 from server.models.registry import FAMILIES, read_architecture
+from server.models.split import split
 
 if TYPE_CHECKING:
     from server.models.architecture import Architecture
@@ -78,3 +79,17 @@ class ModelConfig:
                 f"set it to at most {limit.tokens}"
             )
         return replace(self, architecture=replace(self.architecture, spec=self.spec.served_to(max_length)))
+
+    def split(self, ranks: int) -> ModelConfig:
+        """What each of `ranks` ranks computes.
+
+        Raises:
+            ModelError: the model cannot be split, or not over so many.
+        """
+        own = self.architecture
+        if ranks > 1 and (own.load is not None or own.decoder.own_forward):
+            raise ModelError(
+                f"model type {self.model_type!r} is computed by modules that cannot be split over {ranks} "
+                "ranks: set parallel_config.tensor_parallel_size to 1"
+            )
+        return self if ranks == 1 else replace(self, architecture=replace(own, spec=split(own.spec, ranks)))

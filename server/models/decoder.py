@@ -5,6 +5,7 @@ Tokens of all sequences of a step stand in one dimension; only attention knows w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from server.layers.linear import Linear, Target, WeightMap
 from server.layers.norm import build_norm
+from server.layers.shard import WHOLE, Shard
 from server.layers.spec import ModelSpec
 from server.layers.weights import DecoderWeights
 from server.models.builder import Builder
@@ -33,10 +35,12 @@ class Decoder(DecoderWeights):
         device: where all of it lives.
         names: of the checkpoint's tensors.
         linears: makes the linear layers of the decoder layers; None: plain ones.
+        shard: the rank that this is of a split model, whose `spec` says what a rank computes.
     """
 
     own_forward = False
     computed_by: str | None = None
+    shard = WHOLE
 
     def __init__(
         self,
@@ -45,18 +49,21 @@ class Decoder(DecoderWeights):
         device: torch.device,
         names: Names | None = None,
         linears: Linears | None = None,
+        shard: Shard = WHOLE,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.shard = shard
         self.names = names or Names()
         build = Builder(dtype, device, linears)
-        self.embedding = build.parameter(spec.vocab_size, spec.hidden_size)
+        rows = shard.rows(spec.vocab_size)
+        self.embedding = build.parameter(rows, spec.hidden_size)
         self.positions = None
         if spec.learned_positions is not None:
             self.positions = build.parameter(spec.learned_positions, spec.hidden_size)
         self.layers = nn.ModuleList(Layer(spec, i, self.names, build) for i in range(len(spec.layers)))
         self.norm = build_norm(spec.hidden_size, spec.norm, dtype=dtype, device=device)
-        self.head = Linear(spec.hidden_size, spec.vocab_size, bias=spec.head_bias, dtype=dtype, device=device)
+        self.head = Linear(spec.hidden_size, rows, bias=spec.head_bias, dtype=dtype, device=device)
         # rounded to the type of the weights before it multiplies, as transformers does
         self._embedding_scale = torch.tensor(spec.embedding_scale).to(dtype).item()
         if spec.tied:
@@ -77,29 +84,48 @@ class Decoder(DecoderWeights):
 
     def weights(self) -> WeightMap:
         """Every tensor of the checkpoint, where it goes, and which part of it is a rank's."""
-        found: WeightMap = {f"{self.names.embedding}.weight": Target(self.embedding.data)}
+        vocab = self.spec.vocab_size
+        found: WeightMap = {
+            f"{self.names.embedding}.weight": Target(self.embedding.data, axis=0, total=vocab)
+        }
         if self.positions is not None:
             found[f"{self.names.positions}.weight"] = Target(self.positions.data)
         found |= self.norm.weights(self.names.norm)
         for layer in self.layers:
             found |= layer.weights()  # type: ignore[operator]  # torch's stubs know no child's class
-        head = self.head.targets(None, self.names.head)
+        head = self.head.targets("outputs", self.names.head)
+        head = {name: replace(target, total=vocab) for name, target in head.items()}
         if self.tied:
             del head[f"{self.names.head}.weight"]
         return found | head
 
-    def embed(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+    def embed(self, token_ids: Tensor, positions: Tensor, comm: Communication | None = None) -> Tensor:
         """The residual stream [tokens, hidden] before the first layer."""
-        x = functional.embedding(token_ids, self.embedding)
+        if comm is None:
+            x = functional.embedding(token_ids, self.embedding)
+        else:  # each rank knows some of the tokens, and has zeros for the others
+            rows = len(self.embedding)
+            own = token_ids - self.shard.rank * rows
+            known = (own >= 0) & (own < rows)
+            found = functional.embedding(own.clamp(0, rows - 1), self.embedding)
+            x = comm.reduce(found.masked_fill_(~known[:, None], 0))
         if self._embedding_scale != 1.0:
             x = x * self._embedding_scale
         if self.positions is not None:
             x = x + functional.embedding(positions.clamp(min=0), self.positions)
         return x
 
-    def logits(self, x: Tensor, ops: LayerOps, out: Tensor | None) -> Tensor:
+    def logits(
+        self, x: Tensor, ops: LayerOps, out: Tensor | None, comm: Communication | None = None
+    ) -> Tensor:
         """[rows, hidden] after the last layer → [rows, vocab], in `out` where it is given."""
-        logits = ops.norm_linear(x, self.norm, self.head, out)
+        if comm is None:
+            logits = ops.norm_linear(x, self.norm, self.head, out)
+        else:
+            part = ops.norm_linear(x, self.norm, self.head)
+            if out is None:
+                out = part.new_empty(len(x), self.spec.vocab_size)
+            logits = comm.gather(part, out)
         scale, softcap = self.spec.logit_scale, self.spec.logit_softcap
         if scale != 1.0:
             logits.mul_(scale)
@@ -129,9 +155,9 @@ class Decoder(DecoderWeights):
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
         """
-        x = self.embed(token_ids, attention.positions)
+        x = self.embed(token_ids, attention.positions, comm)
         for layer in self.layers:
             x = layer(x, attention, ops, comm)
         if logit_rows is not None:
             x = x.index_select(0, logit_rows)
-        return self.logits(x, ops, out)
+        return self.logits(x, ops, out, comm)

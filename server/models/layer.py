@@ -10,7 +10,7 @@ from torch import Tensor
 
 from server.layers.layout import Layout
 from server.layers.linear import Target, WeightMap
-from server.layers.norm import Norm
+from server.layers.norm import Norm, RMSNorm
 from server.layers.spec import LayerSpec, ModelSpec
 from server.layers.weights import AttentionWeights, LayerWeights
 from server.models.builder import Builder, laid_out
@@ -34,6 +34,10 @@ class Attention(AttentionWeights):
         self.qkv_names = [f"{prefix}.{name}" for name in names.qkv]
         self.output_name = f"{prefix}.{names.output}"
         self.parts = sizes if len(names.qkv) == 1 else []
+        self.copies: list[list[int]] | None = None
+        if own.copies > 1:
+            of_each = [1, own.copies, own.copies]
+            self.copies = [of_each] if self.parts else [[copies] for copies in of_each]
         outputs = [sum(sizes)] if self.parts else sizes
         self.qkv = build.linears(self.qkv_names, spec.hidden_size, *outputs, bias=own.bias)
         inner = own.num_heads * own.value_dim
@@ -66,7 +70,9 @@ class Attention(AttentionWeights):
 
     def weights(self) -> WeightMap:
         found: WeightMap = {}
-        stored = self.qkv.targets("outputs", *self.qkv_names, parts=self.parts)
+        # codes that are stored head by head stay so
+        parts = () if self.order is not None and self.layouts[0] and self.layouts[0].mixes else self.parts
+        stored = self.qkv.targets("outputs", *self.qkv_names, parts=parts, copies=self.copies)
         for name, layout in zip(self.qkv_names, self.layouts, strict=True):
             moved = layout if self.order is None else None
             found |= laid_out(self.qkv, stored, name, moved, self.transposed)
@@ -75,27 +81,43 @@ class Attention(AttentionWeights):
         scope, layout = self.spec.norm_scope, self.layouts[0]
         if layout is not None and scope == "own":
             layout = replace(layout, by_head=True)
-        for norm, name in zip((self.query_norm, self.key_norm), self.norm_names, strict=True):
+        norms = ((self.query_norm, 1), (self.key_norm, self.spec.copies))
+        for (norm, copies), name in zip(norms, self.norm_names, strict=True):
             if norm is not None:
                 for key, target in norm.weights(name).items():
-                    found[key] = replace(target, axis=None if scope == "head" else 0, layout=layout)
+                    axis = None if scope == "head" else 0
+                    found[key] = replace(target, axis=axis, copies=(copies,), layout=layout)
         if self.sinks is not None:
             found[self.sinks_name] = Target(self.sinks.data, axis=0)
         return found
 
-    def heads(self, qkv: Tensor, ops: LayerOps) -> tuple[Tensor, Tensor, Tensor]:
+    def heads(
+        self, qkv: Tensor, ops: LayerOps, comm: Communication | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [tokens, heads, head_dim] from their joint projection."""
         if self.order is not None:
             qkv = qkv.index_select(1, self.order)
         heads = qkv.view(qkv.shape[0], sum(self.heads_of_each), self.spec.head_dim)
         query, key, value = torch.split(heads, self.heads_of_each, dim=1)
         if self.query_norm is not None and self.key_norm is not None:
-            if self.spec.norm_scope == "joint":
+            if self.spec.norm_scope == "joint" and comm is not None:
+                query, key = self._jointly_over_ranks(query, key, comm)
+            elif self.spec.norm_scope == "joint":
                 whole = ((query, self.query_norm), (key, self.key_norm))
                 query, key = (ops.norm(x.flatten(1), norm).view(x.shape) for x, norm in whole)
-                return query, key, value
-            query, key = ops.norm(query, self.query_norm), ops.norm(key, self.key_norm)
+            else:
+                query, key = ops.norm(query, self.query_norm), ops.norm(key, self.key_norm)
         return query, key, value
+
+    def _jointly_over_ranks(self, query: Tensor, key: Tensor, comm: Communication) -> tuple[Tensor, Tensor]:
+        """All heads of a token normalised as one, where other ranks have further heads: sums over ranks."""
+        assert isinstance(self.query_norm, RMSNorm) and isinstance(self.key_norm, RMSNorm)
+        wide = [heads.flatten(1).float() for heads in (query, key)]
+        # where ranks have the same keys, each mean is there equally often
+        means = comm.reduce(torch.stack([x.pow(2).mean(-1) for x in wide], -1)) / comm.size
+        queries = self.query_norm.scaled(wide[0], means[:, :1], query.dtype)
+        keys = self.key_norm.scaled(wide[1], means[:, 1:], key.dtype)
+        return queries.view(query.shape), keys.view(key.shape)
 
 
 class Layer(LayerWeights):
@@ -143,7 +165,7 @@ class Layer(LayerWeights):
         """The residual stream [tokens, hidden] after this layer."""
         spec, own = self.spec, self.attention
         qkv = ops.norm_linear(x, self.attention_norm, own.qkv)
-        attended = attention.forward(self.index, *own.heads(qkv, ops), own.sinks)
+        attended = attention.forward(self.index, *own.heads(qkv, ops, comm), own.sinks)
         inner = self._inward(x, ops) if spec.parallel else None  # now, for `x` may be added to in place
         x = ops.linear_add(attended, own.output, x, self.attention_post_norm, spec.residual_scale, comm)
         if inner is None:

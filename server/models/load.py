@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from server.checkpoints.errors import ModelError
+from server.layers.shard import WHOLE, Shard
 from server.models.config import ModelConfig
 from server.models.decoder import Decoder
 from server.models.linears import QuantizedLinears
@@ -15,13 +16,18 @@ from server.quantization.fp8.scheme import objection
 
 
 def load_model(
-    source: ModelSource, config: ModelConfig, dtype: torch.dtype, device: torch.device
+    source: ModelSource,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    shard: Shard = WHOLE,
 ) -> tuple[Decoder, dict[str, str] | None]:
     """The model of a checkpoint, weights as they are stored (`Backend.prepare` comes next).
 
     Args:
-        config: of the checkpoint.
+        config: of the checkpoint; of a split model what a rank computes (`ModelConfig.split`).
         dtype: of activations and of weights that are not quantized.
+        shard: which rank this is.
 
     Returns:
         The model, and for weights that were dequantized the name and the reason of what they have become.
@@ -40,10 +46,14 @@ def load_model(
                 f"quantized weights of model type {found!r}, which has no file here, are not supported"
             )
         return architecture.load(path, architecture.spec, dtype, device), None
+    if checkpoint is not None and shard.ranks > 1 and (uncut := checkpoint.objection_to_split()):
+        raise ModelError(f"the weights in {path} cannot be split over {shard.ranks} ranks: {uncut}")
     if checkpoint is not None:
         other = "the checkpoint has its matrices transposed" if architecture.names.transposed else None
+        if shard.ranks > 1:
+            other = "the model is split over ranks"
         checkpoint = checkpoint.for_float8(other or objection(device, dtype))
     linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
-    model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears)
+    model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears, shard)
     load_weights(path, model, checkpoint)
     return model, None if checkpoint is None else checkpoint.describe(dtype)

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, stored_tensors
-from server.checkpoints.tensors import read_tensors
+from server.checkpoints.tensors import Part, read_tensors
 from server.layers.linear import Target, WeightMap
+from server.layers.shard import Shard
 from server.models.decoder import Decoder
 from server.models.names import Names
 from server.quantization.formats.base import OpenFormat
@@ -22,14 +23,14 @@ from server.quantization.formats.base import OpenFormat
 _TEXT_PART = re.compile(r"(model\.|)language_model\.")
 """Prefix of the text model in a checkpoint that has other parts as well (vision), which are not read."""
 
-Read = Callable[[Iterable[str]], Iterator[tuple[str, Tensor]]]
-"""From names of stored tensors to (name, tensor) of each."""
+Read = Callable[[Iterable[str], Mapping[str, Part]], Iterator[tuple[str, Tensor]]]
+"""From names of stored tensors, and the parts that are wanted of some, to (name, tensor or part) of each."""
 Sources = dict[str, tuple[str, StoredTensor]]
 """The model's name of a tensor → its name in the file, and what the file says of it."""
 
 
 def load_weights(path: Path, model: Decoder, quantized: OpenFormat | None) -> None:
-    """Fill the weights of `model` from the checkpoint at `path`.
+    """Fill the weights of `model`, or of a rank's part of it, from the checkpoint at `path`.
 
     Args:
         quantized: the checkpoint, if it is a quantized one.
@@ -48,8 +49,8 @@ def load_weights(path: Path, model: Decoder, quantized: OpenFormat | None) -> No
     targets = model.weights()
     if tied and head in sources and embedding not in sources:
         targets[head] = targets.pop(embedding)
-    _check(path, targets, sources)
-    _copy(targets, sources, read)
+    _check(path, targets, sources, model.shard.ranks)
+    _copy(targets, sources, read, model.shard)
     if tied and not model.tied and torch.equal(model.embedding, model.head.weight):
         model.tie()
 
@@ -60,9 +61,19 @@ def _open(
     """What is stored, and how it is read."""
     if quantized is not None:
         checkpoint = quantized.for_model(known)
-        return checkpoint.tensors, lambda names: checkpoint.read(names, dtype)
-    stored = stored_tensors(path)
-    return stored, lambda names: read_tensors(stored, names)
+        stored = checkpoint.tensors
+        if not checkpoint.as_stored:
+            return stored, lambda names, parts: _cut(checkpoint.read(names, dtype), parts)
+    else:
+        stored = stored_tensors(path)
+    return stored, lambda names, parts: read_tensors(stored, names, parts)
+
+
+def _cut(tensors: Iterable[tuple[str, Tensor]], parts: Mapping[str, Part]) -> Iterator[tuple[str, Tensor]]:
+    """The parts of tensors that can only be read as a whole."""
+    for name, tensor in tensors:
+        part = parts.get(name)
+        yield name, tensor if part is None else part.of(tensor)
 
 
 def _sources(stored: Mapping[str, StoredTensor], known: Collection[str], names: Names) -> Sources:
@@ -86,13 +97,13 @@ def _sources(stored: Mapping[str, StoredTensor], known: Collection[str], names: 
     return found
 
 
-def _check(path: Path, targets: WeightMap, sources: Sources) -> None:
+def _check(path: Path, targets: WeightMap, sources: Sources, ranks: int) -> None:
     """Raise ModelError unless exactly `targets` are stored."""
     for own, (name, tensor) in sources.items():
         target = targets.get(own)
         if target is None:
             raise ModelError(f"{tensor.file} holds the tensor {name!r}, which this model does not have")
-        expected = target.stored_shape
+        expected = target.stored_shape(ranks)
         if tensor.shape != expected:
             raise ModelError(
                 f"{tensor.file}: {name!r} has shape {list(tensor.shape)}, expected {list(expected)}"
@@ -102,18 +113,24 @@ def _check(path: Path, targets: WeightMap, sources: Sources) -> None:
         raise ModelError(f"{path} lacks {len(missing)} tensors, the first is {min(missing)!r}")
 
 
-def _copy(targets: WeightMap, sources: Sources, read: Read) -> None:
+def _copy(targets: WeightMap, sources: Sources, read: Read, shard: Shard) -> None:
     owners = {name: own for own, (name, _) in sources.items()}
+    parts = {name: part for name, own in owners.items() if (part := targets[own].part(shard)) is not None}
     with tqdm(total=len(targets), desc="loading weights", unit="tensor", mininterval=1.0) as progress:
-        for name, tensor in read(owners):
+        for name, tensor in read(owners, parts):
             target = targets[owners[name]]
             with torch.no_grad():
-                fill(target, target.shard(tensor))
+                fill(target, target.arrange(tensor, shard))
             progress.update()
 
 
 def fill(target: Target, stored: Tensor) -> None:
     """Put a tensor of the checkpoint, or a rank's part of it (`Target.shard`), in its place."""
-    target.tensor.copy_(stored)
+    tensor = target.tensor
+    if target.total is not None and target.axis is not None:  # a last rank's part may be shorter
+        filled, size = stored.shape[target.axis], tensor.shape[target.axis]
+        tensor.narrow(target.axis, filled, size - filled).zero_()
+        tensor = tensor.narrow(target.axis, 0, filled)
+    tensor.copy_(stored)
     if target.offset:
         target.tensor.add_(target.offset)

@@ -14,6 +14,7 @@ from server.layers.spec import ModelSpec
 from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend
 from server.ops.backend import AttentionChoice, Backend, LayeredBackend
+from server.ops.communication import Communication
 from server.ops.cpu import backend as native
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.build import NativeError
@@ -44,6 +45,7 @@ def choose_backend(
     cache_dtype: torch.dtype | None = None,
     *,
     deterministic: bool = False,
+    comm: Communication | None = None,
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
@@ -54,13 +56,17 @@ def choose_backend(
         wanted: attention backend of the configuration.
         cache_dtype: of keys and values; None: that of activations.
         deterministic: a token's bits shall depend on nothing but its own sequence (`Backend.same_bits`).
+        comm: with the other ranks, where the model is one of several parts.
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
     """
+    if deterministic and comm is not None:
+        failed = "model_loading_config.deterministic cannot be honoured"
+        raise ModelError(f"{failed} where a model is split over ranks: what they add up has another order")
     if device.type == "cuda" and deterministic:
         return _choose_fixed_order(model, dtype, device, block_size, wanted, cache_dtype)
-    backend = _choose(model, dtype, device, block_size, wanted, cache_dtype)
+    backend = _choose(model, dtype, device, block_size, wanted, cache_dtype, comm)
     if deterministic and not backend.same_bits:
         reason = f"sums of {backend.name} follow the number of rows: {backend.reason}"
         raise ModelError(f"model_loading_config.deterministic cannot be honoured: {reason}")
@@ -74,17 +80,20 @@ def _choose(
     block_size: int,
     wanted: Literal["auto"] | CudaName,
     cache_dtype: torch.dtype | None,
+    comm: Communication | None,
 ) -> Backend:
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
     if cache_dtype not in (None, dtype):
         _check_float8_cache(device)
     if device.type == "cpu":
-        return _choose_cpu(model, dtype, block_size)
+        return _choose_cpu(model, dtype, block_size, comm)
     if device.type == "cuda":
-        return _choose_cuda(_CudaAttention(model, dtype, device, block_size, cache_dtype), model, wanted)
+        fitting = _CudaAttention(model, dtype, device, block_size, cache_dtype)
+        return _choose_cuda(fitting, model, wanted, comm)
     reason = f"torch operations run on every device ({device.type}, {dtype})"
-    return _layered(model, _torch_attention(model.spec, dtype, block_size, reason), LayerOps(), reason)
+    attention = _torch_attention(model.spec, dtype, block_size, reason)
+    return _layered(model, attention, LayerOps(), reason, comm)
 
 
 class _ForeignOps(LayerOps):
@@ -94,10 +103,16 @@ class _ForeignOps(LayerOps):
         self.name = name
 
 
-def _layered(model: DecoderWeights, attention: AttentionChoice, ops: LayerOps, reason: str) -> Backend:
+def _layered(
+    model: DecoderWeights,
+    attention: AttentionChoice,
+    ops: LayerOps,
+    reason: str,
+    comm: Communication | None,
+) -> Backend:
     """Layer by layer, by `ops` unless others' modules compute the model."""
     if model.computed_by is None:
-        return LayeredBackend(attention, ops, reason)
+        return LayeredBackend(attention, ops, reason, comm)
     reason = (
         f"modules of {model.computed_by} over the paged cache: the model type has no file in server/models"
     )
@@ -116,9 +131,13 @@ def _torch_attention(spec: ModelSpec, dtype: torch.dtype, block_size: int, reaso
     return AttentionChoice(TorchAttention.name, TorchAttention, TorchAttention.capabilities, reason)
 
 
-def _choose_cpu(model: DecoderWeights, dtype: torch.dtype, block_size: int) -> Backend:
+def _choose_cpu(
+    model: DecoderWeights, dtype: torch.dtype, block_size: int, comm: Communication | None
+) -> Backend:
     unable = NativeAttention.capabilities.objection(model.spec, dtype, block_size)
     obstacle = unable or native.objection(model, dtype)
+    if comm is not None:
+        obstacle = f"{comm.size} ranks add up their products within each layer, the C++ pass is one call"
     if unable is None:
         try:
             library = load()
@@ -135,9 +154,9 @@ def _choose_cpu(model: DecoderWeights, dtype: torch.dtype, block_size: int) -> B
     unpacked = packed.objection(dtype)
     if unpacked is None:
         reason = f"weights packed by oneDNN; no own C++ kernels: {obstacle}"
-        return _layered(model, attention, packed.PackedLayerOps(), reason)
+        return _layered(model, attention, packed.PackedLayerOps(), reason, comm)
     reason = f"torch operations; no own C++ kernels: {obstacle}; not packed: {unpacked}"
-    return _layered(model, attention, LayerOps(), reason)
+    return _layered(model, attention, LayerOps(), reason, comm)
 
 
 def _check_float8_cache(device: torch.device) -> None:
@@ -151,7 +170,10 @@ def _check_float8_cache(device: torch.device) -> None:
 
 
 def _choose_cuda(
-    fitting: _CudaAttention, model: DecoderWeights, wanted: Literal["auto"] | CudaName
+    fitting: _CudaAttention,
+    model: DecoderWeights,
+    wanted: Literal["auto"] | CudaName,
+    comm: Communication | None,
 ) -> Backend:
     if wanted == "auto":
         attention = fitting.best()
@@ -160,7 +182,7 @@ def _choose_cuda(
             attention = fitting.choice(wanted, "attention_backend of the configuration")
         except ModelError as error:
             raise ModelError(f"attention_backend {wanted!r} does not run here: {error}") from error
-    return _layered(model, attention, *_cuda_layer_ops(model, fitting.device, fitting.dtype))
+    return _layered(model, attention, *_cuda_layer_ops(model, fitting.device, fitting.dtype), comm)
 
 
 def _choose_fixed_order(

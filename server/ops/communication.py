@@ -8,10 +8,27 @@ from torch import Tensor
 
 
 class Communication(Protocol):
-    """The collective operations of a pass; a model in one piece has none (None)."""
+    """The collective operations of a pass; a model in one piece has none (None).
+
+    Attributes:
+        rank: which one this is.
+        size: how many ranks there are.
+    """
+
+    rank: int
+    size: int
 
     def reduce(self, x: Tensor) -> Tensor:
-        """The sum of `x` over all ranks, on each of them; may reuse `x`.
+        """The sum of `x` over all ranks, to the bit the same on each of them; may reuse `x`.
 
         Each rank calls it for the same products in the same order.
+        """
+
+    def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """``[rows, n]`` of each rank → ``[rows, columns]`` on all of them, side by side.
+
+        As with `reduce`, each rank calls it at the same place.
+
+        Args:
+            out: takes the result, which is cut where it has fewer than ``ranks · n`` columns.
         """

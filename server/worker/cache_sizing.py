@@ -47,7 +47,7 @@ class GroupNeed:
 
 
 def blocks_that_fit(
-    device: torch.device, groups: Sequence[GroupNeed], fraction: float, reserved: int = 0
+    device: torch.device, groups: Sequence[GroupNeed], fraction: float, reserved: int = 0, ranks: int = 1
 ) -> int:
     """The largest number of which each group can have as many blocks, or all that it can use.
 
@@ -56,8 +56,9 @@ def blocks_that_fit(
         groups: what shares the memory.
         fraction: share of the device's free memory to take (of a third of it, in RAM).
         reserved: bytes of that memory that others will need.
+        ranks: processes that share RAM, and take as much of it each.
     """
-    share = fraction if device.type == "cuda" else fraction * RAM_SHARE
+    share = fraction if device.type == "cuda" else fraction * RAM_SHARE / ranks
     left, count = int((free_memory(device) - reserved) * share), 0
     for group in sorted(groups, key=lambda group: group.most):  # who has enough leaves the rest to the others
         sharing = sum(other.block_bytes for other in groups if other.most > count)
@@ -76,6 +77,7 @@ class CacheWishes:
         num_blocks_cpu: of the first group, in host memory.
         block_size: tokens a block.
         memory_fraction: share of the free memory to take.
+        ranks: processes that have a cache of this size each, on this host.
     """
 
     num_blocks: int | None
@@ -83,6 +85,7 @@ class CacheWishes:
     num_blocks_cpu: int | None
     block_size: int
     memory_fraction: float
+    ranks: int = 1
 
 
 def size_groups(
@@ -126,8 +129,8 @@ def size_groups(
     host = torch.device("cpu")
     counts = _device_counts(specs, needs, wishes, device, reserved)
     host_counts = _host_counts(counts, needs, wishes)
-    _check_memory("num_blocks", counts, needs, device)
-    _check_memory("num_blocks_cpu", host_counts, needs, host)
+    _check_memory("num_blocks", counts, needs, device, 1 if device.type == "cuda" else wishes.ranks)
+    _check_memory("num_blocks_cpu", host_counts, needs, host, wishes.ranks)
     return tuple(
         GroupSize(count, host_count, spec.window, need.block_bytes, name)
         for count, host_count, spec, need, name in zip(
@@ -156,7 +159,8 @@ def _device_counts(
             need for need, spec in zip(needs, specs, strict=True) if fixed is None or spec not in windows
         ]
         taken = (fixed or 0) * sum(spec.bytes_per_block(wishes.block_size) for spec in windows)
-        num_blocks = blocks_that_fit(device, open_needs, wishes.memory_fraction, reserved + taken)
+        fraction, ranks = wishes.memory_fraction, wishes.ranks
+        num_blocks = blocks_that_fit(device, open_needs, fraction, reserved + taken, ranks)
     counts = [num_blocks, *(min(num_blocks, need.most) for need in needs[1:])]
     if fixed is not None:
         counts = [fixed if spec in windows else count for spec, count in zip(specs, counts, strict=True)]
@@ -171,7 +175,8 @@ def _host_counts(counts: Sequence[int], needs: Sequence[GroupNeed], wishes: Cach
         quarter = [
             GroupNeed(need.block_bytes, min(most, count)) for need, count in zip(needs, counts, strict=True)
         ]
-        num_blocks = blocks_that_fit(torch.device("cpu"), quarter, wishes.memory_fraction)
+        host, fraction = torch.device("cpu"), wishes.memory_fraction
+        num_blocks = blocks_that_fit(host, quarter, fraction, ranks=wishes.ranks)
     return [num_blocks, *(min(num_blocks, count) for count in counts[1:])]
 
 
@@ -190,9 +195,11 @@ def _names(specs: Sequence[CacheSpec]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names)]
 
 
-def _check_memory(key: str, counts: Sequence[int], needs: Sequence[GroupNeed], device: torch.device) -> None:
-    """Raise ModelError if the blocks exceed the memory of `device`."""
-    needed = sum(count * need.block_bytes for count, need in zip(counts, needs, strict=True))
+def _check_memory(
+    key: str, counts: Sequence[int], needs: Sequence[GroupNeed], device: torch.device, ranks: int
+) -> None:
+    """Raise ModelError if the blocks of `ranks` processes exceed the memory of `device`, which they share."""
+    needed = ranks * sum(count * need.block_bytes for count, need in zip(counts, needs, strict=True))
     there_is = all_memory(device)
     if needed > there_is:
         raise ModelError(

@@ -47,6 +47,8 @@ def test_queries_keys_and_values_of_each_head_side_by_side(rest: tuple[int, ...]
     stored = torch.stack((query, key, value), 1).flatten(0, 2)
     target = Target(torch.empty_like(stored), 0, (HEADS * SIZE,) * 3, layout=Layout(mixed_head=SIZE))
     assert torch.equal(target.shard(stored), torch.cat((query, key, value)).flatten(0, 1))
+    half = stored[: len(stored) // 2]
+    target = Target(torch.empty_like(half), 0, (HEADS // 2 * SIZE,) * 3, layout=Layout(mixed_head=SIZE))
     second = torch.cat([part[HEADS // 2 :] for part in (query, key, value)]).flatten(0, 1)
     assert torch.equal(target.shard(stored, 1, 2), second)
 
@@ -118,7 +120,7 @@ def test_what_quantized_projections_give_is_put_in_order(names: Names, norm_scop
     )
     torch.manual_seed(3)
     plain = Decoder(spec, torch.float32, CPU, names)
-    stored = {name: torch.randn(target.stored_shape) * 0.3 for name, target in plain.weights().items()}
+    stored = {name: torch.randn(target.stored_shape()) * 0.3 for name, target in plain.weights().items()}
     models = plain, Decoder(spec, torch.float32, CPU, names, packed_linears)
     for model in models:
         for name, target in model.weights().items():

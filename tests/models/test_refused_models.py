@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server.checkpoints.errors import ModelError
-from server.continuous_batching import LLM, build
+from server.continuous_batching import LLM, cache_size
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.supervisor import EngineRefusedError, EngineSupervisor
 from server.models.config import ModelConfig
@@ -35,13 +35,13 @@ def test_tables_larger_than_the_memory_that_is_free(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU, where they are made while serving, and the cache would be sized without them."""
-    monkeypatch.setattr(build, "free_memory", lambda device: 10**5)
+    monkeypatch.setattr(cache_size, "free_memory", lambda device: 10**5)
     config = ServerConfig.model_validate({"model_loading_config": {"model_name_or_path": str(tiny_model)}})
     loaded = SimpleNamespace(
         config=ModelConfig.load(tiny_model), max_length=128, device=torch.device("cuda"), dtype=torch.float32
     )
     with pytest.raises(ModelError, match=r"batcher_config\.batch_max_beams: .* can take .* are free"):
-        build._size_cache(config, loaded, ())
+        cache_size.size_cache(config, loaded, ())
 
 
 async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:

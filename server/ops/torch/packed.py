@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from server.layers.linear import LinearLayer
 from server.layers.weights import DecoderWeights
 from server.ops.layer_ops import LayerOps
+from server.quantization.gptq.memory import return_freed_pages
 
 _ROWS_HINT = 16
 """Tokens a step that the packing is made for."""
@@ -58,4 +59,5 @@ class PackedLayerOps(LayerOps):
             for name, child in list(module.named_children()):
                 if isinstance(child, LinearLayer) and child.dense:
                     setattr(module, name, PackedLinear(child))
+        return_freed_pages()  # of the weights as they were
         return quantized

@@ -63,8 +63,12 @@ class TritonLayerOps(LayerOps):
         scale: float = 1.0,
         comm: Communication | None = None,
     ) -> Tensor:
-        if norm is not None or scale != 1.0 or comm is not None:
+        if norm is not None or scale != 1.0:
             return super().linear_add(x, linear, residual, norm, scale, comm)
+        if comm is not None and comm.rank > 0:
+            return comm.reduce(gemv(x, linear.weight) if _single(x, linear) else self.linear(x, linear))
+        if comm is not None:  # the residual is added once, on the first rank, within its product
+            return comm.reduce(self.linear_add(x, linear, residual))
         if _single(x, linear):
             return gemv(x, linear.weight, residual=residual)
         if _plain(linear):

@@ -88,6 +88,10 @@ class OpenFormat(ABC):
         """
         return read_tensors(self.tensors, names)
 
+    def objection_to_split(self) -> str | None:
+        """Why ranks cannot share its matrices among them; None: they can."""
+        return None
+
     def describe(self, dtype: torch.dtype) -> dict[str, str] | None:
         """Name and reason of what weights have become, for the operator; None: quantized layers say so."""
         return None

@@ -37,6 +37,12 @@ class OpenGPTQ(OpenFormat):
     ) -> GPTQLinear:
         return GPTQLinear(self.checkpoint, names, inputs, outputs, dtype=dtype, device=device)
 
+    def objection_to_split(self) -> str | None:
+        config = self.checkpoint.config
+        if config.desc_act and config.group_size != -1:
+            return "desc_act spreads the inputs of a group over all ranks"
+        return None
+
     def default_dtype(self, device: torch.device) -> torch.dtype:
         """On a CPU bfloat16, for which there is a fast kernel, else that of the checkpoint's scales."""
         return torch.bfloat16 if device.type == "cpu" else self.checkpoint.scales_dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from server.checkpoints.errors import ModelError
+from server.layers.linear import Split, WeightMap
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.checks import check_values
 from server.quantization.gptq.kernels.base import GPTQKernel
@@ -101,6 +103,25 @@ class GPTQLinear(QuantizedLinear):
             ):
                 if biased:
                     found[f"{name}.bias"] = part
+        return found
+
+    def targets(
+        self,
+        split: Split | None,
+        *names: str,
+        parts: Sequence[int] = (),
+        copies: Sequence[Sequence[int]] | None = None,
+    ) -> WeightMap:
+        """As `LinearLayer.targets`; groups are split as their inputs are, and each rank counts its own."""
+        found = super().targets(split, *names, parts=parts, copies=copies)
+        if split != "inputs":
+            return found
+        for name, target in found.items():
+            kind = name.rpartition(".")[2]
+            if self.config.group_size == -1 and kind in ("scales", "qzeros"):
+                found[name] = replace(target, axis=None)  # the one group is there on every rank
+            elif self.config.group_size != -1 and kind == "g_idx":
+                found[name] = replace(target, origin=self.config.groups(self.inputs))
         return found
 
     def _parts(self) -> list[dict[str, Tensor]]:

@@ -1,0 +1,58 @@
+"""Puts together what every rank has: its part of the model, of the cache, and the choice of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from server.continuous_batching.build_worker import build_storage, build_worker
+from server.continuous_batching.cache_size import size_cache
+from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.loaded_model import Join, LoadedModel, load
+from server.layers.cache_spec import CacheSpec, cache_specs
+from server.layers.shard import WHOLE, Shard
+from server.scheduling.limits import Limits
+from server.worker.cache_storage import CacheStorage
+from server.worker.worker import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRank:
+    """A worker, and what it was made of.
+
+    Attributes:
+        specs: what its part of the cache holds.
+        limits: the same on all ranks.
+        sampling: how it chooses tokens and why.
+    """
+
+    loaded: LoadedModel
+    specs: Sequence[CacheSpec]
+    limits: Limits
+    storage: CacheStorage
+    worker: Worker
+    sampling: dict[str, str]
+
+
+def build_rank(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None) -> BuiltRank:
+    """Load the model, or a rank's part of it, and make what runs steps on it.
+
+    Args:
+        join: joins the ranks, where there are several: they do the same from then on.
+
+    Raises:
+        ModelError: the checkpoint cannot be served as configured.
+    """
+    loading = config.model_loading_config
+    if loading.num_threads is not None:
+        torch.set_num_threads(loading.num_threads)
+    elif shard.ranks > 1:  # which share the processors
+        torch.set_num_threads(max(torch.get_num_threads() // shard.ranks, 1))
+    loaded = load(config, shard, join)
+    specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
+    limits = size_cache(config, loaded, specs)
+    storage = build_storage(loaded, specs, limits)
+    worker, sampling = build_worker(loaded, specs, storage, limits)
+    return BuiltRank(loaded, specs, limits, storage, worker, sampling)
