@@ -285,7 +285,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
         "http": HttpProtocol,
         # there are no websockets
         "ws": "none",
-        # no service looks at the client's address
+        # where a server joins from, and whose connections are too many: what a client says of it is no proof
         "proxy_headers": False,
         "server_header": False,
     }
