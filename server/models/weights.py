@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from server.checkpoints.errors import ModelError
-from server.checkpoints.files import StoredTensor, stored_tensors
+from server.checkpoints.files import StoredTensor, refuse_codes, stored_tensors
 from server.checkpoints.tensors import read_tensors
 from server.layers.linear import Target, WeightMap
 from server.models.decoder import Decoder
@@ -35,7 +35,7 @@ def load_weights(path: Path, model: Decoder, quantized: OpenFormat | None) -> No
 
     Raises:
         ModelError: files that are missing, damaged or contradict each other, or tensors that are
-            missing, unknown or of another shape.
+            missing, unknown, of another shape, or no floats.
     """
     embedding, head = f"{model.names.embedding}.weight", f"{model.names.head}.weight"
     known = model.weights().keys() | {head}
@@ -61,6 +61,7 @@ def _open(
         checkpoint = quantized.for_model(known)
         return checkpoint.tensors, lambda names: checkpoint.read(names, dtype)
     stored = stored_tensors(path)
+    refuse_codes(stored)
     return stored, lambda names: read_tensors(stored, names)
 
 
