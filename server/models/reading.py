@@ -51,9 +51,13 @@ def rotary(hf: Any, rope: Mapping[str, Any] | None = None, *, partial: bool = Fa
             scaled embeddings alone.
 
     Raises:
-        ModelError: one of a part of each head that is scaled, in a family that does not know it.
+        ModelError: one of a part of each head that is scaled, in a family that does not know it; or texts
+            in the place of its numbers, which transformers does not look at.
     """
     rope = hf.rope_parameters if rope is None else rope
+    for key, value in rope.items():
+        if isinstance(value, str) and key not in ("rope_type", "type"):
+            raise ModelError(f"rope_parameters: {key} is {value!r}, expected a number")
     kind, size = rope["rope_type"], head_dim(hf)
     part = rope.get("partial_rotary_factor") or 1.0
     if part != 1.0 and kind not in ("default", "proportional") and not partial:
