@@ -285,8 +285,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
         "http": HttpProtocol,
-        "ws": "none",  # there are none
-        "proxy_headers": False,  # no service looks at the client's address
+        # there are no websockets
+        "ws": "none",
+        # where a server joins from, and whose connections are too many: what a client says of it is no proof
+        "proxy_headers": False,
         "server_header": False,
     }
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ BASE_NAME = "model"
 PICKLE_SUFFIX = ".bin"
 PICKLE_INDEX_SUFFIX = ".bin.index.json"
 PICKLE_BASE_NAME = "pytorch_model"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of weights that are not quantized, in safetensors' names."""
 _LFS = b"version https://git-lfs"
 
 
@@ -51,6 +53,23 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     if named is not None:
         return read_headers(_named_weights(path, named))
     return read_headers(find_pickled(path) or find_weights(path))
+
+
+def refuse_codes(tensors: Mapping[str, StoredTensor], quantized: Collection[str] = ()) -> None:
+    """Refuse weights that would be read as floats and are none: codes without their scales.
+
+    Args:
+        quantized: layers whose weights are read as codes.
+
+    Raises:
+        ModelError: there are such weights.
+    """
+    for name, tensor in tensors.items():
+        layer, _, part = name.rpartition(".")
+        if part == "weight" and layer not in quantized and tensor.dtype not in _FLOATS:
+            raise ModelError(
+                f"{tensor.file}: {name} is of type {tensor.dtype}, but the file holds no scales of it"
+            )
 
 
 def find_pickled(path: Path) -> Path | None:

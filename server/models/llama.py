@@ -11,13 +11,13 @@ from typing import Any
 
 from server.layers.spec import AttentionSpec, FeedForwardSpec, LayerSpec, ModelSpec, NormSpec, RotarySpec
 from server.models.architecture import Architecture
-from server.models.reading import activation, cache_limit, head_dim, kv_heads, rotary
+from server.models.reading import activation, head_dim, kv_heads, rotary
 
 
 def read(hf: Any) -> Architecture:
     bias = bool(hf.attention_bias)
     spec = llama_spec(hf, bias=bias, output_bias=bias, mlp_bias=bool(hf.mlp_bias))
-    return Architecture(spec, limit=cache_limit(hf, "sliding_window", "attention_chunk_size"))
+    return Architecture(spec)
 
 
 def llama_spec(

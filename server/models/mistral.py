@@ -6,10 +6,10 @@ from typing import Any
 
 from server.models.architecture import Architecture
 from server.models.llama import llama_spec
-from server.models.reading import cache_limit, check_window
+from server.models.reading import check_window
 
 
 def read(hf: Any) -> Architecture:
     check_window(hf.sliding_window)
     windows = [hf.sliding_window] * hf.num_hidden_layers
-    return Architecture(llama_spec(hf, windows=windows), limit=cache_limit(hf, "attention_chunk_size"))
+    return Architecture(llama_spec(hf, windows=windows))

@@ -13,7 +13,7 @@ from server.checkpoints.errors import ModelError
 from server.layers.spec import ExpertsSpec, FeedForwardSpec, LayerSpec
 from server.models.architecture import Architecture
 from server.models.llama import llama_spec
-from server.models.reading import activation, cache_limit, layer_windows, rotary
+from server.models.reading import activation, layer_windows, rotary
 
 LOCAL, GLOBAL = 0, 1
 """The rotary embeddings of OLMo 3."""
@@ -63,4 +63,4 @@ def _read_experts(hf: Any) -> Architecture:
     def joint(_: int, layer: LayerSpec) -> LayerSpec:
         return replace(layer, attention=replace(layer.attention, norm_scope="joint"))
 
-    return Architecture(spec.with_layers(joint), limit=cache_limit(hf, "sliding_window"))
+    return Architecture(spec.with_layers(joint))

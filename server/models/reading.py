@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.checkpoints.errors import ModelError
-from server.layers.spec import Activation, RotarySpec
+from server.layers.spec import Activation, ModelSpec, RotarySpec
 from server.models.architecture import LengthLimit
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -51,9 +51,13 @@ def rotary(hf: Any, rope: Mapping[str, Any] | None = None, *, partial: bool = Fa
             scaled embeddings alone.
 
     Raises:
-        ModelError: one of a part of each head that is scaled, in a family that does not know it.
+        ModelError: one of a part of each head that is scaled, in a family that does not know it; or texts
+            in the place of its numbers, which transformers does not look at.
     """
     rope = hf.rope_parameters if rope is None else rope
+    for key, value in rope.items():
+        if isinstance(value, str) and key not in ("rope_type", "type"):
+            raise ModelError(f"rope_parameters: {key} is {value!r}, expected a number")
     kind, size = rope["rope_type"], head_dim(hf)
     if not isinstance(kind, str):
         raise ModelError(f"rope_parameters: rope_type is {kind!r}, expected a name")
@@ -72,7 +76,7 @@ def layer_windows(hf: Any) -> list[int | None]:
     Raises:
         ModelError: another type of layer, or a window that is none.
     """
-    _check_layer_types(hf, ("full_attention", "sliding_attention"))
+    check_layer_types(hf, ("full_attention", "sliding_attention"))
     size = hf.sliding_window
     check_window(size)
     if size is None and "sliding_attention" in hf.layer_types:
@@ -80,7 +84,8 @@ def layer_windows(hf: Any) -> list[int | None]:
     return [size if kind == "sliding_attention" else None for kind in hf.layer_types]
 
 
-def _check_layer_types(hf: Any, supported: Sequence[str]) -> None:
+def check_layer_types(hf: Any, supported: Sequence[str]) -> None:
+    """Raise ModelError for a type of layer that is not among `supported`."""
     for kind in getattr(hf, "layer_types", None) or ():
         if kind not in supported:
             raise ModelError(f"layer_types: {kind!r} is not supported (supported: {', '.join(supported)})")
@@ -92,18 +97,18 @@ def check_window(size: int | None) -> None:
         raise ModelError(f"a sliding_window of {size!r} tokens is not supported")
 
 
-def cache_limit(hf: Any, *keys: str) -> LengthLimit | None:
+def cache_limit(hf: Any, spec: ModelSpec) -> LengthLimit | None:
     """The length up to which a window that only transformers' cache heeds changes nothing.
 
-    Its attention has none: which tokens are seen then depends on how a prompt is cut.
-
-    Args:
-        keys: of the configuration, under which that cache finds one.
+    Where attention has none, which tokens are seen then depends on how a prompt is cut.
     """
-    _check_layer_types(hf, ("full_attention",))
-    sizes = [size for key in keys if (size := getattr(hf, key, None)) is not None]
-    for size in sizes:
-        check_window(size)
-    if not sizes:
+    layer_types = getattr(hf, "layer_types", None)
+    if any(layer.attention.window is not None for layer in spec.layers):
         return None
-    return LengthLimit(min(sizes) + 1, f"{hf.model_type} with a window of {min(sizes)} tokens")
+    if layer_types is not None and "sliding_attention" not in layer_types:
+        return None
+    size = getattr(hf, "sliding_window", None)
+    if size is None and layer_types is None:
+        size = getattr(hf, "attention_chunk_size", None)
+    check_window(size)
+    return None if size is None else LengthLimit(size + 1, f"{hf.model_type} with a window of {size} tokens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,27 @@ def read_architecture(hf: Any) -> Architecture:
     Raises:
         ModelError: a family or a variant of it that is not supported.
     """
-    family = FAMILIES.get(hf.model_type)
+    if not getattr(hf, "is_causal", True):  # transformers heeds it in every family
+        raise ModelError(f"{hf.model_type}: tokens that see later ones (is_causal: false) are not supported")
+    from server.models.reading import cache_limit  # with torch
+
+    architecture = _read_own(hf) if hf.model_type in FAMILIES else _read_foreign(hf)
+    limit = cache_limit(hf, architecture.spec)
+    limits = [known for known in (architecture.limit, limit) if known is not None]
+    return replace(architecture, limit=min(limits, key=lambda known: known.tokens, default=None))
+
+
+def _read_own(hf: Any) -> Architecture:
+    from server.models.reading import check_layer_types
+
+    architecture: Architecture = import_module(FAMILIES[hf.model_type].module).read(hf)
+    windows = any(layer.attention.window is not None for layer in architecture.spec.layers)
+    check_layer_types(hf, ("full_attention", "sliding_attention") if windows else ("full_attention",))
+    return architecture
+
+
+def _read_foreign(hf: Any) -> Architecture:
     architecture: Architecture
-    if family is not None:
-        architecture = import_module(family.module).read(hf)
-        return architecture
     try:
         architecture = import_module("server.models.foreign.read").read_foreign(hf)
     except ModelError as error:

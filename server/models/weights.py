@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
-from server.checkpoints.files import StoredTensor, stored_tensors
+from server.checkpoints.files import StoredTensor, refuse_codes, stored_tensors
 from server.checkpoints.tensors import Part, read_tensors
 from server.layers.linear import Target, WeightMap
 from server.layers.shard import Shard
@@ -37,7 +37,7 @@ def load_weights(path: Path, model: Decoder, quantized: OpenFormat | None) -> No
 
     Raises:
         ModelError: files that are missing, damaged or contradict each other, or tensors that are
-            missing, unknown or of another shape.
+            missing, unknown, of another shape, or no floats.
     """
     embedding, head = f"{model.names.embedding}.weight", f"{model.names.head}.weight"
     known = model.weights().keys() | {head}
@@ -66,6 +66,7 @@ def _open(
             return stored, lambda names, parts: _cut(checkpoint.read(names, dtype), parts)
     else:
         stored = stored_tensors(path)
+        refuse_codes(stored)
     return stored, lambda names, parts: read_tensors(stored, names, parts)
 
 

@@ -12,7 +12,14 @@ import torch
 
 from protocol.accepts import Refusal
 from server.checkpoints.errors import ModelError, one_line
-from server.checkpoints.files import find_pickled, pickled_entry, read_headers, read_json, stored_tensors
+from server.checkpoints.files import (
+    find_pickled,
+    pickled_entry,
+    read_headers,
+    read_json,
+    refuse_codes,
+    stored_tensors,
+)
 from server.checkpoints.fingerprint import fingerprint
 from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.lengths import eos_token_ids, positions, trained_length, warn_beyond
@@ -159,7 +166,8 @@ def _hf_model(
         quantized = load_quantized(config, device, dtype, weights)
         if quantized is not None:
             return quantized
-        _check_files(path, weights)
+        # code of a checkpoint's own may know what its integers mean
+        _check_files(path, weights, floats=not config.trust_remote_code)
         _check_generation_config(path)
         hf_config = read_hf_config(path, trust_remote_code=config.trust_remote_code)
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -182,18 +190,20 @@ def _hf_model(
     return model, with_reason(weights, reason)
 
 
-def _check_files(path: Path, weights: str) -> None:
+def _check_files(path: Path, weights: str, *, floats: bool) -> None:
     """That the files of a local checkpoint agree with each other: where they do not, transformers reads on.
+
+    Args:
+        floats: weights that are none are refused, too; transformers would take them for such.
 
     Raises:
         ModelError: they do not.
     """
     try:
         entry = pickled_entry(path) if weights == "pickle" else None
-        if entry is not None:
-            read_headers(entry)
-        else:
-            stored_tensors(path)
+        stored = stored_tensors(path) if entry is None else read_headers(entry)
+        if floats:
+            refuse_codes(stored)
     except ModelError as error:
         raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -41,7 +41,8 @@ class Hurt:
         self.server = ServerProcess(directory, self.model, environment=environment, **CONFIG)
         self.outcomes: Counter[str] = Counter()
         self.expected: dict[int, str] = {}
-        self.recoveries: list[float] = []
+        self.recoveries: defaultdict[str, list[float]] = defaultdict(list)
+        """Seconds from each hurt until requests are answered again, or refused with the reason."""
 
     @asynccontextmanager
     async def started(self, *, stop: bool = True) -> AsyncIterator[None]:
@@ -170,17 +171,22 @@ class Hurt:
         if how in ("refuse", "raise Refused"):
             await self.until(self._failed)
             assert await self.ask(0) == "refused"
+            self._mended(f"{how}, until refused", begin)
             away.rename(self.model)
-            self.recoveries.append(time.monotonic() - begin)
             begin = time.monotonic()
         await self.until(self._answers)
-        self.recoveries.append(time.monotonic() - begin)
+        self._mended(how, begin)
         right = self.outcomes["right"]
         await self.until(lambda: self._load_answered(right))
         assert await self.health() is None
         assert not self.fault.exists(), "the fault did not happen"
         assert await self.engine_pid() != pid
         assert self.engines() == [await self.engine_pid()]
+
+    def _mended(self, how: str, begin: float) -> None:
+        seconds = time.monotonic() - begin
+        self.recoveries[how].append(seconds)
+        assert seconds <= BOUND_SECONDS, f"{how}: {seconds:.1f} s"
 
     async def busy(self) -> bool:
         load = (await self.server.status(self.http))["load"]

@@ -89,6 +89,15 @@ def test_variants_that_are_not_supported_are_refused_by_name(tmp_path: Path) -> 
         ("gemma3_text", {"hidden_activation": "quick_gelu"}, "activation 'quick_gelu'"),
         ("llama", {"hidden_act": "tanh"}, "activation 'tanh'"),
         ("gemma2", {"use_bidirectional_attention": True}, "gemma2: use_bidirectional_attention"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": "1e4"}}, "rope_theta is '1e4'"),
+        (
+            "qwen2",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "2"}},
+            "factor is '2'",
+        ),
+        ("llama", {"is_causal": False}, "llama: tokens that see later ones"),
+        ("gemma", {"is_causal": None}, "gemma: tokens that see later ones"),
+        ("stablelm", {"is_causal": False}, "stablelm: tokens that see later ones"),
         ("gpt2", {"add_cross_attention": True}, "gpt2: add_cross_attention"),
         ("olmoe", {"clip_qkv": 8.0}, "olmoe: clip_qkv"),
     ]:

@@ -85,13 +85,22 @@ def test_kernels_without_windows_serve_what_has_none(tmp_path: Path, monkeypatch
     assert chosen["name"] == "torch" and f"a window of {WINDOW} tokens (layer 0)" in chosen["reason"]
 
 
-def test_a_window_that_only_a_cache_heeds_is_refused(tmp_path: Path) -> None:
-    """transformers' Llama has no window, but its cache forgets what is outside of one."""
-    path = save(tmp_path, "llama", sliding_window=WINDOW)
+@pytest.mark.parametrize("key", ["sliding_window", "attention_chunk_size"])
+@pytest.mark.parametrize("kind", ["llama", "cohere", "gemma", "glm", "gpt_neox", "granite", "arcee"])
+def test_a_window_that_only_a_cache_heeds_is_refused(kind: str, key: str, tmp_path: Path) -> None:
+    """transformers' models of these have no window, but its cache forgets what is outside of one."""
+    path = save(tmp_path, kind, pad_token_id=2, num_key_value_heads=4, **{key: WINDOW})
     assert_served(path, WINDOW + 1, tokens=WINDOW + 1)
     said = f"a window of {WINDOW} tokens is not supported for model_max_length"
     assert_refused(path, WINDOW + 2, f"{said} {WINDOW + 2}: set it to at most {WINDOW + 1}")
     assert_refused(path, None, f"{said} 256")
+
+
+@pytest.mark.parametrize("kind", ["llama", "granite"])
+def test_a_cache_goes_by_the_types_of_layers_where_there_are_any(kind: str, tmp_path: Path) -> None:
+    assert_served(save(tmp_path / "full", kind, sliding_window=4, layer_types=["full_attention"] * 2), 100)
+    path = save(tmp_path / "sliding", kind, sliding_window=4, layer_types=["sliding_attention"] * 2)
+    assert_refused(path, 100, "layer_types: 'sliding_attention' is not supported")
 
 
 def test_the_length_at_which_a_window_matters_is_transformers_own(tmp_path: Path) -> None:

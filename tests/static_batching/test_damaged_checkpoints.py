@@ -23,6 +23,7 @@ from tests.quantization.models import quantized
 
 Tensors = dict[str, torch.Tensor]
 Change = Callable[[Tensors, dict[str, Any]], object]
+UP = "model.layers.1.mlp.up_proj.weight"
 PROMPT = [5, 17, 250, 99, 3, 41, 42, 300]
 
 REFUSED: dict[str, tuple[Change, str]] = {
@@ -108,6 +109,15 @@ def test_both_servers_refuse(llama: Path, tmp_path: Path, what: str) -> None:
     assert refusal(static, path).startswith(f"{path} ")
     assert expected in refusal(static, path)
     assert str(path) in refusal(continuous, path)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.int8, "I8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_codes_without_scales_are_not_taken_for_weights(
+    llama: Path, tmp_path: Path, dtype: torch.dtype, name: str
+) -> None:
+    path = changed(llama, tmp_path / "model", lambda tensors, _: tensors.update({UP: tensors[UP].to(dtype)}))
+    said = f"{path / 'model.safetensors'}: {UP} is of type {name}, but the file holds no scales of it"
+    assert said in refusal(static, path) and said == refusal(continuous, path)
 
 
 @pytest.mark.parametrize("what", SERVED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.checkpoints.errors import ModelError
+from server.checkpoints.files import refuse_codes, stored_tensors
 from server.layers.spec import ModelSpec
 from server.models.decoder import Decoder
 from server.models.names import Names
@@ -109,10 +110,11 @@ def load_foreign(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """transformers' model of the checkpoint in directory `path`, whose attention is the engine's.
 
     Raises:
-        ModelError: transformers cannot load it.
+        ModelError: transformers cannot load it, or would read codes as floats.
     """
     from transformers import AttentionInterface, AutoModelForCausalLM
 
+    refuse_codes(stored_tensors(path))
     AttentionInterface.register(PAGED, _attend)
     try:
         model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, attn_implementation=PAGED)

@@ -12,12 +12,9 @@ import torch
 from torch import Tensor
 
 from server.checkpoints.errors import ModelError
-from server.checkpoints.files import StoredTensor
+from server.checkpoints.files import StoredTensor, refuse_codes
 from server.checkpoints.tensors import read_tensors
 from server.quantization.linear import QuantizedLinear
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of weights that are not quantized, in safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,7 @@ class OpenFormat(ABC):
     layers: frozenset[str]
 
     def __post_init__(self) -> None:
-        """Refuse integers that would be read as floats: a projection without its scales."""
-        for name, tensor in self.tensors.items():
-            layer, _, part = name.rpartition(".")
-            if part == "weight" and layer not in self.layers and tensor.dtype not in _FLOATS:
-                raise ModelError(
-                    f"{tensor.file}: {name} is of type {tensor.dtype}, but the file holds no scales of it"
-                )
+        refuse_codes(self.tensors, self.layers)
 
     def quantizes(self, names: Sequence[str]) -> bool:
         """Whether the projections `names`, which share one input, are quantized.

@@ -12,9 +12,9 @@ from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import Stub, stubs
 
 
-async def join(client: GatewayClient, url: str) -> tuple[int, str]:
+async def join(client: GatewayClient, url: str, **fields: str) -> tuple[int, str]:
     event = {"url": url, "service": "continuous_batching", "model_id": "m"}
-    headers = {"authorization": "Bearer shared"}
+    headers = {"authorization": "Bearer shared", **fields}
     async with client.session.post(routes.EVENT_SERVER_STARTUP, json=event, headers=headers) as response:
         return response.status, await response.text()
 
@@ -49,6 +49,15 @@ async def test_at_most_so_many_join(make_gateway: MakeGateway) -> None:
         found = [await join(client, f"http://127.0.0.1:{port}") for port in (1, 2, 3, 1)]
         assert [status for status, _ in found] == [200, 200, 429, 200]
         assert "'max_joined_servers'" in found[2][1]
+
+
+@pytest.mark.parametrize("field", ["x-forwarded-for", "forwarded", "x-real-ip", "client-ip", "via"])
+async def test_nobody_says_himself_where_he_calls_from(make_gateway: MakeGateway, field: str) -> None:
+    async with make_gateway(event_token="shared") as client:
+        said = {"forwarded": "for=10.9.8.7", "via": "1.1 10.9.8.7"}.get(field, "10.9.8.7")
+        found, body = await join(client, "http://10.9.8.7:1", **{field: said})
+        assert (found, "127.0.0.1" in body) == (403, True)
+        assert not list(client.gateway.registry)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import Any
 
 from tests.raw_http import connected, response
 
-KEY = "good-key"
+KEY, EVENT_TOKEN = "good-key", "event-token"
 POST = "POST {} HTTP/1.1\r\nHost: localhost\r\n{}\r\n"
 
 
@@ -129,6 +130,39 @@ async def rude_requests(port: int) -> None:
             assert status in (400, 401, 403), (raw, status)
 
 
+async def reads_what_is_not_for_all(port: int) -> None:
+    for path in ("/metrics", "/status", "/status/history", "/v1/models", "/requests/good-1"):
+        async with connected(port) as (reader, writer):
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            status, _, body = await response(reader)
+            assert status == 401 and b"127.0.0.1" not in body, (path, status)
+
+
+NEVER_JOIN = {
+    "http://169.254.169.254:80": 403,
+    "http://10.9.8.7:1": 403,
+    "http://127.0.0.1:1/x": 422,
+}
+
+
+async def joins(port: int) -> None:
+    """With the token: one of far more than may join, none of which is there, and one that never may."""
+    absent = random.randrange(1, 100)
+    never, refusal = random.choice(list(NEVER_JOIN.items()))
+    for url, expected in ((f"http://127.0.0.1:{absent}", {200, 429}), (never, {refusal})):
+        data = json.dumps({"url": url, "service": "continuous_batching", "model_id": "m"}).encode()
+        fields = (
+            f"Authorization: Bearer {EVENT_TOKEN}",
+            "Content-Type: application/json",
+            "X-Forwarded-For: 10.9.8.7",
+            f"Content-Length: {len(data)}",
+        )
+        async with connected(port) as (reader, writer):
+            writer.write(post("/event/server_startup", *fields) + data)
+            status, _, body = await response(reader)
+            assert status in expected, (url, status, body)
+
+
 Visit = Callable[[int], Coroutine[Any, Any, None]]
 HOSTILE: dict[Visit, int] = {
     spelled_otherwise: 2,
@@ -145,6 +179,8 @@ HOSTILE: dict[Visit, int] = {
     leaves_early: 5,
     idles: 300,
     rude_requests: 2,
+    reads_what_is_not_for_all: 2,
+    joins: 2,
 }
 """How many of each there are at any time."""
 

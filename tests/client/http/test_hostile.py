@@ -24,7 +24,7 @@ import aiohttp
 import pytest
 
 from tests.client.calls import text_of, tokens_of
-from tests.client.http.hostile import KEY, attack
+from tests.client.http.hostile import EVENT_TOKEN, HOSTILE, KEY, attack
 from tests.client.processes import complete, gateway, gunicorn
 from tests.client.stub import Stub, stubs
 from tests.raw_http import connected, response
@@ -32,7 +32,8 @@ from tests.serving import eventually
 
 LIMITS: dict[str, Any] = {
     "api_keys": [KEY],
-    "event_token": "token",
+    "event_token": EVENT_TOKEN,
+    "max_joined_servers": 8,
     "client_timeout_seconds": 3,
     "body_timeout_seconds": 3,
     "max_buffered_body_bytes": 64 * 2**20,
@@ -133,7 +134,8 @@ async def test_hostile_clients_do_not_harm_good_ones(tmp_path: Path, seconds: fl
     print(report)
     assert not report.wrong
     assert set(report.good) == {"right"}
-    assert set(report.visits) >= {"endless_head", "event_without_token", "tiny_chunks", "pipelines"}
+    longer_than_the_short_run = {"head_drips", "idles"}
+    assert {visit.__name__ for visit in HOSTILE} - set(report.visits) <= longer_than_the_short_run
     assert len(report.health) > 0
 
 

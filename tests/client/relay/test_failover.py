@@ -165,6 +165,18 @@ async def test_no_server_is_503_with_retry_after(make_gateway: MakeGateway) -> N
         assert text_is_right(await client.complete("x", 5), "x", 5)
 
 
+async def test_a_server_that_has_failed_is_not_waited_for(make_gateway: MakeGateway) -> None:
+    """As one whose engine cannot load its model any more; one that loads would be waited for a minute."""
+    async with stubs(server := Stub()), make_gateway([server], replica_wait_seconds=0.2) as client:
+        (replica,) = client.gateway.registry
+        server.state = ServerState.FAILED
+        client.gateway.heartbeats.probe_now(replica)
+        await eventually(lambda: replica.state == "down")
+        async with asyncio.timeout(10):
+            status, _, body = await client.post()
+        assert (status, body["error"]["code"], server.calls) == (503, "no_replica", [])
+
+
 async def test_requests_wait_for_a_restarting_server(make_gateway: MakeGateway) -> None:
     async with stubs(server := Stub()), make_gateway([server], replica_wait_seconds=5) as client:
         await server.kill()
