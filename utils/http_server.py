@@ -285,10 +285,8 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
         "loop": "uvloop",
         "http": HttpProtocol,
-        # there are no websockets
-        "ws": "none",
-        # where a server joins from, and whose connections are too many: what a client says of it is no proof
-        "proxy_headers": False,
+        "ws": "none",  # there are none
+        "proxy_headers": False,  # what a client says of its own address is no proof
         "server_header": False,
     }
 
