@@ -28,5 +28,5 @@ def test_the_chain_starts_from_the_weights(tiny_model: Path) -> None:
     driver = Driver(small_llm(tiny_model))
     driver.add("a", [5, 6, 7], OPTIONS)
     (request,) = driver.engine.scheduler.queues.requests()
-    weights = cache_root(fingerprint(tiny_model).encode(), b"float32")
+    weights = cache_root(fingerprint(tiny_model).encode(), b"float32", b"float32")
     assert request.cache_root == cache_root(weights, b"")

@@ -170,7 +170,7 @@ def test_deep_schemas_are_refused_before_they_are_compiled() -> None:
 
 
 def test_an_answer_needs_an_end(compiler: GrammarCompiler) -> None:
-    with pytest.raises(GrammarError, match="no token that ends"):
+    with pytest.raises(GrammarError, match="need a token that ends an answer"):
         compiler.compile({"regex": "a"}, [])
 
 
