@@ -3,13 +3,15 @@
     python -m tests.client.http.test_hostile [SECONDS]
 
 prints what ``/health`` took meanwhile. The gateway is a process of its own, and so are the hostile
-clients and the probe of ``/health``.
+clients and the probe of ``/health``. Started so, the gateway has a core to itself and all others share the
+rest: clients send as fast as they can, and would otherwise take the processor from it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -99,15 +101,30 @@ async def good_client(session: aiohttp.ClientSession, number: int, good: Counter
         await asyncio.sleep(0.05)
 
 
-async def siege(directory: Path, seconds: float) -> Report:
-    """A gateway with all hostile and all good clients for so long; nothing may be held at its end."""
+def give_a_core(pid: int) -> None:
+    """One core to a process and its children, the rest to this process and what it starts from now on."""
+    own, *rest = sorted(os.sched_getaffinity(0))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    for each in (pid, *map(int, children)):
+        os.sched_setaffinity(each, {own})
+    os.sched_setaffinity(0, rest)
+
+
+async def siege(directory: Path, seconds: float, *, apart: bool = False) -> Report:
+    """A gateway with all hostile and all good clients for so long; nothing may be held at its end.
+
+    Args:
+        apart: the gateway gets a core to itself.
+    """
     report = Report(seconds=seconds)
     servers = [Stub(seconds_per_token=0.01, padding="") for _ in range(2)]
     headers = {"Authorization": f"Bearer {KEY}"}
     urls = []
     async with stubs(*servers):
         urls = [server.url for server in servers]
-        async with gateway(directory, urls, gunicorn, headers=headers, **LIMITS) as (_, session):
+        async with gateway(directory, urls, gunicorn, headers=headers, **LIMITS) as (process, session):
+            if apart:
+                give_a_core(process.pid)
             port = int(str(session._base_url).rpartition(":")[2].strip("/"))
             with in_process(attack, port, seconds) as attacks, in_process(probe, port, seconds) as probes:
                 good = [
@@ -141,4 +158,4 @@ async def test_hostile_clients_do_not_harm_good_ones(tmp_path: Path, seconds: fl
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as there:
-        print(asyncio.run(siege(Path(there), float(sys.argv[1]) if sys.argv[1:] else 60)))
+        print(asyncio.run(siege(Path(there), float(sys.argv[1]) if sys.argv[1:] else 60, apart=True)))
