@@ -37,8 +37,8 @@ HEAD_SECONDS = 20.0
 """How long the head of a request may take, from its first byte or from the connection."""
 LINGER_SECONDS = 2.0
 """How long a client that has its answer may go on sending, so that it gets to read it."""
-PARSED_AT_ONCE = 2**16
-CHUNK_OVERHEAD = 2**17
+PARSED_AT_ONCE = 2**14
+CHUNK_OVERHEAD = 2**15
 """Bytes that sizes and extensions of chunks and trailers may have, and a quarter of the body's more."""
 
 
@@ -142,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._await_head()
 
     def _parse(self, data: bytes) -> None:
-        heads = self._heads
+        heads, in_head = self._heads, self._in_head
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -152,11 +152,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(self._refusal or bad_request(f"this is no valid HTTP request: {error}"))
             return
         if not self._in_head:
-            self._message_bytes += len(data)
+            if not in_head and self._heads == heads:  # what came with the head is not counted
+                self._message_bytes += len(data)
             if self._message_bytes - self._body_bytes > CHUNK_OVERHEAD + self._body_bytes // 4:
-                self._refuse(
-                    bad_request("the chunks of the body are too small, or their extensions too long")
-                )
+                self._refuse(bad_request("the chunks of the body are too small, or their extensions long"))
         elif self._heads == heads:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
