@@ -123,7 +123,7 @@ class MessageToolChoice(Body):
 
 
 class MessageThinking(Body):
-    """Whether the model shall reason."""
+    """Whether the model reasons before it answers."""
 
     model_config = _STRICT
 

@@ -11,7 +11,7 @@ from protocol.completion import FinishReason, Logprobs, PromptLogprobs, Usage
 
 
 class PromptTokensDetails(BaseModel):
-    """What is told of a prompt's tokens: how many came from the prefix cache when its answer was begun."""
+    """Details of a prompt's tokens: how many came from the prefix cache when the answer began."""
 
     cached_tokens: int
 

@@ -125,7 +125,7 @@ class ResponseNamedChoice(BaseModel):
 
 
 class ResponseReasoning(Body):
-    """How the model shall reason."""
+    """How the model reasons."""
 
     model_config = _STRICT
 
@@ -157,7 +157,7 @@ class TextFormat(AnswerFormat):
 
 
 class ResponseText(Body):
-    """How the text of the answer shall be."""
+    """The format of the answer's text."""
 
     model_config = _STRICT
 

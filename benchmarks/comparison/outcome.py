@@ -18,7 +18,7 @@ FRACTIONS = (0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Rates of the sweep, as shares of the best throughput at saturation."""
 
 SEEDS, REQUESTS = 5, 200
-"""Of every rate: fewer runs leave wide intervals, and of fewer requests nobody knows a 99th percentile."""
+"""Minimum for every rate: fewer runs give wide intervals, fewer requests no meaningful percentiles."""
 
 
 @dataclass(slots=True, frozen=True)

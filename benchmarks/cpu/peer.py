@@ -1,4 +1,4 @@
-"""An engine that is measured: a process of its own, which is told workload by workload."""
+"""An engine under test, in a process of its own that takes one workload after the other."""
 
 from __future__ import annotations
 

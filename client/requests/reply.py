@@ -28,7 +28,7 @@ class Reply:
         request_id: of the request.
         route: of the request.
         on_end: called when the client has been sent all of it.
-        is_last: whether the connection shall take no further request, asked when the answer begins.
+        is_last: returns whether to close the connection after this answer; called when the answer begins.
     """
 
     __slots__ = ("_is_last", "_on_end", "_request_id", "_route", "_send", "failed", "status")
