@@ -53,6 +53,21 @@ def _merge(best, total, acc, scale, part):
 
 
 @triton.jit
+def _keep(
+    best, total, acc, all_best, all_total, all_acc, partial, scales, at, g, d, mask,
+    HEAD_DIM: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """(best, total, acc) of all pieces after one that has ended. It is stored where programs share them."""
+    part, scale = acc / total[:, None], best + tl.log2(total)
+    if tl.num_programs(1) == 1:
+        all_best, all_total, all_acc = _merge(all_best, all_total, all_acc, scale, part)
+    else:
+        tl.store(partial + at[:, None] * HEAD_DIM + d[None, :], part, mask=mask)
+        tl.store(scales + at, scale, mask=g < GROUP)
+    return all_best, all_total, all_acc
+
+
+@triton.jit
 def _merge_stored(partial, scales, line, live, mask, d, HEAD_DIM: tl.constexpr, ROOM: tl.constexpr):
     """The `live` pieces of heads `line`, merged: [heads, head_dim]."""
     best = tl.full([line.shape[0]], float("-inf"), tl.float32)
@@ -130,41 +145,47 @@ def decode_in_pieces(
     all_best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
     all_total = tl.zeros([GROUP_TILE], tl.float32)
     all_acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
-    for split in range(first_split, live, tl.num_programs(1)):
+    first = first_split == 0
+    best, total, acc = begin_with(q, k_new, tl.where(first, v_new, 0.0), first, scale, SOFTCAP)
+    if sinks is not None:
+        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
+        best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+    best, total, acc, _ = attend_tile(q, k, v, valid, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
+
+    # one loop over the tiles of all its pieces: what is read ahead does not stop where a piece ends
+    programs = tl.num_programs(1)
+    pieces, tiles = tl.cdiv(live - first_split, programs), piece // TILE
+    last = first_split + (pieces - 1) * programs
+    of_last = tl.cdiv(tl.minimum(piece, position - start - last * piece), TILE)
+    for tile in range(1, (pieces - 1) * tiles + of_last):
+        split = first_split + tile // tiles * programs
         begin = start + split * piece
-        end = tl.minimum(begin + piece, position)
-        if split > first_split:
-            n = begin + tl.arange(0, TILE)
-            valid = n < end
-            k, v = load_tile(
-                base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM
-            )
-        first = split == 0
-        best, total, acc = begin_with(q, k_new, tl.where(first, v_new, 0.0), first, scale, SOFTCAP)
-        if sinks is not None:
-            sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-            best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+        n = begin + tile % tiles * TILE + tl.arange(0, TILE)
+        valid = n < tl.minimum(begin + piece, position)
+        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        if tile % tiles == 0:
+            place = line * ROOM + split - programs
+            all_best, all_total, all_acc = _keep(
+                best, total, acc, all_best, all_total, all_acc, partial, scales, place, g, d, q_mask,
+                HEAD_DIM, GROUP,
+            )  # fmt: skip
+            best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
+            total = tl.zeros([GROUP_TILE], tl.float32)
+            acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
         best, total, acc, _ = attend_tile(q, k, v, valid, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
-        for n0 in range(begin + TILE, end, TILE):
-            n = n0 + tl.arange(0, TILE)
-            more = n < end
-            k, v = load_tile(base, table, n, more, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-            best, total, acc, _ = attend_tile(q, k, v, more, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
-        part, weight = acc / total[:, None], best + tl.log2(total)
-        if tl.num_programs(1) == 1:
-            all_best, all_total, all_acc = _merge(all_best, all_total, all_acc, weight, part)
-        else:
-            place = line * ROOM + split
-            tl.store(partial + place[:, None] * HEAD_DIM + d[None, :], part, mask=q_mask)
-            tl.store(scales + place, weight, mask=g < GROUP)
-            tl.debug_barrier()  # every thread has stored before one of them says so
-            if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
-                stored = _merge_stored(partial, scales, line, live, q_mask, d, HEAD_DIM, ROOM)
-                tl.store(target, stored.to(output.dtype.element_ty), mask=q_mask)
-                tl.store(arrivals + pair, 0)
-    if tl.num_programs(1) == 1:
+    place = line * ROOM + last
+    all_best, all_total, all_acc = _keep(
+        best, total, acc, all_best, all_total, all_acc, partial, scales, place, g, d, q_mask, HEAD_DIM, GROUP
+    )  # fmt: skip
+    if programs == 1:
         merged = all_acc / all_total[:, None]
         tl.store(target, merged.to(output.dtype.element_ty), mask=q_mask)
+    else:
+        tl.debug_barrier()  # every thread has stored before one of them says so
+        if tl.atomic_add(arrivals + pair, pieces, sem="acq_rel") == live - pieces:
+            stored = _merge_stored(partial, scales, line, live, q_mask, d, HEAD_DIM, ROOM)
+            tl.store(target, stored.to(output.dtype.element_ty), mask=q_mask)
+            tl.store(arrivals + pair, 0)
 
 
 class FixedDecodeAttention(DecodeAttention):

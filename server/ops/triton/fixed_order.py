@@ -16,11 +16,11 @@ from server.layers.weights import DecoderWeights
 from server.ops.backend import AttentionChoice, LayeredBackend
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.triton.fixed_product import normalises, product, rows_of_cuts
+from server.ops.triton.fixed_product import product, rows_of_cuts
 from server.ops.triton.norm import rms_norm
 
 _WARPS = 4
-"""Of programs that normalise, on their own as within a product: the order of the sum depends on it."""
+"""Of programs that normalise: the order of the sum depends on it."""
 
 
 def objection(model: DecoderWeights, dtype: torch.dtype, compute_capability: tuple[int, int]) -> str | None:
@@ -108,11 +108,8 @@ class FixedOrderOps(LayerOps):
     def _product(
         self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor, *, gated: bool = False
     ) -> None:
-        weight, bias = linear.weight, linear.bias
-        if norm is not None and normalises(*x.shape):
-            product(x, weight, out, bias=bias, norm=norm.weight, eps=norm.spec.eps, gated=gated)
-        else:
-            product(x if norm is None else self.norm(x, norm), weight, out, bias=bias, gated=gated)
+        rows = x if norm is None else self.norm(x, norm)
+        product(rows, linear.weight, out, bias=linear.bias, gated=gated)
 
 
 def _gates(spec: FeedForwardSpec) -> bool:
@@ -121,10 +118,7 @@ def _gates(spec: FeedForwardSpec) -> bool:
 
 
 def _compile(model: DecoderWeights, dtype: torch.dtype) -> None:
-    """Multiply with weights of every shape in all tiles that there are: no request waits for a compiler.
-
-    Kernels of a single row are compiled when steps are captured.
-    """
+    """Multiply with weights of every shape in all tiles that there are: no request waits for a compiler."""
     seen, gates = set(), _gates(model.spec.layers[0].feed_forward)
     for name, linear in model.named_modules():
         if not isinstance(linear, LinearLayer):
