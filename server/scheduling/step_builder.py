@@ -129,7 +129,7 @@ def _starts(request: Request) -> list[SlotStart]:
             request.params,
             sequence.index,
             request.prompt_length,
-            np.array(sequence.history.slice(0, len(sequence.history)), np.int32),
+            sequence.history.as_array(0, len(sequence.history)),
         )
         for sequence in request.sequences
     ]
