@@ -55,5 +55,5 @@ class PendingTokens:
 def one_token_each(tokens: np.ndarray, logprobs: StepLogprobs) -> StepResult:
     """The result of a step without drafts; `tokens` are integers [sequences]."""
     count = len(tokens)
-    reports = logprobs.report(np.arange(count)[:, None])
+    reports = logprobs.report(np.arange(count)[:, None]) if logprobs else None
     return StepResult(tokens[:, None], np.ones(count, np.int64), reports)

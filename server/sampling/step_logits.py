@@ -32,4 +32,4 @@ class StepLogits:
     @property
     def sampled(self) -> Tensor:
         """The logits without padding."""
-        return self.logits[: len(self.logits) - self.padding]
+        return self.logits[: -self.padding] if self.padding else self.logits

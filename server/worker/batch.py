@@ -67,6 +67,11 @@ class BatchBuilder:
         self._block_size = block_size
         self._device = device
 
+    @property
+    def idle_slot(self) -> int:
+        """One that no sequence has before the first step, and whose blocks are the pool's first."""
+        return 0
+
     def build(self, step: StepInput) -> ForwardBatch:
         self._tables[step.table_groups, step.table_slots, step.table_places] = step.table_blocks
         slots, decoded = step.decode_slots, step.decode_positions.astype(np.int64)

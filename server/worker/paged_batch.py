@@ -48,6 +48,11 @@ class PagedBatchBuilder:
         capacity = 4 * max_tokens + 8 * max_rows + 2 * groups * max_rows * max_blocks + 16 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
 
+    @property
+    def idle_slot(self) -> int:
+        """One that no sequence ever has, and whose blocks are the pool's first."""
+        return self.max_rows
+
     def decode_batch(self, size: int) -> ForwardBatch:
         """The batch of any step of `size` decodes: its tensors are always in the same place.
 
