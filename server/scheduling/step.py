@@ -82,6 +82,8 @@ class StepInput:
         scored_chunks, scored_starts, scored_ends: int32 [runs], runs of tokens of chunks: the log probability
             of the token behind each is reported.
         scored_tops: int32 [runs], and so many of the likeliest tokens beside it.
+        state_chunks, state_starts, state_ends: int32 [runs], tokens of chunks whose hidden states go back.
+        state_sums: bool [runs], of which only the sum does: what a prompt is pooled of, chunk by chunk.
     """
 
     moved_from: np.ndarray = field(default_factory=no_integers)
@@ -114,6 +116,10 @@ class StepInput:
     scored_starts: np.ndarray = field(default_factory=no_integers)
     scored_ends: np.ndarray = field(default_factory=no_integers)
     scored_tops: np.ndarray = field(default_factory=no_integers)
+    state_chunks: np.ndarray = field(default_factory=no_integers)
+    state_starts: np.ndarray = field(default_factory=no_integers)
+    state_ends: np.ndarray = field(default_factory=no_integers)
+    state_sums: np.ndarray = field(default_factory=_no_truths)
 
     @property
     def has_tokens(self) -> bool:
@@ -145,6 +151,13 @@ class StepInput:
     def scored(self) -> tuple[np.ndarray, np.ndarray]:
         """(chunks, positions) int32 of the tokens whose successors' log probabilities are reported."""
         return _each(self.scored_chunks, self.scored_starts, self.scored_ends)
+
+    def state_rows(self) -> np.ndarray:
+        """int64 of the tokens whose hidden states are given back: places among the step's tokens."""
+        lengths = self.chunk_ends - self.chunk_starts
+        first = len(self.decode_slots) + self.draft_lengths.sum() + self.known_tokens - lengths.sum()
+        chunks, positions = _each(self.state_chunks, self.state_starts, self.state_ends)
+        return (first + np.cumsum(lengths) - self.chunk_ends)[chunks].astype(np.int64) + positions
 
     def sampled(self) -> tuple[np.ndarray, np.ndarray]:
         """(slots, positions) int64 of the lines of logits: those of the decodes, of the drafted tokens and of
@@ -262,6 +275,7 @@ class StepResult:
         reports: None where no sequence wants one.
         candidates: best continuations of the beams, a request each, in the order of their lines.
         prompts: None where no prompt is reported on.
+        states: float32 [lines, hidden], behind the last norm: of each token of the wanted runs, or their sum.
     """
 
     tokens: np.ndarray
@@ -269,6 +283,7 @@ class StepResult:
     reports: Reports | None = None
     candidates: list[Candidates] = field(default_factory=list)
     prompts: PromptReports | None = None
+    states: np.ndarray | None = None
 
 
 @dataclass(slots=True)

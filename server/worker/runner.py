@@ -99,6 +99,7 @@ class ModelRunner:
             batch.sample_rows,
             batch.sample_positions,
             scored=logits[lines:] if scored else None,
+            states=None if batch.states is None else batch.states.values,
         )
 
     def try_out(self, length: int) -> Tensor:
@@ -113,7 +114,8 @@ class ModelRunner:
 
     def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
         self.attention.prepare(*batch.attention)
-        return self.backend.forward(self.model, batch.token_ids, batch.logit_rows, self.attention, out)
+        rows, states = batch.logit_rows, batch.states
+        return self.backend.forward(self.model, batch.token_ids, rows, self.attention, out, states)
 
 
 class PagedModelRunner(ModelRunner):
