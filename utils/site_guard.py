@@ -88,7 +88,8 @@ def _kind(scope: Scope) -> tuple[object, ...] | None:
             length = value
         elif name in LOOKED_AT:
             return None
-    return scope.get("server"), host, content, length is None or length == b"0"
+    server = scope.get("server")
+    return server and tuple(server), host, content, length is None or length == b"0"
 
 
 def _readable(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
