@@ -19,8 +19,8 @@ from server.scheduling.limits import Limits
 from server.worker.cache_storage import CacheStorage
 from server.worker.worker import Worker
 
-_TRIED_TOKENS = 5
-"""Of the prompt that is computed once the model is loaded."""
+_TRIED_TOKENS = 2
+"""Of the prompt that is computed once the model is loaded; on GPUs its kernels are compiled already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ class StepStates:
 
     def __init__(self, states: Tensor, step: StepInput) -> None:
         lengths = (step.state_ends - step.state_starts).tolist()
-        parts = zip(states.float().split(lengths), step.state_sums.tolist(), strict=True)
+        parts = zip(torch.split(states.float(), lengths), step.state_sums.tolist(), strict=True)
         self._sent = to_host(
             torch.cat([run.sum(0, keepdim=True) if summed else run for run, summed in parts])
         )

@@ -22,7 +22,7 @@ FAILED = -1
 
 def _nothing(dtype: type, *shape: int) -> Callable[[], np.ndarray]:
     """Gives the same empty array to all steps, in which most of what they may have is not there."""
-    shared = np.empty(shape or 0, dtype)
+    shared: np.ndarray = np.empty(shape or 0, dtype)
     shared.flags.writeable = False
     return repeat(shared).__next__  # without a call in Python: a step has dozens of them
 
@@ -157,7 +157,8 @@ class StepInput:
         lengths = self.chunk_ends - self.chunk_starts
         first = len(self.decode_slots) + self.draft_lengths.sum() + self.known_tokens - lengths.sum()
         chunks, positions = _each(self.state_chunks, self.state_starts, self.state_ends)
-        return (first + np.cumsum(lengths) - self.chunk_ends)[chunks].astype(np.int64) + positions
+        rows: np.ndarray = (first + np.cumsum(lengths) - self.chunk_ends)[chunks].astype(np.int64) + positions
+        return rows
 
     def sampled(self) -> tuple[np.ndarray, np.ndarray]:
         """(slots, positions) int64 of the lines of logits: those of the decodes, of the drafted tokens and of
