@@ -153,13 +153,8 @@ class SharedRequest(Body):
             "logprobs": logprobs,
             "prompt_logprobs": self.scored_prompt,
         }
-        shared = (
-            "top_k min_p typical_p repetition_penalty presence_penalty frequency_penalty logit_bias "
-            "no_repeat_ngram_size bad_words allowed_token_ids "
-            "num_beams early_stopping length_penalty stop stop_token_ids ignore_eos "
-            "prompt_lookup_num_tokens max_matching_ngram_size structured_outputs"
-        )
-        options |= {name: getattr(self, name) for name in shared.split()}
+        shared = SharedRequest.model_fields.keys() & GenerationConfig.model_fields.keys()
+        options |= {name: getattr(self, name) for name in shared - options.keys()}
         if options["top_k"] == -1:
             options["top_k"] = 0
         if not greedy and self.temperature == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from pydantic import Field
@@ -81,19 +81,18 @@ class AccessLog:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         start = time.perf_counter()
-        status, request_id, fault = CLIENT_CLOSED_REQUEST, "-", ""
+        status, head, fault = CLIENT_CLOSED_REQUEST, None, ""
         ended = False
 
-        async def noted(message: Message) -> None:
-            nonlocal status, request_id, fault, ended
+        def noted(message: Message) -> Awaitable[None]:
+            nonlocal status, head, fault, ended
             if message["type"] == "http.response.start":
-                status = message["status"]
-                request_id = _header(message, _REQUEST_ID)
+                status, head = message["status"], message
             else:
                 if status >= 400 and not fault:
                     fault = _fault(message.get("body", b""))
                 ended = not message.get("more_body", False)
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, noted)
@@ -101,16 +100,16 @@ class AccessLog:
             status = 500
             raise
         finally:
-            said = f"{request_id} {fault}".rstrip()
             if not ended and status < 400:
                 status = CLIENT_CLOSED_REQUEST  # within its answer
-            self._write(scope, status, time.perf_counter() - start, said)
+            mode = self._config().access_log
+            if mode != "none" and (status >= 400 or mode == "all" or logger.isEnabledFor(logging.DEBUG)):
+                request_id = "-" if head is None else _header(head, _REQUEST_ID)
+                said = f"{request_id} {fault}".rstrip()
+                self._write(scope, mode, status, time.perf_counter() - start, said)
 
-    def _write(self, scope: Scope, status: int, seconds: float, said: str) -> None:
-        mode = self._config().access_log
+    def _write(self, scope: Scope, mode: str, status: int, seconds: float, said: str) -> None:
         refused = status >= 400 and scope["path"] not in _PROBES
-        if mode == "none":
-            return
         if mode == "all" or not refused:
             level, left_out = (logging.INFO if mode == "all" else logging.DEBUG), 0
         else:

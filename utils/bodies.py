@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from protocol.errors import ApiError, body_too_large, queue_timeout, unavailable, unsupported_coding
+from utils.begun import Begun
 from utils.config import ConfigModel
 
 SMALL_BODY = 2**16
@@ -154,11 +155,15 @@ class Body:
             whole += part
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:
-        try:
-            async with asyncio.timeout(min(self._slack, self._bodies.longest_pause())) as self._timeout:
-                message = await receive()
-        except TimeoutError:
-            raise (bodies_full() if self._gives_way else body_late()) from None
+        coming = Begun(receive())
+        if coming.ended:  # as nearly always: it came with the head
+            message = coming.result
+        else:
+            try:
+                async with asyncio.timeout(min(self._slack, self._bodies.longest_pause())) as self._timeout:
+                    message = await coming
+            except TimeoutError:
+                raise (bodies_full() if self._gives_way else body_late()) from None
         if message["type"] == "http.disconnect":
             raise ClientLeft
         return message

@@ -26,7 +26,7 @@ from protocol.errors import bad_request, forbidden, unsupported_media_type
 from utils.addresses import parse_ip
 from utils.config import ConfigModel
 
-_LOOKED_AT = frozenset(
+LOOKED_AT = frozenset(
     [
         *(b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"),
         *(b"content-type", b"content-length", b"transfer-encoding"),
@@ -78,7 +78,7 @@ def browser_headers(scope: Mapping[str, Any]) -> dict[bytes, bytes]:
     """
     found: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name in _LOOKED_AT:
+        if name in LOOKED_AT:
             if name in found:
                 raise bad_request(f"the request has more than one {name.decode()} header")
             found[name] = value

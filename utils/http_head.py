@@ -34,9 +34,16 @@ VERSIONS = ("1.0", "1.1")
 
 
 def check_head(
-    version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], limits: HttpLimits
+    version: str,
+    target: bytes,
+    headers: Sequence[tuple[bytes, bytes]],
+    limits: HttpLimits,
+    most: int = HEAD_BYTES + 1,
 ) -> None:
     """Check a whole head.
+
+    Args:
+        most: bytes that it can have at most, as it came.
 
     Raises:
         ApiError: 400, 404, 431, 501 or 505.
@@ -47,12 +54,13 @@ def check_head(
     if b"%" in path and not unquote(path).isprintable():
         # a router's pattern may end before a line break: one route would have two paths
         raise not_found("no path here has control characters")
-    size = len(target) + sum([len(name) + len(value) for name, value in headers])
-    if size > HEAD_BYTES:
-        raise head_too_large(f"a head of more than {HEAD_BYTES} bytes")
     longest = limits.limit_request_field_size
-    if size > longest and any(len(name) + len(value) > longest for name, value in headers):
-        raise head_too_large(f"a header field of more than {longest} bytes")
+    if most > min(longest, HEAD_BYTES):  # it rarely is
+        size = len(target) + sum([len(name) + len(value) for name, value in headers])
+        if size > HEAD_BYTES:
+            raise head_too_large(f"a head of more than {HEAD_BYTES} bytes")
+        if any(len(name) + len(value) > longest for name, value in headers):
+            raise head_too_large(f"a header field of more than {longest} bytes")
     singles = [field for field in headers if field[0] in SINGLE]
     single = dict(singles)
     if len(single) < len(singles):

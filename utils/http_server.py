@@ -143,6 +143,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _parse(self, data: bytes) -> None:
         heads, in_head = self._heads, self._in_head
+        self._most = self._head_bytes + PARSED_AT_ONCE + len(data)  # the first piece is not in `_head_bytes`
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -231,7 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._replaying:
             return
         try:
-            check_head(self.parser.get_http_version(), self.url, self.headers, self.limits)
+            check_head(self.parser.get_http_version(), self.url, self.headers, self.limits, self._most)
         except ApiError as error:
             self._refusal = error
             raise

@@ -46,6 +46,7 @@ from protocol.errors import (
 from protocol.routes import CHAT_COMPLETION_V1
 from protocol.sse import MEDIA_TYPE
 from utils.config import ConfigError
+from utils.messages import one_line
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -260,8 +261,7 @@ def _open_client() -> httpx2.AsyncClient:
     try:
         return openai.DefaultAsyncHttpxClient()
     except (ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())
         raise ConfigError(
             "openai_jumper_configs: the accounts cannot be called through the proxy that the environment "
-            f"names (ALL_PROXY, HTTPS_PROXY, HTTP_PROXY): {reason}"
+            f"names (ALL_PROXY, HTTPS_PROXY, HTTP_PROXY): {one_line(error)}"
         ) from None

@@ -10,7 +10,7 @@ from yarl import URL
 
 from client.health.breaker import Breaker
 from client.health.load import Load
-from client.health.terms import DEFAULT_TERMS, Terms
+from client.health.terms import UNTOLD_TERMS, Terms
 from protocol.status import ServerStatus, ServiceKind
 from utils.config import Secret
 
@@ -62,7 +62,7 @@ class Replica:
     _urls: dict[str, URL] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.terms = DEFAULT_TERMS[self.kind]
+        self.terms = UNTOLD_TERMS[self.kind]
 
     @property
     def model_names(self) -> tuple[str, ...]:

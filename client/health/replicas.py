@@ -16,7 +16,7 @@ from typing import Literal
 
 from client.health.load import DEFAULT_SLOTS
 from client.health.replica import Replica, ReplicaState
-from client.health.terms import DEFAULT_TERMS, KnownTerms, Terms
+from client.health.terms import UNTOLD_TERMS, KnownTerms, Terms
 from protocol.status import ServerState, ServerStatus, ServiceKind
 from utils.addresses import Address
 
@@ -83,7 +83,7 @@ class Registry:
     def max_length(self, model: str) -> int | None:
         """Tokens of prompt and answer together that every live server of `model` takes; None: none says."""
         serving = (
-            r for kind in DEFAULT_TERMS for r in self.serving(kind, model) if r.state is ReplicaState.READY
+            r for kind in UNTOLD_TERMS for r in self.serving(kind, model) if r.state is ReplicaState.READY
         )
         lengths = [r.status.capacity.model_max_length for r in serving if r.status and r.status.capacity]
         return min(lengths, default=None)

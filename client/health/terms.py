@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.accepts import GIVEN, TRUE, Accepts, OptionOf, Refusal, above, applies
+from protocol.accepts import Accepts, OptionOf, applies
 from protocol.routes import COMPLETION_V1, COMPLETION_V2, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
 from protocol.status import ServiceKind
 
@@ -36,24 +36,14 @@ class Terms:
         return True
 
 
-_REASON = "the server does not say that it can"
-_DRAFTS = {"prompt_lookup_num_tokens": above(0)}
-_STATIC = [
-    ("stream", {"stream": TRUE}),
-    ("resume", {"resume": GIVEN}),
-    ("logprobs", {"logprobs": GIVEN, "num_beams": above(1)}),
-    ("prompt_lookup_num_tokens", _DRAFTS | {"do_sample": TRUE}),
-    ("prompt_lookup_num_tokens", _DRAFTS | {"logprobs": GIVEN}),
-]
-
 _OPENAI = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
-_REFUSALS = tuple(Refusal(option=option, reason=_REASON, when=when) for option, when in _STATIC)
 
-DEFAULT_TERMS: dict[ServiceKind, Terms] = {
+UNTOLD_TERMS: dict[ServiceKind, Terms] = {
     "continuous_batching": Terms(Accepts(routes=(COMPLETION_V2, *_OPENAI))),
-    "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI), refusals=_REFUSALS)),
+    "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI))),
 }
-"""For servers whose ``/status`` has none, as in older versions, and for all before their first probe."""
+"""For servers whose ``/status`` has none, and for all before their first probe: the routes by which their
+kind is known. What they refuse they say themselves, when they are asked."""
 
 
 class KnownTerms:
@@ -63,9 +53,9 @@ class KnownTerms:
         self._by_text: dict[str, Terms] = {}
 
     def of(self, kind: ServiceKind, accepts: Accepts | None) -> Terms:
-        """The terms in a server's ``/status``, or the default ones of its kind."""
+        """The terms in a server's ``/status``, or those of a server that tells none."""
         if accepts is None:
-            return DEFAULT_TERMS[kind]
+            return UNTOLD_TERMS[kind]
         text = accepts.model_dump_json()
         if text not in self._by_text:
             if len(self._by_text) >= MAX_TERMS:  # a server may change them with each answer

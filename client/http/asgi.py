@@ -80,12 +80,11 @@ class CompletionFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._logged(scope, receive, send)
 
-    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # the exact paths: whatever else a router might take for one of them meets the gate
         if scope["type"] == "http" and scope["path"] in RELAYED and scope["method"] == "POST":
-            await self._complete(scope, receive, send)
-        else:
-            await self._app(scope, receive, closing(send) if self.gateway.draining else send)
+            return self._complete(scope, receive, send)
+        return self._app(scope, receive, closing(send) if self.gateway.draining else send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         gateway, route = self.gateway, scope["path"]

@@ -106,5 +106,8 @@ def _tokens(prompt: str | Sequence[int]) -> int:
 
 def _count(fields: dict[str, Any], name: str, default: int = 1) -> int:
     """A positive whole number, or `default` for whatever else stands there."""
-    value = as_whole(fields.get(name))
+    value = fields.get(name)
+    if value is None:
+        return default
+    value = as_whole(value)
     return value if type(value) is int and value > 0 else default

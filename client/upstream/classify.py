@@ -11,6 +11,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from protocol.errors import LOOP_DETECTED, ErrorResponse, status_of
+from utils.messages import one_line
 
 
 class Outcome(StrEnum):
@@ -144,8 +145,7 @@ def describe(error: Exception) -> str:
             return f"cannot connect: {os.strerror(cause.errno)}"
         return f"cannot connect: {cause.strerror or cause}"
     # some errors quote what the server sent, which may be long or not text
-    text = " ".join(str(error).split())[:MAX_DESCRIPTION]
-    return "".join(char if char.isprintable() else "?" for char in text) or type(error).__name__
+    return "".join(char if char.isprintable() else "?" for char in one_line(error)[:MAX_DESCRIPTION])
 
 
 def of_error(error: Exception) -> Verdict:

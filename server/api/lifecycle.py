@@ -11,6 +11,7 @@ from typing import Protocol
 from protocol.status import Announcement
 from server.api.service import Service
 from utils.drain import Drain
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Lifecycle:
             if self._on_ready is not None:
                 self._on_ready()
         except Exception as error:
-            logger.error("%s cannot be served: %s", self._service.model_id, _one_line(error))
+            logger.error("%s cannot be served: %s", self._service.model_id, one_line(error))
             logger.debug("the failure in full", exc_info=error)
             await self._service.close()
             if self._on_failure is not None:
@@ -105,8 +106,3 @@ class Lifecycle:
 
     def drain_timeout(self) -> float:
         return self._drain_timeout
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__

@@ -7,6 +7,6 @@ class ModelError(Exception):
     """A model that cannot be served as configured; the message is one line for the operator."""
 
 
-def one_line(error: BaseException) -> str:
-    """The message of `error` without line breaks, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+def computes_nan(path: str) -> ModelError:
+    """The error for a model whose logits are no numbers, tried out when it was loaded."""
+    return ModelError(f"{path}: the model computes NaN: try another torch_dtype")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.gguf.config import config_fields
 from server.checkpoints.gguf.header import SUFFIX, GGUFHeader
 from server.checkpoints.lengths import positions
+from utils.messages import one_line
 
 
 def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.gguf.header import SUFFIX as GGUF_SUFFIX
 from server.checkpoints.gguf.header import parts_of
+from utils.messages import one_line
 
 MODELSCOPE = "modelscope:"
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py", "additional_chat_templates/*")

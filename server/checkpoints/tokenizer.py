@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.files import read_json
 from server.checkpoints.gguf import tokenizer as gguf_tokenizer
 from server.checkpoints.gguf.header import SUFFIX
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 
 import torch
 
+from server.checkpoints.errors import computes_nan
 from server.continuous_batching.build_worker import build_storage, build_worker
 from server.continuous_batching.cache_size import size_cache
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.loaded_model import Join, LoadedModel, load
+from server.continuous_batching.phases import phase
 from server.layers.cache_spec import CacheSpec, cache_specs
 from server.layers.shard import WHOLE, Shard
 from server.scheduling.limits import Limits
 from server.worker.cache_storage import CacheStorage
 from server.worker.worker import Worker
+
+_TRIED_TOKENS = 2
+"""Of the prompt that is computed once the model is loaded; on GPUs its kernels are compiled already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +60,7 @@ def build_rank(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = N
     limits = size_cache(config, loaded, specs)
     storage = build_storage(loaded, specs, limits)
     worker, sampling = build_worker(loaded, specs, storage, limits)
+    with phase("a short prompt"):
+        if not worker.computes_numbers(min(_TRIED_TOKENS, limits.block_size, limits.model_max_length)):
+            raise computes_nan(loading.model_name_or_path)
     return BuiltRank(loaded, specs, limits, storage, worker, sampling)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from protocol.errors import ApiError
 from protocol.generation import GenerationConfig
 from server.checkpoints.config_of import config_of
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.continuous_batching.build import build_engine
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import RequestFailure, StepOutput
@@ -25,6 +26,7 @@ from server.text.checks import ModelSize
 from server.text.detokenizer import Detokenizer
 from server.text.logprob import TokenLogprob
 from server.text.offline import Answer, Generation, start_generations
+from utils.messages import one_line
 
 
 class GenerationError(Exception):
@@ -90,7 +92,7 @@ class LLM:
             TypeError, ValueError: arguments that are no prompts or options at all.
         """
         try:
-            generations, configs = start_generations(prompts, config, self.tokenizer, self._size)
+            generations, configs, tokens = start_generations(prompts, config, self.tokenizer, self._size)
         except ApiError as error:
             raise GenerationError(str(error)) from error
         results: dict[str, _Pending] = {}
@@ -98,7 +100,7 @@ class LLM:
         # no caller waits for a single answer: the longest first, so that the batch is full to the end
         for index in sorted(range(len(prompts)), key=lambda i: -configs[i].max_new_tokens):
             generation, options = generations[index], configs[index]
-            request = self._request(generation.prompt_token_ids, options)
+            request = self._request(tokens[index], options)
             if (refusal := self.engine.objection(request)) is not None:
                 raise GenerationError(f"prompts[{index}]: {refusal.message}")
             requests.append(request)
@@ -114,7 +116,7 @@ class LLM:
             self._write(pending.generation, pending.options)
         return generations
 
-    def _request(self, token_ids: list[int], options: GenerationConfig) -> Request:
+    def _request(self, token_ids: np.ndarray, options: GenerationConfig) -> Request:
         self._count += 1
         params = SamplingParams.of(options, self._model.eos_token_ids, self._prompt_lookup)
         return Request(f"offline-{self._count}", token_ids, params, time.monotonic())

@@ -140,7 +140,9 @@ class LinearLayer(nn.Module):
     """``y = x Wᵀ + b`` for one or several projections of the same input, however W is stored.
 
     Models and `ops` know of a layer what this class says; a weight format brings a class of its own
-    (`server.quantization.linear`).
+    (`server.quantization.linear`), and so does what changes the products of another layer. Backends fuse what
+    is `dense`, and codes that they can read. Of any other layer they call `forward` or `add_to`, or refuse
+    the model by its class.
 
     Attributes:
         dense: W is the floats in `weight` and nothing else, for whatever product is fastest; otherwise
@@ -200,7 +202,7 @@ class LinearLayer(nn.Module):
 
     def objection_to_codes(self, bits: int) -> str | None:
         """Why `quantized_weights` cannot give one matrix of codes of `bits` bits; None: it can."""
-        raise NotImplementedError
+        return f"they do not compute layers of class {type(self).__name__}"
 
     def quantized_weights(self) -> Sequence[GroupedCodes]:
         """The loaded weight as codes: one matrix, or one for each projection.

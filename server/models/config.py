@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.lengths import eos_token_ids
 from server.layers.spec import ModelSpec
 from server.models.registry import FAMILIES, read_architecture
 from server.models.split import split
+from utils.messages import one_line
 
 if TYPE_CHECKING:
     from server.models.architecture import Architecture

@@ -23,6 +23,7 @@ from server.models.linears import Linears
 from server.models.names import Names
 from server.ops.attention import AttentionBackend
 from server.ops.communication import Communication
+from server.ops.hidden_states import HiddenStates
 from server.ops.layer_ops import LayerOps
 
 
@@ -141,6 +142,7 @@ class Decoder(DecoderWeights):
         ops: LayerOps,
         out: Tensor | None = None,
         comm: Communication | None = None,
+        states: HiddenStates | None = None,
     ) -> Tensor:
         """Compute a step's tokens.
 
@@ -151,6 +153,7 @@ class Decoder(DecoderWeights):
             ops: the arithmetic.
             out: takes the result instead of new memory.
             comm: adds up what the ranks of a split model have computed; None: the model is in one piece.
+            states: gets the hidden states that are wanted.
 
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
@@ -158,6 +161,8 @@ class Decoder(DecoderWeights):
         x = self.embed(token_ids, attention.positions, comm)
         for layer in self.layers:
             x = layer(x, attention, ops, comm)
+        if states is not None:
+            states.values = ops.norm(x.index_select(0, states.rows), self.norm)
         if logit_rows is not None:
             x = x.index_select(0, logit_rows)
         return self.logits(x, ops, out, comm)

@@ -15,6 +15,7 @@ from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend, AttentionShape
 from server.ops.capabilities import Capabilities
 from server.ops.communication import Communication
+from server.ops.hidden_states import HiddenStates
 from server.ops.layer_ops import LayerOps
 
 MakeAttention = Callable[[AttentionShape, Sequence[Rotary], Tensor], AttentionBackend[Any]]
@@ -87,6 +88,7 @@ class Backend(ABC):
         logit_rows: Tensor | None,
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
+        states: HiddenStates | None = None,
     ) -> Tensor:
         """A whole forward pass; arguments and result are those of ``Decoder.forward``."""
 
@@ -120,6 +122,7 @@ class LayeredBackend(Backend):
         logit_rows: Tensor | None,
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
+        states: HiddenStates | None = None,
     ) -> Tensor:
-        logits: Tensor = model(token_ids, logit_rows, attention, self.layer_ops, out, self._comm)
+        logits: Tensor = model(token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states)
         return logits

@@ -41,7 +41,8 @@ class LayerOps:
         return pack_layers(model, dtype, model.embedding.device)
 
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
-        """[tokens, inputs] → [tokens, outputs]; what changes a layer's products (adapters) does it here."""
+        """[tokens, inputs] → [tokens, outputs], by the layer itself. An override fuses `dense` layers alone:
+        others change their products (adapters), or multiply with codes."""
         y: Tensor = linear(x)
         return y
 

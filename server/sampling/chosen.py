@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from server.device.transfer import to_host
+from server.sampling.hidden_states import StepStates
 from server.sampling.logprobs import StepLogprobs
 from server.sampling.prompt_scores import PromptScores
 from server.scheduling.step import StepResult
@@ -32,12 +33,20 @@ class PendingTokens:
         tokens: int32 [sequences] on the device.
         logprobs: to be reported with them; sent already.
         prompts: the same of prompts.
+        states: hidden states, sent already.
     """
 
-    def __init__(self, tokens: Tensor, logprobs: StepLogprobs, prompts: PromptScores | None = None) -> None:
+    def __init__(
+        self,
+        tokens: Tensor,
+        logprobs: StepLogprobs,
+        prompts: PromptScores | None = None,
+        states: StepStates | None = None,
+    ) -> None:
         self._tokens = to_host(tokens)
         self._logprobs = logprobs
         self._prompts = prompts
+        self._states = states
         self._copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -49,11 +58,12 @@ class PendingTokens:
             self._copied.synchronize()
         result = one_token_each(self._tokens.numpy(), self._logprobs)
         result.prompts = None if self._prompts is None else self._prompts.read()
+        result.states = None if self._states is None else self._states.read()
         return result
 
 
 def one_token_each(tokens: np.ndarray, logprobs: StepLogprobs) -> StepResult:
     """The result of a step without drafts; `tokens` are integers [sequences]."""
     count = len(tokens)
-    reports = logprobs.report(np.arange(count)[:, None])
+    reports = logprobs.report(np.arange(count)[:, None]) if logprobs else None
     return StepResult(tokens[:, None], np.ones(count, np.int64), reports)

@@ -10,6 +10,7 @@ from server.sampling.beam_continuations import Continuations
 from server.sampling.choice import Choose, choose_by_torch, choose_tokens
 from server.sampling.chosen import ChosenTokens, PendingTokens, one_token_each
 from server.sampling.gpu_sampler import GpuSampler
+from server.sampling.hidden_states import StepStates
 from server.sampling.lines import Lines
 from server.sampling.logprobs import StepLogprobs
 from server.sampling.pipeline import change_scores
@@ -58,10 +59,10 @@ class Decoder:
         prompts = None
         if forward.scored is not None:
             prompts = PromptScores(forward.scored, step, self.state.tokens)
+        states = None if forward.states is None else StepStates(forward.states, step)
         if self.sampler is None:
             result = self.decode(forward.sampled.float(), step, sample)
-            result.prompts = None if prompts is None else prompts.read()
-            return ChosenTokens(result)
+            return ChosenTokens(_with(result, prompts, states))
         state, logits = self.state, forward.sampled
         logprobs = StepLogprobs(logits, state.logprobs[slots])
         beams = np.flatnonzero(state.beams[slots])
@@ -76,12 +77,11 @@ class Decoder:
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
         if not candidates:
-            return PendingTokens(tokens, logprobs, prompts)
+            return PendingTokens(tokens, logprobs, prompts, states)
         chosen = tokens.cpu().numpy()  # whatever was sent before is there, too
         result = one_token_each(chosen, logprobs)
         result.candidates = candidates
-        result.prompts = None if prompts is None else prompts.read()
-        return ChosenTokens(result)
+        return ChosenTokens(_with(result, prompts, states))
 
     def _continue_beams(
         self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, beams: np.ndarray, sample: SampleInput
@@ -155,6 +155,15 @@ class Decoder:
             self._report_candidates(found, slots, beams, logprobs)
             result.candidates = found
         return result
+
+
+def _with(result: StepResult, prompts: PromptScores | None, states: StepStates | None) -> StepResult:
+    """`result`, with what else the step gives back."""
+    if prompts is not None:
+        result.prompts = prompts.read()
+    if states is not None:
+        result.states = states.read()
+    return result
 
 
 def _verified(

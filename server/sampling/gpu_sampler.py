@@ -103,6 +103,8 @@ class GpuSampler:
     def _wanted(self, lines: Lines) -> dict[int, tuple[Stage, Lines]]:
         """The stages to apply, by number, with the lines that want them."""
         state = self._state
+        if not state.wants_any(lines.slots):
+            return {}
         wanting = state.wanting[:, lines.slots] & ~state.beams[lines.slots]
         wanted = {}
         for index in np.flatnonzero(wanting.any(axis=1)).tolist():

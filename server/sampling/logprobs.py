@@ -19,20 +19,21 @@ class StepLogprobs:
     """
 
     def __init__(self, logits: Tensor, wanted: np.ndarray) -> None:
+        self._counts = wanted[wanted >= 0]
+        self._sent: list[Tensor] = []
+        if not self:
+            return  # in nearly every step
         chosen = np.flatnonzero(wanted >= 0)
         self._place = np.full(len(wanted), -1, np.int64)
         self._place[chosen] = np.arange(chosen.size)
-        self._counts = wanted[chosen]
-        self._sent: list[Tensor] = []
-        if chosen.size:
-            self._lines = to_device(chosen, logits.device)
-            self._logs = torch.log_softmax(logits[self._lines].float(), dim=-1)
-            count = min(max(int(wanted.max()), 1), logits.shape[-1])
-            self._best = torch.topk(self._logs, count, dim=-1)
+        self._lines = to_device(chosen, logits.device)
+        self._logs = torch.log_softmax(logits[self._lines].float(), dim=-1)
+        count = min(max(int(wanted.max()), 1), logits.shape[-1])
+        self._best = torch.topk(self._logs, count, dim=-1)
 
     def __bool__(self) -> bool:
         """Whether any line wants a report."""
-        return bool(self._counts.size)
+        return self._counts.size > 0
 
     def of(self, lines: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """float32 [n]: of `tokens` [n] on lines that want reports."""

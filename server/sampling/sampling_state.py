@@ -74,6 +74,8 @@ class SamplingState:
         self.beams = np.zeros(num_slots, bool)
         self.sampled_beams = np.zeros(num_slots, bool)
         self.logprobs = np.full(num_slots, -1, np.int64)
+        self._taking = [stage for stage in self.stages if type(stage).take is not Stage.take]
+        self._unsent = False
 
     # -- slots change hands and get tokens -----------------------------------------------------
 
@@ -92,7 +94,7 @@ class SamplingState:
 
     def assign(self, start: SlotStart) -> None:
         """Take a slot for a sequence."""
-        slot, params = start.slot, start.params
+        slot, params, self._unsent = start.slot, start.params, True
         sampled, temperature = params.options["do_sample"], params.options["temperature"]
         self.temperatures[slot] = temperature if sampled else 1.0
         self.draws.set(slot, OF_BEAMS if params.uses_beams else temperature if sampled else 0.0)
@@ -128,6 +130,7 @@ class SamplingState:
     def _copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Copy what is kept for slots `sources` to slots `targets` (beams that split)."""
         self.tokens.copy(sources, targets)
+        self._unsent = True
         for stage, wanting in zip(self.stages, self.wanting, strict=True):
             some = wanting[sources]
             if some.any():
@@ -145,11 +148,14 @@ class SamplingState:
 
     def take(self, sample: SampleInput) -> None:
         """Take in what is sent for the choice of a step's tokens."""
-        for stage in self.stages:
+        for stage in self._taking:
             stage.take(sample)
 
     def flush(self) -> None:
         """Carry what was assigned to the device; before the next forward pass."""
+        if not self._unsent:
+            return
+        self._unsent = False
         self.draws.flush()
         self.numbers.flush()
         for stage in self.stages:
@@ -171,6 +177,10 @@ class SamplingState:
             stage = self.stages[index]
             if stage.is_filter == filters:
                 yield stage, lines.take(np.flatnonzero(wanting[index]))
+
+    def wants_any(self, slots: np.ndarray) -> bool:
+        """Whether any of these slots wants a stage."""
+        return bool((self.changed[slots] | self.filtered[slots]).any())
 
     def is_plain(self, slots: np.ndarray) -> bool:
         """Whether beams of these slots are continued by the logits alone."""

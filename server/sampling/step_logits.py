@@ -20,6 +20,7 @@ class StepLogits:
         padding: lines at the end that stand for nothing.
         scored: [tokens, vocab], of tokens whose successors' log probabilities are reported, in the order of
             `StepInput.scored`; None where there are none.
+        states: [wanted, hidden], hidden states of `StepInput.state_rows`; None where none are wanted.
     """
 
     logits: Tensor
@@ -28,8 +29,9 @@ class StepLogits:
     tokens: Tensor | None = None
     padding: int = 0
     scored: Tensor | None = None
+    states: Tensor | None = None
 
     @property
     def sampled(self) -> Tensor:
         """The logits without padding."""
-        return self.logits[: len(self.logits) - self.padding]
+        return self.logits[: -self.padding] if self.padding else self.logits

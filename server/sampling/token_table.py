@@ -30,12 +30,11 @@ class TokenTable:
         """Write all tokens of sequences that take slots."""
         if not starts:
             return
-        sent = to_device(np.concatenate([start.tokens for start in starts]), self.tokens.device)
-        begin = 0
-        for start in starts:
-            end = begin + len(start.tokens)
-            self.tokens[start.slot, : end - begin].copy_(sent[begin:end])
-            begin = end
+        width = self.tokens.shape[1]
+        places = [np.arange(start.slot * width, start.slot * width + len(start.tokens)) for start in starts]
+        values = to_device(np.concatenate([start.tokens for start in starts]), self.tokens.device)
+        index = to_device(np.concatenate(places), self.tokens.device)
+        self.tokens.view(-1).index_copy_(0, index, values)
 
     def copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Copy tokens of slots `sources` to slots `targets`; no slot is in both."""

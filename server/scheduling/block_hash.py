@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
 
@@ -22,13 +20,12 @@ def cache_root(*parts: bytes) -> bytes:
     return root.digest()
 
 
-def block_hash(parent: bytes, tokens: Sequence[int], key: bytes = b"") -> bytes:
+def block_hash(parent: bytes, tokens: bytes, key: bytes = b"") -> bytes:
     """128-bit hash of a block's content and, through `parent`, of everything before it.
 
     Args:
         parent: hash of the block before, or the chain's `cache_root`.
-        tokens: of the block.
+        tokens: those of the block, int32.
         key: what its keys and values depend on beside tokens (an image whose places these tokens hold).
     """
-    content = array("q", tokens).tobytes()
-    return blake2b(content + key if key else content, digest_size=16, key=parent).digest()
+    return blake2b(parent + tokens + key, digest_size=16).digest()

@@ -142,13 +142,17 @@ class CacheGroup:
 
     def hold(self, table: BlockTable, first: int, end: int) -> None:
         """Let `table` hold a block at each place from `first` to `end` (exclusive)."""
-        blocks = table.blocks
-        if len(blocks) < end:
-            blocks.extend([NO_BLOCK] * (end - len(blocks)))
-        for place in range(first, end):
+        blocks, allocate, length = table.blocks, self.device.allocate, len(table.blocks)
+        for place in range(first, min(end, length)):
             if blocks[place] == NO_BLOCK:
-                blocks[place] = self.device.allocate()
+                blocks[place] = allocate()
                 table.mirrored = min(table.mirrored, place)
+        if length < end:
+            blocks.extend([NO_BLOCK] * (end - length))
+            fresh = max(first, length)
+            table.mirrored = min(table.mirrored, fresh)
+            for place in range(fresh, end):
+                blocks[place] = allocate()
 
     def blocks_to_grow(self, tables: Iterable[tuple[BlockTable, int]], pool: BlockPool) -> int:
         """How many available blocks `grow` takes for (table, place) of each sequence of a request."""

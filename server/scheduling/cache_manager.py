@@ -55,7 +55,9 @@ class CacheManager:
         self.groups = [CacheGroup(size, block_size) for size in sizes]
         self.slides = any(group.slides for group in self.groups)
         self.prefix_cache = prefix_cache
-        self._prefixes = PrefixMatcher(self.groups, block_size, separates_decoded=separates_decoded)
+        self._prefixes = PrefixMatcher(
+            self.groups, block_size, prefix_cache=prefix_cache, separates_decoded=separates_decoded
+        )
         self.counters = CacheCounters()
 
     def has_blocks(self, count: int) -> bool:

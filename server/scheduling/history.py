@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
+
+import numpy as np
 
 
 class TokenHistory:
-    """An append-only token list that forks in constant time.
+    """An append-only array of int32 tokens that forks in constant time.
 
     A fork shares everything up to that moment with its origin and sees nothing of what the origin
     appends later.
+
+    Args:
+        tokens: the first ones; an array of them is int32.
+        parent: where it goes on.
+
+    Raises:
+        OverflowError: a token is beyond int32.
     """
 
     __slots__ = ("_parent", "_start", "_tokens", "length")
 
-    def __init__(self, tokens: Iterable[int] = (), parent: TokenHistory | None = None) -> None:
+    def __init__(self, tokens: Iterable[int] | np.ndarray = (), parent: TokenHistory | None = None) -> None:
         self._parent = parent
         self._start: int = 0 if parent is None else parent.length
-        self._tokens = list(tokens)
+        self._tokens = array("i", tokens.tobytes() if isinstance(tokens, np.ndarray) else tokens)
         self.length: int = self._start + len(self._tokens)
         """Tokens; what `len` gives, at once: it is read for every token of every sequence."""
 
@@ -37,17 +47,25 @@ class TokenHistory:
     @property
     def last(self) -> int:
         """The newest token."""
-        return self._tokens[-1] if self._tokens else self.slice(self._start - 1, self._start)[0]
+        return self._tokens[-1] if self._tokens else self._part(self._start - 1, self._start)[0]
 
     def slice(self, start: int, end: int) -> list[int]:
         """Tokens at positions `start` to `end` (exclusive)."""
+        return self._part(start, end).tolist()
+
+    def as_array(self, start: int, end: int) -> np.ndarray:
+        """int32 [end - start]: the same, quicker, where no list is needed."""
+        return np.frombuffer(self._part(start, end), np.int32)
+
+    def _part(self, start: int, end: int) -> array[int]:
+        """A copy: a history can only grow while nothing else refers to its memory."""
         if start >= self._start:
             return self._tokens[start - self._start : end - self._start]
-        parts: list[list[int]] = []
+        parts: list[array[int]] = []
         stem: TokenHistory | None = self
         while stem is not None and end > start:
             if end > stem._start:
                 parts.append(stem._tokens[max(start - stem._start, 0) : end - stem._start])
                 end = stem._start
             stem = stem._parent
-        return [token for part in reversed(parts) for token in part]
+        return array("i", b"".join([part.tobytes() for part in reversed(parts)]))

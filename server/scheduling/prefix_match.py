@@ -33,12 +33,16 @@ class PrefixMatcher:
     Args:
         groups: of layers; a prefix counts as far as all of them have it.
         block_size: tokens a block.
+        prefix_cache: whether requests share blocks; otherwise only the sequences of each do.
         separates_decoded: decoded tokens hash differently from those of a prompt.
     """
 
-    def __init__(self, groups: Seq[CacheGroup], block_size: int, *, separates_decoded: bool) -> None:
+    def __init__(
+        self, groups: Seq[CacheGroup], block_size: int, *, prefix_cache: bool, separates_decoded: bool
+    ) -> None:
         self._groups = groups
         self._block_size = block_size
+        self._prefix_cache = prefix_cache
         self._separates_decoded = separates_decoded
 
     def openings(self, request: Request) -> list[Opening]:
@@ -46,7 +50,8 @@ class PrefixMatcher:
         openings: list[Opening] = []
         own: list[dict[bytes, Place]] = [{} for _ in self._groups]
         for sequence in request.sequences:
-            self.hash_full_blocks(sequence, len(sequence.history) - 1)
+            if self._prefix_cache or len(request.sequences) > 1:
+                self.hash_full_blocks(sequence, len(sequence.history) - 1)
             reusable = request.reusable(sequence) // self._block_size
             length = self._longest_match(sequence.hashes[:reusable], own)
             contents = sequence.hashes[:length]
@@ -62,14 +67,19 @@ class PrefixMatcher:
     def hash_full_blocks(self, sequence: Sequence, tokens: int) -> None:
         """Extend `sequence.hashes` to the blocks that the first `tokens` tokens fill."""
         size, hashes, request = self._block_size, sequence.hashes, sequence.request
-        keys = request.block_keys
-        for index in range(len(hashes), tokens // size):
-            parent = hashes[-1] if hashes else request.cache_root
-            own = sequence.history.slice(index * size, (index + 1) * size)
+        first, end = len(hashes), tokens // size
+        if first >= end:
+            return
+        contents = sequence.history.as_array(first * size, end * size).tobytes()
+        width, keys = len(contents) // (end - first), request.block_keys
+        parent = hashes[-1] if hashes else request.cache_root
+        for index in range(first, end):
             key = keys.get(index, b"") if keys else b""
             if self._separates_decoded and request.prompt_end < (index + 1) * size:
                 key += b"decoded from %d" % max(request.prompt_end - index * size, 0)
-            hashes.append(block_hash(parent, own, key))
+            begin = (index - first) * width
+            parent = block_hash(parent, contents[begin : begin + width], key)
+            hashes.append(parent)
 
     def _longest_match(self, contents: Seq[bytes], own: Seq[Container[bytes]]) -> int:
         """The most blocks that all groups have, as far as they are seen from behind."""

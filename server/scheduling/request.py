@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from protocol.errors import unprocessable
 from protocol.generation import OF_TOKEN_IDS
@@ -123,7 +125,7 @@ class Request:
 
     Args:
         id: name given by the caller, unique among live requests.
-        prompt: token ids.
+        prompt: token ids; int32 where it is an array.
         params: how tokens are chosen.
         arrival: monotonic seconds.
         priority: higher is served earlier.
@@ -155,7 +157,7 @@ class Request:
     def __init__(
         self,
         id: str,
-        prompt: list[int],
+        prompt: Collection[int] | np.ndarray,
         params: SamplingParams,
         arrival: float,
         *,
@@ -191,7 +193,7 @@ class Request:
             if any(emitted) or finished_answers:  # each answer goes on from where it was
                 self.expands = False
                 self.sequences = [
-                    Sequence(self, index, TokenHistory(prompt + tokens))
+                    Sequence(self, index, TokenHistory([*prompt, *tokens]))
                     for index, tokens in enumerate(emitted)
                     if index not in finished_answers
                 ]
@@ -205,7 +207,7 @@ class Request:
         if params.max_new_tokens < 1:
             raise unprocessable(f"max_new_tokens: {params.max_new_tokens} is not at least 1")
         for sequence in self.sequences:
-            check_tokens(vocab_size, sequence.history.slice(0, len(sequence.history)), "prompt")
+            check_tokens(vocab_size, sequence.history.as_array(0, len(sequence.history)), "prompt")
         for option in OF_TOKEN_IDS:
             check_tokens(vocab_size, token_ids_in(params.options[option]), option)
         check_tokens(vocab_size, params.eos_token_ids, "eos_token_id")

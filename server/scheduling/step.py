@@ -6,7 +6,9 @@ comes back. Positions are places of tokens in their sequence, counted from 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 
@@ -18,20 +20,19 @@ FAILED = -1
 """Stands for the token of a sequence whose scores are not finite."""
 
 
-_NO_INTEGERS, _NO_MOVES = np.empty(0, np.int32), np.empty((0, 3), np.int64)
-"""Shared by all steps: most of what a step may have is not there."""
-for _shared in (_NO_INTEGERS, _NO_MOVES):
-    _shared.flags.writeable = False
+def _nothing(dtype: type, *shape: int) -> Callable[[], np.ndarray]:
+    """Gives the same empty array to all steps, in which most of what they may have is not there."""
+    shared: np.ndarray = np.empty(shape or 0, dtype)
+    shared.flags.writeable = False
+    return repeat(shared).__next__  # without a call in Python: a step has dozens of them
 
 
-def no_integers() -> np.ndarray:
-    """int32 [0]."""
-    return _NO_INTEGERS
-
-
-def no_moves() -> np.ndarray:
-    """int64 [0, 3]."""
-    return _NO_MOVES
+no_integers = _nothing(np.int32)
+no_moves = _nothing(np.int64, 0, 3)
+_no_truths = _nothing(bool)
+_no_scores = _nothing(np.float32)
+_no_masks = _nothing(np.int32, 0, 0)
+_NO_INTEGERS = no_integers()
 
 
 @dataclass(slots=True)
@@ -81,6 +82,8 @@ class StepInput:
         scored_chunks, scored_starts, scored_ends: int32 [runs], runs of tokens of chunks: the log probability
             of the token behind each is reported.
         scored_tops: int32 [runs], and so many of the likeliest tokens beside it.
+        state_chunks, state_starts, state_ends: int32 [runs], tokens of chunks whose hidden states go back.
+        state_sums: bool [runs], of which only the sum does: what a prompt is pooled of, chunk by chunk.
     """
 
     moved_from: np.ndarray = field(default_factory=no_integers)
@@ -108,11 +111,15 @@ class StepInput:
     chunk_slots: np.ndarray = field(default_factory=no_integers)
     chunk_starts: np.ndarray = field(default_factory=no_integers)
     chunk_ends: np.ndarray = field(default_factory=no_integers)
-    chunk_samples: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    chunk_samples: np.ndarray = field(default_factory=_no_truths)
     scored_chunks: np.ndarray = field(default_factory=no_integers)
     scored_starts: np.ndarray = field(default_factory=no_integers)
     scored_ends: np.ndarray = field(default_factory=no_integers)
     scored_tops: np.ndarray = field(default_factory=no_integers)
+    state_chunks: np.ndarray = field(default_factory=no_integers)
+    state_starts: np.ndarray = field(default_factory=no_integers)
+    state_ends: np.ndarray = field(default_factory=no_integers)
+    state_sums: np.ndarray = field(default_factory=_no_truths)
 
     @property
     def has_tokens(self) -> bool:
@@ -127,6 +134,8 @@ class StepInput:
     @property
     def known_tokens(self) -> int:
         """Tokens of all runs."""
+        if not self.has_runs:
+            return 0
         redone = (self.redone_ends - self.redone_starts).sum()
         return int((self.chunk_ends - self.chunk_starts).sum() + redone)
 
@@ -134,13 +143,28 @@ class StepInput:
         """(slots, positions) int32 of the tokens that are computed as decodes again."""
         return _each(self.redone_slots, self.redone_starts, self.redone_ends)
 
+    @property
+    def num_scored(self) -> int:
+        """Tokens of the runs whose successors' log probabilities are reported."""
+        return int((self.scored_ends - self.scored_starts).sum()) if len(self.scored_chunks) else 0
+
     def scored(self) -> tuple[np.ndarray, np.ndarray]:
         """(chunks, positions) int32 of the tokens whose successors' log probabilities are reported."""
         return _each(self.scored_chunks, self.scored_starts, self.scored_ends)
 
+    def state_rows(self) -> np.ndarray:
+        """int64 of the tokens whose hidden states are given back: places among the step's tokens."""
+        lengths = self.chunk_ends - self.chunk_starts
+        first = len(self.decode_slots) + self.draft_lengths.sum() + self.known_tokens - lengths.sum()
+        chunks, positions = _each(self.state_chunks, self.state_starts, self.state_ends)
+        rows: np.ndarray = (first + np.cumsum(lengths) - self.chunk_ends)[chunks].astype(np.int64) + positions
+        return rows
+
     def sampled(self) -> tuple[np.ndarray, np.ndarray]:
         """(slots, positions) int64 of the lines of logits: those of the decodes, of the drafted tokens and of
         the last tokens of chunks that sample. The position is that of the token a line follows."""
+        if not (len(self.draft_lines) or len(self.chunk_slots)):
+            return self.decode_slots.astype(np.int64), self.decode_positions.astype(np.int64)
         slots, positions = [self.decode_slots], [self.decode_positions]
         if len(self.draft_lines):
             lines = np.repeat(self.draft_lines, self.draft_lengths)
@@ -178,10 +202,10 @@ class SampleInput:
         masks: int32 [masks, words], which tokens these are: a bit for each, the lowest first.
     """
 
-    beam_scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+    beam_scores: np.ndarray = field(default_factory=_no_scores)
     mask_slots: np.ndarray = field(default_factory=no_integers)
     mask_positions: np.ndarray = field(default_factory=no_integers)
-    masks: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int32))
+    masks: np.ndarray = field(default_factory=_no_masks)
 
 
 @dataclass(slots=True)
@@ -252,6 +276,7 @@ class StepResult:
         reports: None where no sequence wants one.
         candidates: best continuations of the beams, a request each, in the order of their lines.
         prompts: None where no prompt is reported on.
+        states: float32 [lines, hidden], behind the last norm: of each token of the wanted runs, or their sum.
     """
 
     tokens: np.ndarray
@@ -259,6 +284,7 @@ class StepResult:
     reports: Reports | None = None
     candidates: list[Candidates] = field(default_factory=list)
     prompts: PromptReports | None = None
+    states: np.ndarray | None = None
 
 
 @dataclass(slots=True)

@@ -80,21 +80,25 @@ class StepBuilder:
 
     def _add_tables(self, step: StepInput, sequences: Seq[Sequence]) -> None:
         """The blocks that the worker does not know of yet."""
-        changes = [
-            (group, sequence.slot, place, block)
-            for sequence in sequences
-            if sequence.stale
-            for group, table in enumerate(sequence.tables)
-            for place, block in enumerate(table.blocks[table.mirrored :], table.mirrored)
-            if block != NO_BLOCK
-        ]
+        groups: list[int] = []
+        slots: list[int] = []
+        places: list[int] = []
+        blocks: list[int] = []
         for sequence in sequences:
-            if sequence.stale:
-                sequence.stale = False
-                for table in sequence.tables:
-                    table.mirrored = len(table.blocks)
-        if changes:
-            columns = np.array(changes, np.int32).T
+            if not sequence.stale:
+                continue
+            sequence.stale = False
+            for group, table in enumerate(sequence.tables):
+                new = table.blocks[table.mirrored :]
+                groups += [group] * len(new)
+                slots += [sequence.slot] * len(new)
+                places += range(table.mirrored, table.mirrored + len(new))
+                blocks += new
+                table.mirrored = len(table.blocks)
+        if blocks:
+            columns = np.array([groups, slots, places, blocks], np.int32)
+            if NO_BLOCK in blocks:  # behind a window
+                columns = columns[:, columns[3] != NO_BLOCK]
             step.table_groups, step.table_slots, step.table_places, step.table_blocks = columns
 
 
@@ -129,7 +133,7 @@ def _starts(request: Request) -> list[SlotStart]:
             request.params,
             sequence.index,
             request.prompt_length,
-            np.array(sequence.history.slice(0, len(sequence.history)), np.int32),
+            sequence.history.as_array(0, len(sequence.history)),
         )
         for sequence in request.sequences
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from protocol.accepts import Refusal
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.files import (
     find_pickled,
     pickled_entry,
@@ -33,6 +33,7 @@ from server.static_batching.quantized import load_quantized
 from server.static_batching.tryout import try_out
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.tokenizer import Tokenizer
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 

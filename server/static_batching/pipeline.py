@@ -64,7 +64,7 @@ class StaticPipeline:
             TypeError, ValueError: arguments that are no prompts or options at all.
         """
         size = ModelSize(self._model.vocab_size, self._model.max_length)
-        generations, configs = start_generations(prompts, config, self.tokenizer, size)
+        generations, configs, _ = start_generations(prompts, config, self.tokenizer, size)
         ids = [generation.prompt_token_ids for generation in generations]
         batcher: Batcher[int] = Batcher(self._max_workload, 0.0)
         for i, (prompt, options) in enumerate(zip(ids, configs, strict=True)):

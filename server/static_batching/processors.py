@@ -6,24 +6,14 @@ Where transformers has a processor it is used; the rest is here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import transformers as hf
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-)
 
 from protocol.generation import GenerationConfig
 from server.sampling.choice import choose_function
@@ -54,50 +44,58 @@ class Package:
     grammar: Grammar | None = None
 
 
-def _made(package: Package) -> Iterator[Processor]:
-    """A line for each option that changes scores."""
-    c, prompts, ends = package.config, package.prompts, package.eos_token_ids
-    if c.logit_bias:
-        yield LogitBias(c.logit_bias)
-    if c.repetition_penalty != 1.0:
-        yield Unpadded(RepetitionPenaltyLogitsProcessor(c.repetition_penalty), prompts, repeats=True)
-    if c.presence_penalty or c.frequency_penalty:
-        yield OccurrencePenalty(c.presence_penalty, c.frequency_penalty, prompts.width)
-    if c.no_repeat_ngram_size:
-        yield Unpadded(NoRepeatNGramLogitsProcessor(c.no_repeat_ngram_size), prompts)
-    if words := [tokens for tokens in c.bad_words_ids if len(tokens) > 1 or tokens[0] not in ends]:
-        yield Unpadded(NoBadWordsLogitsProcessor(words), prompts)
-    if c.allowed_token_ids is not None:
-        yield AllowedTokens(c.allowed_token_ids)
-    if c.min_new_tokens and ends:
-        device = str(prompts.input_ids.device)
-        yield MinNewTokensLengthLogitsProcessor(prompts.width, c.min_new_tokens, ends, device=device)
-    if package.grammar is not None:
-        yield GrammarMask(package.grammar, prompts, ends)
+Maker = Callable[[Package, GenerationConfig], Processor | None]
+"""Makes the processor of an option for a package with these options; None where it is off."""
+
+_OPTIONS: list[Maker] = [
+    lambda p, c: LogitBias(c.logit_bias) if c.logit_bias else None,
+    lambda p, c: _unpadded(p, hf.RepetitionPenaltyLogitsProcessor, c.repetition_penalty, 1.0, repeats=True),
+    lambda p, c: OccurrencePenalty(c, p.prompts.width) if c.presence_penalty or c.frequency_penalty else None,
+    lambda p, c: _unpadded(p, hf.NoRepeatNGramLogitsProcessor, c.no_repeat_ngram_size, 0),
+    lambda p, c: _unpadded(p, hf.NoBadWordsLogitsProcessor, _bad_words(p), []),
+    lambda p, c: None if c.allowed_token_ids is None else AllowedTokens(c.allowed_token_ids),
+    lambda p, c: _min_new_tokens(p) if c.min_new_tokens and p.eos_token_ids else None,
+    lambda p, c: None if p.grammar is None else GrammarMask(p.grammar, p.prompts, p.eos_token_ids),
+]
+"""A line for each option that changes scores."""
+
+_FILTERS: list[Maker] = [
+    lambda p, c: None if c.temperature == 1.0 else hf.TemperatureLogitsWarper(c.temperature),
+    lambda p, c: hf.TopKLogitsWarper(c.top_k) if c.top_k else None,
+    lambda p, c: hf.TopPLogitsWarper(c.top_p) if c.top_p < 1.0 else None,
+    lambda p, c: hf.MinPLogitsWarper(c.min_p) if c.min_p else None,
+    lambda p, c: hf.TypicalLogitsWarper(c.typical_p) if c.typical_p < 1.0 else None,
+]
+"""The same for tokens that are drawn here; for beams transformers' own `generate` makes them."""
 
 
-def _filters(c: GenerationConfig) -> Iterator[Processor]:
-    """The same for tokens that are drawn here; for beams transformers' own `generate` makes them."""
-    if c.temperature != 1.0:
-        yield TemperatureLogitsWarper(c.temperature)
-    if c.top_k:
-        yield TopKLogitsWarper(c.top_k)
-    if c.top_p < 1.0:
-        yield TopPLogitsWarper(c.top_p)
-    if c.min_p:
-        yield MinPLogitsWarper(c.min_p)
-    if c.typical_p < 1.0:
-        yield TypicalLogitsWarper(c.typical_p)
+def _unpadded(
+    package: Package, kind: Callable[[Any], Processor], value: object, off: object, *, repeats: bool = False
+) -> Processor | None:
+    """A processor of transformers made for `value`, to which padding is no token."""
+    return None if value == off else Unpadded(kind(value), package.prompts, repeats=repeats)
 
 
-def build_processors(package: Package) -> LogitsProcessorList:
+def _bad_words(package: Package) -> list[list[int]]:
+    """Without single tokens that end an answer: transformers does not forbid these."""
+    ends = package.eos_token_ids
+    return [tokens for tokens in package.config.bad_words_ids if len(tokens) > 1 or tokens[0] not in ends]
+
+
+def _min_new_tokens(package: Package) -> Processor:
+    prompts, least, ends = package.prompts, package.config.min_new_tokens, package.eos_token_ids
+    device = str(prompts.input_ids.device)
+    return hf.MinNewTokensLengthLogitsProcessor(prompts.width, least, ends, device=device)
+
+
+def build_processors(package: Package) -> hf.LogitsProcessorList:
     """The processors of a package, in their order."""
     config = package.config
-    if config.do_sample and config.num_beams == 1:
-        made = [*_made(package), *_filters(config), SeededChoice(package.prompts)]
-    else:
-        made = [*_made(package), check_finite]
-    return LogitsProcessorList(made)
+    draws = config.do_sample and config.num_beams == 1
+    makers = [*_OPTIONS, *_FILTERS] if draws else _OPTIONS
+    made = [processor for make in makers if (processor := make(package, config)) is not None]
+    made.append(SeededChoice(package.prompts) if draws else check_finite)
+    return hf.LogitsProcessorList(made)
 
 
 def check_finite(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -164,9 +162,9 @@ class Unpadded:
 class OccurrencePenalty:
     """OpenAI's presence and frequency penalties, for the tokens generated so far."""
 
-    def __init__(self, presence: float, frequency: float, prompt_width: int) -> None:
-        self._presence = presence
-        self._frequency = frequency
+    def __init__(self, config: GenerationConfig, prompt_width: int) -> None:
+        self._presence = config.presence_penalty
+        self._frequency = config.frequency_penalty
         self._prompt_width = prompt_width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
 from protocol.work import expected_tokens
 from server.api.refusals import check_refusals
 from server.api.service import Job, check_ready
-from server.checkpoints.errors import one_line
 from server.checkpoints.sampling_defaults import sampling_defaults
 from server.static_batching.batcher import Batcher, QueuedRequest
 from server.static_batching.config import ServerConfig
@@ -40,6 +39,7 @@ from server.static_batching.progress import Progress, default_step_timeout
 from server.static_batching.stream import AnswerStream
 from server.static_batching.worker import Worker
 from server.text.tokenizer import Tokenizer
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError, computes_nan
 from server.static_batching.problems import with_reason
+from utils.messages import one_line
 
 _SHORT, _LONG = range(3, 8), range(5, 14)
 """Prompts, as token ids."""
@@ -35,7 +36,7 @@ def try_out(hf: Any, pad_token_id: int, path: str) -> tuple[bool, dict[str, str]
     gap = len(long) - len(short)
     alone = _run_alone(hf, short, pad_token_id, path)
     if not torch.isfinite(alone).all():
-        raise ModelError(f"{path}: the model computes NaN: try another torch_dtype")
+        raise computes_nan(path)
     mask = [[0] * gap + [1] * len(short), [1] * len(long)]
     try:
         beside = _logits(hf, [[pad_token_id] * gap + short, long], mask, pad_token_id)

@@ -11,7 +11,6 @@ import torch
 
 from protocol.errors import ApiError, internal, unprocessable
 from protocol.generation import GenerationConfig
-from server.checkpoints.errors import one_line
 from server.device.faults import is_of_the_machine, out_of_memory
 from server.static_batching.generate import Batch, generate
 from server.static_batching.model import LoadedModel
@@ -19,6 +18,7 @@ from server.static_batching.options import FORM
 from server.static_batching.problems import BrokenModelError
 from server.static_batching.prompts import Prompt
 from server.text.grammars.source import GrammarError
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from protocol.completion import ResumedChoice
 from protocol.errors import ApiError, unprocessable
 from protocol.generation import OF_TOKEN_IDS, GenerationConfig
@@ -48,7 +50,11 @@ def encode(tokenizer: Tokenizer, text: str, field: str, *, special: bool = True)
 
 
 def check_prompt(
-    size: ModelSize, token_ids: Sequence[int], new_tokens: int, field: str, new_field: str | None = None
+    size: ModelSize,
+    token_ids: Sequence[int] | np.ndarray,
+    new_tokens: int,
+    field: str,
+    new_field: str | None = None,
 ) -> None:
     """Refuse a prompt that is empty, names unknown tokens or cannot be continued by `new_tokens`.
 
@@ -60,7 +66,7 @@ def check_prompt(
         new_field: what it calls the number of new tokens, where it sets one: the fault is there if the prompt
             alone fits.
     """
-    if not token_ids:
+    if not len(token_ids):
         message = "the prompt is empty, and this model begins no text with a token of its own"
         raise unprocessable(f"{field}: {message}", param=field)
     check_tokens(size.vocab_size, token_ids, field)
@@ -132,11 +138,14 @@ def token_ids_in(value: Collection[int] | Collection[list[int]] | None) -> Colle
     return [token_id for part in cast(Collection[list[int]], value) for token_id in part]
 
 
-def check_tokens(vocab_size: int, token_ids: Collection[int], field: str) -> None:
-    """Refuse token ids that the model does not have."""
-    if not token_ids:
+def check_tokens(vocab_size: int, token_ids: Collection[int] | np.ndarray, field: str) -> None:
+    """Refuse token ids that the model does not have; of an array it costs next to nothing."""
+    if not len(token_ids):
         return
-    lowest, highest = min(token_ids), max(token_ids)
+    if isinstance(token_ids, np.ndarray):
+        lowest, highest = int(token_ids.min()), int(token_ids.max())
+    else:
+        lowest, highest = min(token_ids), max(token_ids)
     if lowest < 0:
         raise unprocessable(f"{field}: token id {lowest} is negative", param=field)
     if highest >= vocab_size:

@@ -14,6 +14,7 @@ from server.text.conversation import Conversation
 from server.text.formats.chosen import ChosenFormat, choose_format
 from server.text.formats.registry import AUTO
 from server.text.vocabulary import Vocabulary
+from utils.messages import one_line
 
 
 class Tokenizer:
@@ -47,7 +48,7 @@ class Tokenizer:
         except (MemoryError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of Rust code is no Exception
-            raise ValueError(f"the text cannot be tokenised: {_brief(error)}") from error
+            raise ValueError(f"the text cannot be tokenised: {one_line(error)}") from error
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -130,17 +131,12 @@ class Tokenizer:
         except (MemoryError, TimeoutError):
             raise
         except TemplateSyntaxError as error:
-            message = f"this model's chat template cannot be read (line {error.lineno}): {_brief(error)}"
+            message = f"this model's chat template cannot be read (line {error.lineno}): {one_line(error)}"
             raise ValueError(message) from error
         except Exception as error:  # a template can do what it likes: divide by zero, recur without end
-            raise ValueError(f"the chat template refuses these messages: {_brief(error)}") from error
+            raise ValueError(f"the chat template refuses these messages: {one_line(error)}") from error
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The bytes of each token; takes some time to make."""
         return Vocabulary(self.hf)
-
-
-def _brief(error: BaseException) -> str:
-    """What went wrong, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

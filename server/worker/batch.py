@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from server.ops.attention import AttentionBatch, ChunkSpan
+from server.ops.hidden_states import HiddenStates
 from server.ops.paged_attention import PagedBatch
 from server.scheduling.step import StepInput
 
@@ -26,6 +27,7 @@ class ForwardBatch:
             backend takes.
         sample_rows, sample_positions: where tokens stay on the device, int32 [sampled]: table row and
             place of those tokens.
+        states: the hidden states that are wanted.
     """
 
     token_ids: Tensor
@@ -33,6 +35,7 @@ class ForwardBatch:
     attention: Sequence[AttentionBatch] | Sequence[PagedBatch]
     sample_rows: Tensor | None = None
     sample_positions: Tensor | None = None
+    states: HiddenStates | None = None
 
 
 Chunk = tuple[int, int, int, int]
@@ -66,6 +69,11 @@ class BatchBuilder:
         self._tokens = tokens.numpy()
         self._block_size = block_size
         self._device = device
+
+    @property
+    def idle_slot(self) -> int:
+        """One that no sequence has before the first step, and whose blocks are the pool's first."""
+        return 0
 
     def build(self, step: StepInput) -> ForwardBatch:
         self._tables[step.table_groups, step.table_slots, step.table_places] = step.table_blocks
@@ -120,6 +128,7 @@ class BatchBuilder:
                 )
                 for table in self._tables
             ],
+            states=HiddenStates(self._tensor(step.state_rows())) if len(step.state_chunks) else None,
         )
 
     def _width(self, decoded: np.ndarray) -> int:

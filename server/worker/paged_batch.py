@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.device.transfer import PackedTransfer, aligned
+from server.device.transfer import PackedTransfer, aligned, to_device
+from server.ops.hidden_states import HiddenStates
 from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
 from server.scheduling.step import StepInput
 from server.worker.batch import ForwardBatch
@@ -47,6 +48,11 @@ class PagedBatchBuilder:
         )
         capacity = 4 * max_tokens + 8 * max_rows + 2 * groups * max_rows * max_blocks + 16 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
+
+    @property
+    def idle_slot(self) -> int:
+        """One that no sequence ever has, and whose blocks are the pool's first."""
+        return self.max_rows
 
     def decode_batch(self, size: int) -> ForwardBatch:
         """The batch of any step of `size` decodes: its tensors are always in the same place.
@@ -121,7 +127,13 @@ class PagedBatchBuilder:
             ],
             sample_rows=sample_rows,
             sample_positions=sample_positions,
+            states=self._wanted_states(step),
         )
+
+    def _wanted_states(self, step: StepInput) -> HiddenStates | None:
+        if not len(step.state_chunks):
+            return None
+        return HiddenStates(to_device(step.state_rows(), self._tokens.device))
 
     def _changed_tables(self, step: StepInput) -> tuple[np.ndarray, np.ndarray]:
         """(places in the flat tables, blocks) that the device does not know of yet."""

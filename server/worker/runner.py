@@ -57,24 +57,29 @@ class ModelRunner:
         """Start the step's swaps, which run beside its forward pass; the one before has been waited for."""
         self._storage.settle()
         if len(step.swap_out) or len(step.swap_in):
-            timings = self.timings
+            self._swap(step)
 
-            def note(size: int, seconds: float) -> None:
-                timings.copies.append((size, seconds))
+    @torch.inference_mode()
+    def _swap(self, step: StepInput) -> None:
+        timings = self.timings
 
-            swap_out, swap_in = ([*map(tuple, moves.tolist())] for moves in (step.swap_out, step.swap_in))
-            self._storage.swap(swap_out, swap_in, step.written_blocks, note)
+        def note(size: int, seconds: float) -> None:
+            timings.copies.append((size, seconds))
+
+        swap_out, swap_in = ([*map(tuple, moves.tolist())] for moves in (step.swap_out, step.swap_in))
+        self._storage.swap(swap_out, swap_in, step.written_blocks, note)
 
     def copy(self, step: StepInput) -> None:
         """Start the step's copies, which precede its forward pass."""
-        self._storage.copy(step.copies)
+        if len(step.copies):
+            with torch.inference_mode():
+                self._storage.copy(step.copies)
 
     def check_device(self) -> None:
         """Raise if the device can compute no more: the errors of CUDA that stay until the process ends."""
         if self._storage.place.type == "cuda":
             torch.cuda.synchronize(self._storage.place)
 
-    @torch.inference_mode()
     def forward(self, step: StepInput) -> StepLogits:
         """Compute the step's tokens.
 
@@ -87,18 +92,30 @@ class ModelRunner:
         known_tokens, timings = step.known_tokens, self.timings
         if known_tokens > len(step.decode_slots):
             self._stopwatch.stop(lambda seconds: timings.prompts.append((known_tokens, seconds)))
-        scored = int((step.scored_ends - step.scored_starts).sum())
+        scored = step.num_scored
         lines = len(logits) - scored
         return StepLogits(
             logits[:lines],
             batch.sample_rows,
             batch.sample_positions,
             scored=logits[lines:] if scored else None,
+            states=None if batch.states is None else batch.states.values,
         )
+
+    def try_out(self, length: int) -> Tensor:
+        """Compute a prompt of `length` tokens, none of any sequence; [1, vocab], the logits behind it.
+
+        Its keys and values go to a block that no sequence holds yet.
+        """
+        slot, start, end = np.array([[self._builder.idle_slot], [0], [length]], np.int32)
+        samples = np.ones(1, bool)
+        step = StepInput(chunk_slots=slot, chunk_starts=start, chunk_ends=end, chunk_samples=samples)
+        return self._compute(self._builder.build(step))
 
     def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
         self.attention.prepare(*batch.attention)
-        return self.backend.forward(self.model, batch.token_ids, batch.logit_rows, self.attention, out)
+        rows, states = batch.logit_rows, batch.states
+        return self.backend.forward(self.model, batch.token_ids, rows, self.attention, out, states)
 
 
 class PagedModelRunner(ModelRunner):

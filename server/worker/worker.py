@@ -38,21 +38,23 @@ class Worker:
         """Whether a token has the same bits computed in a chunk as computed as a decode."""
         return self.runner.attention.chunks_like_decodes
 
-    @torch.inference_mode()
     def swap(self, step: StepInput) -> None:
         """Start the swaps of a step: before its copies and its forward pass, and once a step."""
         self.runner.swap(step)
 
-    @torch.inference_mode()
     def copy(self, step: StepInput) -> None:
         """Start the copies of a step: after its swaps, before its forward pass."""
         self.runner.copy(step)
+
+    def computes_numbers(self, length: int) -> bool:
+        """Whether the logits behind `length` tokens, which fit in a block, are finite; before any step."""
+        with torch.inference_mode():
+            return bool(torch.isfinite(self.runner.try_out(length)).all())
 
     def check_device(self) -> None:
         """Raise if the device can compute no more."""
         self.runner.check_device()
 
-    @torch.inference_mode()
     def launch(self, step: StepInput) -> None:
         """Start the forward pass of a step.
 
@@ -60,15 +62,16 @@ class Worker:
         anew.
         """
         self._step, self._logits = step, None
-        self.decoder.state.prepare(step)
-        if step.has_tokens:
-            self._logits = self.runner.forward(step)
+        with torch.inference_mode():
+            self.decoder.state.prepare(step)
+            if step.has_tokens:
+                self._logits = self.runner.forward(step)
 
-    @torch.inference_mode()
     def sample(self, sample: SampleInput) -> ChosenTokens | PendingTokens:
         """Start the choice of the tokens of the step that was launched last; its `read` waits for them."""
         assert self._logits is not None
-        return self.decoder.choose(self._logits, self._step, sample)
+        with torch.inference_mode():
+            return self.decoder.choose(self._logits, self._step, sample)
 
     def take_timings(self) -> Timings:
         """What was timed since the last call."""

@@ -6,6 +6,15 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+from protocol.accepts import Accepts
+from protocol.routes import COMPLETION_V1, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
+from server.static_batching.options import refusals
+
+OF_STATIC = Accepts(
+    routes=(COMPLETION_V1, OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS), refusals=refusals(4096)
+)
+"""What static-batching servers tell."""
+
 
 def tokens_of(prompt: str, count: int) -> list[int]:
     """The token ids that follow `prompt`."""

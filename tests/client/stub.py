@@ -20,7 +20,7 @@ from protocol.completion import Resume
 from protocol.errors import ApiError, model_not_found, unavailable
 from protocol.sse import DONE, checkpoint, event
 from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
-from tests.client.calls import Call, text_of, tokens_of, usage_of
+from tests.client.calls import OF_STATIC, Call, text_of, tokens_of, usage_of
 
 CREATED = 1_700_000_000
 BUSY = 20
@@ -66,6 +66,10 @@ class Stub:
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     _server: asyncio.Server | None = None
     _hang_over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        if self.accepts is None and self.kind == "static_batching":
+            self.accepts = OF_STATIC
 
     @property
     def url(self) -> str:

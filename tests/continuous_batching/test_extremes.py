@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from protocol.generation import GenerationConfig
+from server.checkpoints.errors import ModelError
 from server.continuous_batching import LLM
 from server.scheduling import step_builder
 from server.scheduling.request import Request
@@ -41,6 +44,15 @@ def test_every_extreme_is_answered(tiny_model: Path) -> None:
             assert all(0 <= token < 512 for token in answer.token_ids)
     assert llm.engine.stats().step_failures == 0
     llm.engine.check()
+
+
+def test_a_model_that_computes_nan_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    model = AutoModelForCausalLM.from_pretrained(path)
+    model.lm_head.weight.data[3, 5] = float("nan")
+    model.save_pretrained(path)
+    with pytest.raises(ModelError, match="computes NaN: try another torch_dtype"):
+        small_llm(path)
 
 
 WIDE: dict[str, Any] = {"num_beams": 17, "n": 17, "do_sample": True, "temperature": 1e-6}

@@ -150,7 +150,7 @@ def test_salts_and_keys_of_blocks_keep_contents_apart() -> None:
     pictured.request.block_keys = {2: b"an image"}
     cache.admit(pictured.request)
     assert pictured.num_computed == 2 * BLOCK, "what comes before the image is the same"
-    assert block_hash(b"", [1, 2]) != block_hash(b"", [1, 2], b"key")
+    assert block_hash(b"", b"12") != block_hash(b"", b"12", b"key")
     assert len({cache_root(), cache_root(b""), cache_root(b"ab", b"c"), cache_root(b"a", b"bc")}) == 4
 
 

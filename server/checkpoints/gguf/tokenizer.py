@@ -10,8 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from server.checkpoints.errors import ModelError, one_line
+from server.checkpoints.errors import ModelError
 from server.checkpoints.gguf.header import GGUFHeader
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from server.models.decoder import Decoder
 from server.models.names import Names
 from server.ops.attention import AttentionBackend
 from server.ops.communication import Communication
+from server.ops.hidden_states import HiddenStates
 from server.ops.layer_ops import LayerOps
 
 PAGED = "inference_stack_paged"
@@ -61,16 +62,23 @@ class ForeignDecoder(Decoder):
         ops: LayerOps,
         out: Tensor | None = None,
         comm: Communication | None = None,
+        states: HiddenStates | None = None,
     ) -> Tensor:
         positions = attention.positions.clamp(min=0).long()[None]
         keep: Any = 0 if logit_rows is None else logit_rows
         self._attending = attention
         try:
             output = self.model(
-                input_ids=token_ids.long()[None], position_ids=positions, use_cache=False, logits_to_keep=keep
+                input_ids=token_ids.long()[None],
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=keep,
+                output_hidden_states=states is not None,
             )
         finally:
             self._attending = None
+        if states is not None:
+            states.values = output.hidden_states[-1][0].index_select(0, states.rows)
         logits: Tensor = output.logits[0]
         return logits if out is None else out.copy_(logits)
 

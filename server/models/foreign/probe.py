@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from server.checkpoints.errors import ModelError
 from server.layers.spec import AttentionSpec
+from utils.messages import one_line
 
 PROBING = "inference_stack_probe"
 """Name of the attention implementation that takes notes."""
@@ -56,7 +57,7 @@ def probe(hf: Any) -> tuple[FoundLayer, ...]:
     except ModelError:
         raise
     except Exception as error:  # transformers raises whatever its parts raise
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ModelError(f"its attention cannot be found out ({type(error).__name__}: {reason})") from error
     finally:
         del AttentionInterface._global_mapping[PROBING], AttentionMaskInterface._global_mapping[PROBING]

@@ -21,6 +21,7 @@ from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_layer
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
 from server.ops.cpu.weights import BITS, PackedWeights, linears_of, stacks_of
+from server.ops.hidden_states import HiddenStates
 
 WIDTH_MULTIPLE = 32
 """The inputs of a product must be a multiple of this wide."""
@@ -163,6 +164,7 @@ class NativeBackend(Backend):
         logit_rows: Tensor | None,
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
+        states: HiddenStates | None = None,
     ) -> Tensor:
         """All layers at once; the result, if not in `out`, is overwritten by the next call."""
         if logit_rows is None:
@@ -182,7 +184,13 @@ class NativeBackend(Backend):
             batches=addressof(batches),
             caches=addressof(self._caches),
         )
+        if states is not None:
+            streams = torch.empty(len(states.rows), self._spec.hidden)
+            step.state_rows, step.num_states = states.rows.data_ptr(), len(states.rows)
+            step.states = streams.data_ptr()
         self._native.forward(step, logits)
+        if states is not None:
+            states.values = model.norm(streams.to(model.embedding.dtype))
         return logits
 
     def _connect(self, attention: AttentionBackend[Any]) -> NativeModel:

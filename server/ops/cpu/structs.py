@@ -118,5 +118,7 @@ class Step(Structure):
     _fields_ = (
         *((name, c_void_p) for name in ("token_ids", "logit_rows")),
         ("num_logits", c_int64),
-        *((name, c_void_p) for name in ("batches", "caches")),
+        *((name, c_void_p) for name in ("batches", "caches", "state_rows")),
+        ("num_states", c_int64),
+        ("states", c_void_p),
     )

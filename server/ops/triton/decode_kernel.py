@@ -95,6 +95,29 @@ def load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
 
 
 @triton.jit
+def load_angles(cos_table, sin_table, position, d, ROTARY_DIM: tl.constexpr):
+    """(cos, sin) of a token's angles, for elements `d` of a head; those of padding turn nothing."""
+    cos, sin = d, d
+    if ROTARY_DIM > 0:
+        present = (d < ROTARY_DIM) & (position >= 0)
+        cos = tl.load(cos_table + position * ROTARY_DIM + d, mask=present, other=1.0).to(tl.float32)
+        sin = tl.load(sin_table + position * ROTARY_DIM + d, mask=present, other=0.0).to(tl.float32)
+    return cos, sin
+
+
+@triton.jit
+def store_new(
+    base, table, position, d, k, v, mask, block_stride, value_offset,
+    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr,
+):  # fmt: skip
+    """Store the key and the value of a sequence's newest token in its block."""
+    block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
+    at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
+    tl.store(at, k, mask=mask)
+    tl.store(at + value_offset, v, mask=mask)
+
+
+@triton.jit
 def begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
     """(best, total, acc) of the online softmax after one key and value, or, where not `present`, none."""
     score = tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale
@@ -196,11 +219,7 @@ def decode(
     n = begin + tl.arange(0, TILE)
     valid = n < end
     k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-    cos, sin = d, d
-    if ROTARY_DIM > 0:
-        present = (d < ROTARY_DIM) & (position >= 0)
-        cos = tl.load(cos_table + position * ROTARY_DIM + d, mask=present, other=1.0).to(tl.float32)
-        sin = tl.load(sin_table + position * ROTARY_DIM + d, mask=present, other=0.0).to(tl.float32)
+    cos, sin = load_angles(cos_table, sin_table, position, d, ROTARY_DIM)
     k_scale, v_scale = scales_of(cache_scales, kv_head, KV_HEADS)
     scale *= k_scale
     if PDL:
@@ -222,10 +241,9 @@ def decode(
     k_new = as_stored(load_rotated(at, mask, d, cos, sin, ROTARY_DIM), k_scale, cache_scales)
     v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
     v_new = as_stored(v_new, v_scale, cache_scales)
-    block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
-    at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
-    tl.store(at, k_new, mask=mask)
-    tl.store(at + value_offset, v_new, mask=mask)
+    store_new(
+        base, table, position, d, k_new, v_new, mask, block_stride, value_offset, BLOCK_SIZE, TOKEN
+    )  # fmt: skip
 
     best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
     if sinks is not None:

@@ -23,8 +23,10 @@ from server.ops.triton.decode_kernel import (
     add_sink,
     attend_tile,
     begin_with,
+    load_angles,
     load_rotated,
     load_tile,
+    store_new,
 )
 
 _PIECES = 32
@@ -112,11 +114,7 @@ def decode_in_pieces(
     d_valid = d < HEAD_DIM
     table = tables + row * table_stride
     base = cache + layer_offset + kv_head * HEAD_DIM
-    cos, sin = d, d
-    if ROTARY_DIM > 0:
-        present = (d < ROTARY_DIM) & (position >= 0)
-        cos = tl.load(cos_table + position * ROTARY_DIM + d, mask=present, other=1.0).to(tl.float32)
-        sin = tl.load(sin_table + position * ROTARY_DIM + d, mask=present, other=0.0).to(tl.float32)
+    cos, sin = load_angles(cos_table, sin_table, position, d, ROTARY_DIM)
     n = start + first_split * piece + tl.arange(0, TILE)
     valid = n < tl.minimum(start + (first_split + 1) * piece, position)
     k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
@@ -134,10 +132,9 @@ def decode_in_pieces(
     at = key + sequence * key_stride + kv_head * HEAD_DIM + d
     k_new = load_rotated(at, mask, d, cos, sin, ROTARY_DIM)
     v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
-    block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
-    at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
-    tl.store(at, k_new, mask=mask)
-    tl.store(at + value_offset, v_new, mask=mask)
+    store_new(
+        base, table, position, d, k_new, v_new, mask, block_stride, value_offset, BLOCK_SIZE, TOKEN
+    )  # fmt: skip
 
     pair = sequence * KV_HEADS + kv_head
     target = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]

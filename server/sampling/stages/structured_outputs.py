@@ -48,6 +48,9 @@ class StructuredOutputs(Stage):
 
     def take(self, sample: SampleInput) -> None:
         self._sample = sample
+        if not len(sample.mask_slots):
+            self._rows = {}
+            return
         keys = zip(sample.mask_slots.tolist(), sample.mask_positions.tolist(), strict=True)
         self._rows = {key: row for row, key in enumerate(keys)}
 

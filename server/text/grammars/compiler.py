@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.text.grammars.source import GrammarError, grammar_source
 from server.text.grammars.state import GrammarState, mask_words
+from utils.messages import one_line
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -85,8 +86,8 @@ class GrammarCompiler:
                 try:
                     self._tokens = from_tokenizer(self._hf, n_vocab=self._vocab_size, eos_token=ends)
                 except ValueError as error:
-                    reason = " ".join(str(error).split())
-                    raise GrammarError(f"this model's tokenizer cannot follow grammars: {reason}") from None
+                    reason = f"this model's tokenizer cannot follow grammars: {one_line(error)}"
+                    raise GrammarError(reason) from None
             return self._tokens
 
 

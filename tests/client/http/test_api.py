@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from prometheus_client.parser import text_string_to_metric_families
@@ -202,37 +201,6 @@ async def test_without_a_token_events_are_hints(make_gateway: MakeGateway) -> No
         await announce(client, routes.EVENT_SERVER_SHUTDOWN, server)
         (replica,) = client.gateway.registry
         await eventually(lambda: replica.state == "draining")
-
-
-@pytest.mark.parametrize(
-    ("event", "param"),
-    [
-        ({}, "url"),
-        ({"url": "nonsense", "service": "continuous_batching", "model_id": "m"}, "url"),
-        ({"url": 1, "service": "continuous_batching", "model_id": "m"}, "url"),
-        ({"url": "http://a", "service": "x", "model_id": "m"}, "service"),
-        ({"url": "http://a", "service": "continuous_batching", "model_id": "m", "x": 1}, "x"),
-        ([], "body"),
-        (None, "body"),
-    ],
-)
-async def test_malformed_events(make_gateway: MakeGateway, event: Any, param: str | None) -> None:
-    async with (
-        make_gateway() as client,
-        client.session.post(routes.EVENT_SERVER_STARTUP, json=event) as response,
-    ):
-        assert response.status == 422
-        error = (await response.json())["error"]
-        assert error["param"] == param and "body." not in error["message"]
-
-
-async def test_an_event_that_is_no_json(make_gateway: MakeGateway) -> None:
-    headers = {"content-type": "application/json"}
-    async with (
-        make_gateway() as client,
-        client.session.post(routes.EVENT_SERVER_STARTUP, data=b"{oops", headers=headers) as response,
-    ):
-        assert (response.status, (await response.json())["error"]["code"]) == (400, "invalid_json")
 
 
 # --- the OpenAPI document

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from client.health.terms import DEFAULT_TERMS, Terms
+from client.health.terms import Terms
 from client.requests.request import read_request
 from protocol.accepts import Accepts, Refusal, above, applies
-from protocol.errors import ApiError, queue_full, unavailable
+from protocol.errors import ApiError, queue_full, unavailable, unprocessable
 from protocol.openai import ChatCompletionRequest, OpenAICompletionRequest
 from protocol.routes import COMPLETION_V1, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
 from protocol.status import ServerState
@@ -178,12 +178,15 @@ def test_the_gateway_reads_requests_as_the_server_does(fields: dict[str, Any], o
             check_refusals(Job("x", [1], config), TOLD.refusals)
 
 
-@pytest.mark.parametrize("fields", [{"stream": True}, {"resume": {"created": 1, "choices": []}}])
-def test_what_a_static_server_does_not_tell_is_what_it_refuses(fields: dict[str, Any]) -> None:
-    """Of an older one the same is known as one of today tells."""
-    for body, option in [(fields, "x"), *OPTIONS[:-1]]:
-        request = read_request("x", OPENAI_COMPLETIONS, json.dumps({"model": "m", **TEXT, **body}).encode())
-        assert DEFAULT_TERMS["static_batching"].take(request.route, request.option) == (option is None), body
+async def test_what_a_server_does_not_tell_it_judges_itself(make_gateway: MakeGateway) -> None:
+    """Of a server without `accepts` the gateway assumes no rule, whatever its kind."""
+    refusal = unprocessable("stream: a static-batching server answers whole", param="stream")
+    server = Stub(kind="static_batching", refusal=refusal)
+    server.accepts = None
+    async with stubs(server), make_gateway([server]) as client:
+        status, error = await ask(client, "/v1/completions", TEXT | {"stream": True})
+        assert status == 400 and b"answers whole" in error and len(server.calls) == 1
+        assert (await ask(client, "/tokenize", TEXT))[0] == 404 and len(server.calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ struct Step {
     int64_t num_logits;
     const Batch* batches;
     const Cache* caches;
+    const int64_t* state_rows;  // [states], tokens whose hidden states are wanted
+    int64_t num_states;
+    float* states;  // [states, hidden], takes what the last layer gives for them
 };
 
 // Keys and values of one layer, seen from it.

@@ -3,6 +3,7 @@
 // The residual stream and everything that is summed is float32; what enters a product is T.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "attention.h"
@@ -44,6 +45,11 @@ class Model {
             me.share(rows, [&](int t) { embed_token(step, t); });
             for (const Layer& layer : layers_)
                 run_layer(me, layer, attention[layer.cache_group], rows, scratch_[rank]);
+            if (step.num_states)
+                me.share(int(step.num_states), [&](int row) {
+                    const int64_t hidden = spec_.hidden;
+                    std::copy_n(x_ + step.state_rows[row] * hidden, hidden, step.states + row * hidden);
+                });
             me.share(int(step.num_logits), [&](int row) {
                 pack_normalized(x_ + step.logit_rows[row] * spec_.hidden, spec_.norm, spec_.hidden, normed_, row);
             });
