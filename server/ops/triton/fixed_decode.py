@@ -144,12 +144,12 @@ def decode_in_pieces(
         if sinks is not None:
             sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
             best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
-        best, total, acc, _ = attend_tile(q, k, v, valid, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
+        best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
         for n0 in range(begin + TILE, end, TILE):
             n = n0 + tl.arange(0, TILE)
             more = n < end
             k, v = load_tile(base, table, n, more, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-            best, total, acc, _ = attend_tile(q, k, v, more, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
+            best, total, acc = attend_tile(q, k, v, more, best, total, acc, scale, SOFTCAP, PRECISION)
         part, weight = acc / total[:, None], best + tl.log2(total)
         if tl.num_programs(1) == 1:
             all_best, all_total, all_acc = _merge(all_best, all_total, all_acc, weight, part)
