@@ -16,7 +16,7 @@ from server.layers.activation import ACTIVATIONS, gate_product
 from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
 from server.layers.spec import ExpertsSpec, FeedForwardSpec
-from server.layers.weights import DecoderWeights, ExpertsWeights
+from server.layers.weights import DecoderWeights, ExpertsWeights, FeedForwardWeights
 from server.ops.communication import Communication
 from server.quantization.linear import pack_layers
 
@@ -65,6 +65,20 @@ class LayerOps:
         [tokens, hidden] → [tokens, inner].
         """
         return between(self.norm_linear(x, norm, gate_up), spec)
+
+    def feed_forward_add(
+        self,
+        x: Tensor,
+        norm: Norm | None,
+        weights: FeedForwardWeights,
+        spec: FeedForwardSpec,
+        post_norm: Norm | None = None,
+        scale: float = 1.0,
+        comm: Communication | None = None,
+    ) -> Tensor:
+        """``x + scale · post_norm(down(inner))``, with what `norm_feed_forward` makes of x; may reuse x."""
+        inner = self.norm_feed_forward(x, norm, weights.gate_up, spec)
+        return self.linear_add(inner, weights.down, x, post_norm, scale, comm)
 
     def linear_add(
         self,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from server.device.triton_support import overlaps_launches
 from server.ops.triton import decode_attention as triton_decode
-from server.ops.triton import gemv as triton_gemv
 from server.ops.triton.attention import TritonAttention
-from server.ops.triton.gemv import gemv
+from server.quantization import gemv as triton_gemv
+from server.quantization.gemv import gemv
 from tests.ops.shapes import attention_shape
 from tests.ops.triton import scenes
 from tests.ops.triton.checks import HALF, relative_error

@@ -42,21 +42,6 @@ def to_multiply(q, cache_scales):
 
 
 @triton.jit
-def fetch_ahead(at, wanted):
-    """Ask for what lies at addresses to be brought to the L2 cache, 128 bytes of each at most."""
-    if _ASSEMBLY:
-        tl.inline_asm_elementwise(
-            """{
-            .reg .pred p;
-            setp.ne.s32 p, $2, 0;
-            @p prefetch.global.L2 [$1];
-            mov.b32 $0, 0;
-            }""",
-            "=r,l,r", [at, wanted.to(tl.int32)], dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
 def unpack_pairs(x, dtype: tl.constexpr):
     """The (even, odd) numbers of pairs in int16, in `dtype`, which holds FP8 exactly."""
     if _ASSEMBLY:

@@ -13,8 +13,8 @@ from server.layers.weights import ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
 from server.ops.triton.experts import assign, inward, outward
-from server.ops.triton.gemv import gemv, tiling
 from server.ops.triton.norm import rms_norm, silu_mul
+from server.quantization.gemv import gemv, tiling
 
 _SPLIT_ROWS = 64
 """Up to this number of rows, cuBLAS may split a product along its inputs; the kernel that adds the pieces

@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.device.triton_support import fetch_ahead
 from server.ops.triton.decode_kernel import add_sink, angles_of, cap_scores, hand_in, piece_of, take_token
-from server.ops.triton.float8_cache import fetch_ahead, scales_of, unpack_pairs
+from server.ops.triton.float8_cache import scales_of, unpack_pairs
 
 
 @triton.jit

@@ -45,10 +45,9 @@ from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
 from server.sampling.triton.filters import find_bounds
 from server.ops.triton.experts import assign, inward, outward
-from server.ops.triton.gemv import gemv
 from server.ops.triton.norm import rms_norm, silu_mul
-from server.quantization.fp8.blocks import product
-from server.quantization.fp8.gemv import gemv as float8_gemv
+from server.quantization.fp8.product import product
+from server.quantization.gemv import gemv
 from server.quantization.fp8.rows import RowScales, quantize
 from server.sampling.triton.penalties import add_bias, count_tokens, penalise
 from tests.ops.shapes import attention_shape, attention_spec
@@ -112,9 +111,11 @@ if dtype != torch.float32:
     weight, scales = tensor(256, 4096).to(torch.float8_e4m3fn), torch.zeros(256)
     quantize(tensor(3, 8192), RowScales(128), gated=True, overlapped=True)
     rows = quantize(tensor(3, 4096), RowScales(128), norm=tensor(4096), overlapped=True)
-    product(rows, weight, scales, None, dtype)
+    product(rows, weight, scales, None, dtype, block=128)
+    rows = quantize(tensor(3, 4096), RowScales())
+    product(rows, weight, scales, None, dtype, residual=tensor(3, 256))
     for block in (None, 128):
-        float8_gemv(tensor(1, 4096), weight, scales, norm=tensor(4096), gated=True, block=block)
+        gemv(tensor(1, 4096), weight, scales, norm=tensor(4096), gated=True, block=block)
     batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
     for head_dim in (64, 96, 128):
         cache = tensor(batch.tables.numel(), 1, 2, 16, 2, head_dim).to(torch.float8_e4m3fn)
