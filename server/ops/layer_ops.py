@@ -118,7 +118,7 @@ class LayerOps:
         """What the experts make of ``norm(x)``, and the shared one: [tokens, hidden] → [tokens, hidden]."""
         assert spec.experts is not None
         x = x if norm is None else self.norm(x, norm)
-        chosen, shares = route(self.linear(x, weights.router), spec.experts)
+        chosen, shares = self.route(self.linear(x, weights.router), spec.experts)
         y = self.chosen_experts(x, chosen, shares, weights, spec)
         if weights.shared is None:
             return y
@@ -127,6 +127,11 @@ class LayerOps:
         if weights.shared_gate is not None:
             shared = torch.sigmoid(self.linear(x, weights.shared_gate)) * shared
         return y + shared
+
+    def route(self, scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
+        """(experts, float32 shares), both [tokens, used], from the scores [tokens, experts] of the router."""
+        shares, chosen = scores.float().softmax(-1).topk(spec.used, -1)
+        return chosen, shares / shares.sum(-1, keepdim=True) if spec.normalized else shares
 
     def chosen_experts(
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
@@ -164,9 +169,3 @@ def between(y: Tensor, spec: FeedForwardSpec) -> Tensor:
         return ACTIVATIONS[spec.activation](y)
     gate, up = y.chunk(2, dim=-1)
     return gate_product(gate, up, spec)
-
-
-def route(scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
-    """(chosen experts, float32 shares), both [tokens, used], from the router's scores [tokens, experts]."""
-    shares, chosen = scores.float().softmax(-1).topk(spec.used, -1)
-    return chosen, shares / shares.sum(-1, keepdim=True) if spec.normalized else shares

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -11,61 +9,62 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import launch_options
+from server.layers.microscaled import Microscaled
+from server.ops.triton.routing import Assignments
+from server.ops.triton.routing import assign as assign_tiles
+
+Stack = Tensor | Microscaled
+"""The matrices of all experts."""
 
 _COLUMNS, _DEPTH = 64, 64
 """Outputs of a program, and inputs that it takes at once."""
 _FEW, _MANY = 16, 64
 """Rows of a program: of steps in which an expert gets few of them, and of long prompts."""
-
-
-@dataclass(slots=True)
-class Assignments:
-    """Which rows are sent to which expert.
-
-    Attributes:
-        used: experts of a row.
-        tile: rows of a program.
-        order: int32 [rows × used], places in the flat list of choices, expert by expert.
-        begins, ends: int32 [experts], where each expert's part of `order` begins and ends.
-        first_tiles: int32 [experts], the first tile of each.
-        experts: int32 [tiles], whose rows are in a tile; the number of experts: none.
-    """
-
-    used: int
-    tile: int
-    order: Tensor
-    begins: Tensor
-    ends: Tensor
-    first_tiles: Tensor
-    experts: Tensor
+_MIXED = 1024
+"""Columns of a program that adds up."""
 
 
 def assign(chosen: Tensor, count: int) -> Assignments:
-    """Sort choices by expert, in operations of the device alone.
+    """Sort choices int32 [rows, used] by expert, of which there are `count`."""
+    return assign_tiles(chosen, count, _FEW, _MANY)
 
-    Args:
-        chosen: integers [rows, used].
-        count: experts that there are.
+
+@triton.jit
+def _codes_as_floats(codes, scales, dtype: tl.constexpr):
+    """Numbers of MXFP4 codes in [.., 0..15] by the exponents of their scales: exact in float32, then `dtype`.
+
+    The three lower bits of a code are those of a float32 that is 2**126 times too small.
     """
-    flat, device = chosen.flatten(), chosen.device
-    tile = _FEW if len(flat) < _MANY * count else _MANY
-    ones = torch.ones_like(flat, dtype=torch.int32)
-    counts = torch.zeros(count, dtype=torch.int32, device=device).scatter_add_(0, flat, ones)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    tiles = (counts + tile - 1) // tile
-    last_tiles = tiles.cumsum(0, dtype=torch.int32)
-    most = len(flat) // tile + min(count, len(flat))  # as many as there can be
-    places = torch.arange(most, dtype=torch.int32, device=device)
-    experts = torch.searchsorted(last_tiles, places, right=True, out_int32=True)
-    order = flat.argsort(stable=True).int()
-    return Assignments(chosen.shape[1], tile, order, ends - counts, ends, last_tiles - tiles, experts)
+    codes = codes.to(tl.int32)
+    numbers = (((codes & 7) << 22) | ((codes & 8) << 28)).to(tl.float32, bitcast=True)
+    factors = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)  # 2**(scale - 127)
+    return (numbers * 8.507059173023462e37 * factors).to(dtype)  # 2**126
+
+
+@triton.jit
+def _load_weights(
+    weight, scales, expert, n, begin, wanted, dtype: tl.constexpr,
+    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """[inputs, outputs] of an expert from input `begin` on."""
+    row = expert.to(tl.int64) * OUTPUTS + n
+    if scales is None:
+        k = begin + tl.arange(0, DEPTH)
+        at = weight + row[None, :] * INPUTS + k[:, None]
+        return tl.load(at, mask=(k < INPUTS)[:, None] & wanted[None, :], other=0.0)
+    byte = begin // 2 + tl.arange(0, DEPTH // 2)
+    mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
+    pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
+    factors = tl.load(scales + row[:, None] * (INPUTS // 32) + byte[None, :] // 16, mask=mask, other=0)
+    first, second = _codes_as_floats(pairs & 15, factors, dtype), _codes_as_floats(pairs >> 4, factors, dtype)
+    return tl.trans(tl.interleave(first, second))
 
 
 @triton.jit
 def _product(
-    x, weight, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
+    x, weight, scales, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
     COUNT: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
-    GATHER: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
@@ -89,14 +88,15 @@ def _product(
     k = tl.arange(0, DEPTH)
     wanted = n < OUTPUTS
     x_at = x + source.to(tl.int64)[:, None] * x_stride + k[None, :]
-    w_at = weight + expert.to(tl.int64) * (OUTPUTS * INPUTS) + n[None, :] * INPUTS + k[:, None]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for begin in range(0, INPUTS, DEPTH):
         within = k < INPUTS - begin
         a = tl.load(x_at + begin, mask=present[:, None] & within[None, :], other=0.0)
-        b = tl.load(w_at + begin, mask=within[:, None] & wanted[None, :], other=0.0)
+        b = _load_weights(
+            weight, scales, expert, n, begin, wanted, x.dtype.element_ty, INPUTS, OUTPUTS, DEPTH
+        )
         total = tl.dot(a, b, total, input_precision=PRECISION)
-    if BIASED:
+    if bias is not None:
         total += tl.load(bias + expert * OUTPUTS + n, mask=wanted, other=0.0).to(tl.float32)[None, :]
     target = row
     if not GATHER:
@@ -106,15 +106,30 @@ def _product(
     tl.store(at, total.to(y.dtype.element_ty), mask=present[:, None] & wanted[None, :])
 
 
+@triton.jit
+def _mix(parts, y, SIZE: tl.constexpr, USED: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr):
+    """Program (row, tile of columns): the sum of what its experts made of a row."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    total = tl.zeros([TILE], tl.float32)
+    for part in tl.static_range(USED):
+        total += tl.load(parts + (row * USED + part) * SIZE + i, mask=i < SIZE, other=0.0)
+    tl.store(y + row * SIZE + i, total.to(y.dtype.element_ty), mask=i < SIZE)
+
+
 def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, to: Assignments, shares: Tensor, gather: bool
+    x: Tensor, weight: Stack, bias: Tensor | None, y: Tensor, to: Assignments, shares: Tensor, gather: bool
 ) -> Tensor:
     count, outputs, inputs = weight.shape
+    stored, scales = (weight.blocks, weight.scales) if isinstance(weight, Microscaled) else (weight, None)
     grid = (len(to.experts), -(-outputs // _COLUMNS))
     _product[grid](
-        x, weight, weight if bias is None else bias, y, to.order, to.begins, to.ends, to.first_tiles,
+        x, stored, scales, bias, y, to.order, to.begins, to.ends, to.first_tiles,
         to.experts, shares, x.stride(0),
-        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used, GATHER=gather, BIASED=bias is not None,
+        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used, GATHER=gather,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         ROWS=to.tile, COLUMNS=_COLUMNS, DEPTH=_DEPTH, num_warps=4, num_stages=3,
         **launch_options(x.device),
@@ -122,24 +137,28 @@ def _launch(
     return y
 
 
-def inward(x: Tensor, weight: Tensor, bias: Tensor | None, to: Assignments) -> Tensor:
+def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments) -> Tensor:
     """The first product of each row's experts: [rows, inputs] → [rows × used, outputs], sorted by expert.
 
     Args:
-        weight: [experts, outputs, inputs].
+        weight: [experts, outputs, inputs], floats or MXFP4.
         bias: [experts, outputs].
     """
     y = torch.empty((len(to.order), weight.shape[1]), dtype=x.dtype, device=x.device)
     return _launch(x, weight, bias, y, to, y, True)
 
 
-def outward(x: Tensor, weight: Tensor, bias: Tensor | None, to: Assignments, shares: Tensor) -> Tensor:
+def outward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, shares: Tensor) -> Tensor:
     """The last product of experts, summed up: [rows × used, inputs], sorted by expert → [rows, outputs].
 
     Args:
         weight, bias: as of `inward`.
         shares: float32 [rows, used], what each expert's product is multiplied by.
     """
-    y = torch.empty((len(to.order), weight.shape[1]), dtype=torch.float32, device=x.device)
-    _launch(x, weight, bias, y, to, shares, False)
-    return y.view(-1, to.used, weight.shape[1]).sum(1).to(x.dtype)
+    parts = torch.empty((len(to.order), weight.shape[1]), dtype=torch.float32, device=x.device)
+    _launch(x, weight, bias, parts, to, shares, False)
+    y = torch.empty((len(shares), weight.shape[1]), dtype=x.dtype, device=x.device)
+    _mix[(len(y), -(-y.shape[1] // _MIXED))](
+        parts, y, SIZE=y.shape[1], USED=to.used, TILE=_MIXED, num_warps=4, **launch_options(x.device)
+    )
+    return y

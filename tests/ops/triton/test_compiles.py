@@ -45,6 +45,8 @@ from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
 from server.sampling.triton.filters import find_bounds
 from server.ops.triton.experts import assign, inward, outward
+from server.layers.spec import ExpertsSpec
+from server.ops.triton.routing import route
 from server.ops.triton.norm import rms_norm, silu_mul
 from server.quantization.fp8.product import product
 from server.quantization.gemv import gemv
@@ -60,7 +62,7 @@ for inputs in (256, 8192):
     gemv(tensor(1, inputs), tensor(64, inputs), norm=tensor(inputs), eps=1e-5, gated=True)
     gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
 for rows in (3, 600):
-    to = assign(torch.zeros(rows, 2, dtype=torch.int64), 8)
+    to = assign(route(tensor(rows, 8), ExpertsSpec(8, 2))[0], 8)
     inner = inward(tensor(rows, 512), tensor(8, 256, 512), tensor(8, 256), to)
     outward(tensor(2 * rows, 128), tensor(8, 512, 128), None, to, torch.zeros(rows, 2))
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
