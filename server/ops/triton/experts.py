@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -11,22 +13,41 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from server.device.triton_support import launch_options
 from server.layers.microscaled import Microscaled
 from server.ops.triton.routing import Assignments
-from server.ops.triton.routing import assign as assign_tiles
 
 Stack = Tensor | Microscaled
 """The matrices of all experts."""
 
-_COLUMNS, _DEPTH = 64, 64
-"""Outputs of a program, and inputs that it takes at once."""
-_FEW, _MANY = 16, 64
-"""Rows of a program: of steps in which an expert gets few of them, and of long prompts."""
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How products are divided.
+
+    Attributes:
+        rows, columns, depth: rows and outputs of a program, and inputs that it takes at once.
+        warps, stages: of a program, and tiles that it reads ahead, the current one included.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+FEW, SOME, MANY = Tiling(16, 64, 128, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(128, 128, 64, 8, 3)
+"""Where experts get few rows, so that reading weights is all that counts; some; and many, of long prompts."""
+_SOME_ROWS, _MANY_ROWS = 32, 256
+"""Rows that an expert gets on average, from which on there are some, or many."""
 _MIXED = 1024
 """Columns of a program that adds up."""
 
 
-def assign(chosen: Tensor, count: int) -> Assignments:
-    """Sort choices int32 [rows, used] by expert, of which there are `count`."""
-    return assign_tiles(chosen, count, _FEW, _MANY)
+def tiling_of(rows_each: float, dtype: torch.dtype) -> Tiling:
+    """For so many rows of an expert, on average."""
+    if rows_each < _SOME_ROWS:
+        return FEW
+    # float32, of twice the bytes, finds no room for the largest tiles
+    return SOME if rows_each < _MANY_ROWS or dtype == torch.float32 else MANY
 
 
 @triton.jit
@@ -43,35 +64,36 @@ def _codes_as_floats(codes, scales, dtype: tl.constexpr):
 
 @triton.jit
 def _load_weights(
-    weight, scales, expert, n, begin, wanted, dtype: tl.constexpr,
-    INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
+    weight, scales, row, begin, wanted, dtype: tl.constexpr, INPUTS: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
-    """[inputs, outputs] of an expert from input `begin` on."""
-    row = expert.to(tl.int64) * OUTPUTS + n
+    """[outputs, inputs] of the stack's rows `row` from input `begin` on."""
     if scales is None:
         k = begin + tl.arange(0, DEPTH)
-        at = weight + row[None, :] * INPUTS + k[:, None]
-        return tl.load(at, mask=(k < INPUTS)[:, None] & wanted[None, :], other=0.0)
-    byte = begin // 2 + tl.arange(0, DEPTH // 2)
-    mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
-    pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
-    factors = tl.load(scales + row[:, None] * (INPUTS // 32) + byte[None, :] // 16, mask=mask, other=0)
-    first, second = _codes_as_floats(pairs & 15, factors, dtype), _codes_as_floats(pairs >> 4, factors, dtype)
-    return tl.trans(tl.interleave(first, second))
+        mask = wanted[:, None] & (k < INPUTS)[None, :]
+        found = tl.load(weight + row[:, None] * INPUTS + k[None, :], mask=mask, other=0.0)
+    else:
+        byte = begin // 2 + tl.arange(0, DEPTH // 2)
+        mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
+        pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
+        at = scales + row[:, None] * (INPUTS // 32) + byte[None, :] // 16
+        factors = tl.load(at, mask=mask, other=0)
+        first = _codes_as_floats(pairs & 15, factors, dtype)
+        found = tl.interleave(first, _codes_as_floats(pairs >> 4, factors, dtype))
+    return found
 
 
 @triton.jit
 def _product(
     x, weight, scales, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
     COUNT: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
-    GATHER: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of rows, tile of outputs).
 
-    With GATHER, rows of x are tokens and those of y are sorted by expert; otherwise rows of x are sorted and
-    those of y are choices of tokens, each times its share.
+    Without `shares`, rows of x are tokens and those of y are sorted by expert; otherwise rows of x are sorted
+    and those of y are choices of tokens, each times its share.
     """
     if PDL:
         gdc_launch_dependents()
@@ -83,23 +105,23 @@ def _product(
     row = tl.load(begins + expert) + (tile - tl.load(first_tiles + expert)) * ROWS + tl.arange(0, ROWS)
     present = row < tl.load(ends + expert)
     choice = tl.load(order + row, mask=present, other=0)
-    source = choice // USED if GATHER else row
+    source = choice // USED if shares is None else row
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     k = tl.arange(0, DEPTH)
     wanted = n < OUTPUTS
     x_at = x + source.to(tl.int64)[:, None] * x_stride + k[None, :]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    stacked = expert.to(tl.int64) * OUTPUTS + n
+    # weights on the left, where matrix units take numbers that are made of codes from registers
+    turned = tl.zeros((COLUMNS, ROWS), tl.float32)
     for begin in range(0, INPUTS, DEPTH):
-        within = k < INPUTS - begin
-        a = tl.load(x_at + begin, mask=present[:, None] & within[None, :], other=0.0)
-        b = _load_weights(
-            weight, scales, expert, n, begin, wanted, x.dtype.element_ty, INPUTS, OUTPUTS, DEPTH
-        )
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+        a = tl.load(x_at + begin, mask=present[:, None] & (k < INPUTS - begin)[None, :], other=0.0)
+        w = _load_weights(weight, scales, stacked, begin, wanted, x.dtype.element_ty, INPUTS, DEPTH)
+        turned = tl.dot(w, tl.trans(a), turned, input_precision=PRECISION)
+    total = tl.trans(turned)
     if bias is not None:
         total += tl.load(bias + expert * OUTPUTS + n, mask=wanted, other=0.0).to(tl.float32)[None, :]
     target = row
-    if not GATHER:
+    if shares is not None:
         total *= tl.load(shares + choice, mask=present, other=0.0)[:, None]
         target = choice
     at = y + target.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
@@ -121,23 +143,28 @@ def _mix(parts, y, SIZE: tl.constexpr, USED: tl.constexpr, TILE: tl.constexpr, P
 
 
 def _launch(
-    x: Tensor, weight: Stack, bias: Tensor | None, y: Tensor, to: Assignments, shares: Tensor, gather: bool
-) -> Tensor:
+    x: Tensor,
+    weight: Stack,
+    bias: Tensor | None,
+    y: Tensor,
+    to: Assignments,
+    by: Tiling,
+    shares: Tensor | None = None,
+) -> None:
+    """Multiply rows sent to experts: tokens, or, with `shares`, rows that are sorted by expert already."""
     count, outputs, inputs = weight.shape
     stored, scales = (weight.blocks, weight.scales) if isinstance(weight, Microscaled) else (weight, None)
-    grid = (len(to.experts), -(-outputs // _COLUMNS))
-    _product[grid](
-        x, stored, scales, bias, y, to.order, to.begins, to.ends, to.first_tiles,
-        to.experts, shares, x.stride(0),
-        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used, GATHER=gather,
+    _product[len(to.experts), -(-outputs // by.columns)](
+        x, stored, scales, bias, y, to.order, to.begins, to.ends, to.first_tiles, to.experts,
+        shares, x.stride(0),
+        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        ROWS=to.tile, COLUMNS=_COLUMNS, DEPTH=_DEPTH, num_warps=4, num_stages=3,
+        ROWS=to.tile, COLUMNS=by.columns, DEPTH=by.depth, num_warps=by.warps, num_stages=by.stages,
         **launch_options(x.device),
     )  # fmt: skip
-    return y
 
 
-def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments) -> Tensor:
+def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, by: Tiling) -> Tensor:
     """The first product of each row's experts: [rows, inputs] → [rows × used, outputs], sorted by expert.
 
     Args:
@@ -145,10 +172,13 @@ def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments) -> Te
         bias: [experts, outputs].
     """
     y = torch.empty((len(to.order), weight.shape[1]), dtype=x.dtype, device=x.device)
-    return _launch(x, weight, bias, y, to, y, True)
+    _launch(x, weight, bias, y, to, by)
+    return y
 
 
-def outward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, shares: Tensor) -> Tensor:
+def outward(
+    x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, by: Tiling, shares: Tensor
+) -> Tensor:
     """The last product of experts, summed up: [rows × used, inputs], sorted by expert → [rows, outputs].
 
     Args:
@@ -156,7 +186,7 @@ def outward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, shar
         shares: float32 [rows, used], what each expert's product is multiplied by.
     """
     parts = torch.empty((len(to.order), weight.shape[1]), dtype=torch.float32, device=x.device)
-    _launch(x, weight, bias, parts, to, shares, False)
+    _launch(x, weight, bias, parts, to, by, shares)
     y = torch.empty((len(shares), weight.shape[1]), dtype=x.dtype, device=x.device)
     _mix[(len(y), -(-y.shape[1] // _MIXED))](
         parts, y, SIZE=y.shape[1], USED=to.used, TILE=_MIXED, num_warps=4, **launch_options(x.device)

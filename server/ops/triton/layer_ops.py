@@ -12,9 +12,9 @@ from server.layers.spec import ExpertsSpec, FeedForwardSpec
 from server.layers.weights import ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.triton.experts import assign, inward, outward
+from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.norm import rms_norm, silu_mul
-from server.ops.triton.routing import route
+from server.ops.triton.routing import assign, route
 from server.quantization.gemv import gemv, tiling
 
 _SPLIT_ROWS = 64
@@ -82,11 +82,13 @@ class TritonLayerOps(LayerOps):
     def chosen_experts(
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
     ) -> Tensor:
-        to = assign(chosen, len(weights.down))
-        y = inward(x, weights.gate_up, weights.gate_up_bias, to)
+        count = len(weights.down)
+        by = tiling_of(chosen.numel() / count, x.dtype)
+        to = assign(chosen, count, by.rows)
+        y = inward(x, weights.gate_up, weights.gate_up_bias, to, by)
         plain = spec.gated and spec.activation == "silu" and spec.clamp is None
         inner = silu_mul(y) if plain else between(y, spec)
-        return outward(inner, weights.down, weights.down_bias, to, shares)
+        return outward(inner, weights.down, weights.down_bias, to, by, shares)
 
 
 def _plain(linear: LinearLayer) -> bool:

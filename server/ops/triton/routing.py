@@ -116,16 +116,15 @@ def _assign(
         begin += tl.sum(there.to(tl.int32), 0)
 
 
-def assign(chosen: Tensor, count: int, few: int, many: int) -> Assignments:
+def assign(chosen: Tensor, count: int, tile: int) -> Assignments:
     """Sort choices by expert.
 
     Args:
         chosen: int32 [rows, used].
         count: experts that there are.
-        few, many: rows of a tile, where experts get few or many.
+        tile: rows of a program.
     """
     choices, device = chosen.numel(), chosen.device
-    tile = few if choices < many * count else many
     most = choices // tile + min(count, choices)  # tiles that there can be
     order = torch.empty(choices, dtype=torch.int32, device=device)
     begins, ends, first_tiles = torch.empty((3, count), dtype=torch.int32, device=device)

@@ -13,8 +13,9 @@ from server.layers.microscaled import Microscaled
 from server.layers.spec import ClampSpec, ExpertsSpec, FeedForwardSpec
 from server.layers.weights import ExpertsWeights
 from server.ops.layer_ops import LayerOps
-from server.ops.triton.experts import assign
+from server.ops.triton import experts
 from server.ops.triton.layer_ops import TritonLayerOps
+from server.ops.triton.routing import assign
 from tests.ops.triton.checks import HALF, relative_error
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -54,6 +55,14 @@ def test_experts(device: torch.device, dtype: torch.dtype, rows: int, spec: Feed
     assert relative_error(found, LayerOps().experts(x, None, weights, spec).double()) < TOLERANCE[dtype]
 
 
+def test_tiles_of_long_prompts(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "_MANY_ROWS", 32)
+    weights = weights_of(PLAIN, 48, HALF, device)
+    x = torch.randn(200, 48, dtype=HALF, device=device)
+    found = TritonLayerOps().experts(x, None, weights, PLAIN)
+    assert relative_error(found, LayerOps().experts(x, None, weights, PLAIN).double()) < TOLERANCE[HALF]
+
+
 def in_mxfp4(count: int, outputs: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Microscaled:
     """Codes of every kind."""
     made = Microscaled(count, outputs, inputs, dtype=dtype, device=device)
@@ -86,7 +95,7 @@ def test_routes_are_those_of_torch(device: torch.device, spec: ExpertsSpec) -> N
 def test_every_choice_is_in_a_tile_of_its_expert(device: torch.device) -> None:
     """Also where one expert gets all rows, and others none."""
     for chosen in (torch.zeros(50, 1, dtype=torch.int64), torch.randint(0, 4, (33, 2))):
-        to, seen = assign(chosen.to(device, torch.int32), 6), []
+        to, seen = assign(chosen.to(device, torch.int32), 6, 16), []
         for tile, expert in enumerate(to.experts.tolist()):
             if expert < 6:
                 begin = int(to.begins[expert]) + (tile - int(to.first_tiles[expert])) * to.tile
