@@ -27,6 +27,7 @@ from server.quantization.formats.repacked import OpenRepacked
 from server.static_batching.pipeline import StaticPipeline
 from tests.checkpoints import tiny_llama, tiny_tokenizer
 from tests.quantization.others import awq_layer, compressed, declare, fp8_layer, make, save
+from tools.size import weight_bytes
 
 PROMPTS = [[0, 17, 250, 99, 3, 41, 42, 300], [5], [7, 8, 9, 10]]
 OPTIONS = GenerationConfig(max_new_tokens=12, ignore_eos=True)
@@ -221,6 +222,8 @@ def test_gpt_oss_with_experts_in_mxfp4(gpt_oss: tuple[Path, Path], monkeypatch: 
     stored = load_file(path / "model.safetensors")
     packed = sum(t.nbytes for name, t in stored.items() if name.endswith(("_blocks", "_scales")))
     assert packed == sum(buffer.nbytes for each in kept for buffer in each.buffers())
+    held = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    assert weight_bytes(path, config, torch.float32) == pytest.approx(sum(held.values()), rel=0.01)
     served = LLM(path, model_loading_config={"torch_dtype": "float32", "device": "cpu"})
     assert served.capabilities["weights"]["name"] == "mxfp4"
     assert answers(served) == transformers_answers(floats)
