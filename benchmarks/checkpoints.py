@@ -66,7 +66,7 @@ def describe_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16") ->
     """Save configuration and tokenizer only, for engines that make up the weights themselves."""
     from transformers import LlamaConfig
 
-    _byte_tokenizer(path, shape.max_length)
+    byte_tokenizer(path, shape.max_length)
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -86,7 +86,8 @@ def describe_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16") ->
     return config
 
 
-def _byte_tokenizer(path: Path, max_length: int) -> None:
+def byte_tokenizer(path: Path, max_length: int) -> None:
+    """Save a tokenizer of bytes in `path`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

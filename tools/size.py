@@ -52,6 +52,7 @@ class Machine:
     taken: bytes of them that context, graphs and activations need.
     share: of the free memory that the cache may take.
     float8: it multiplies FP8, so that such weights stay as they are, and keeps keys and values in it.
+    gpu: it is an NVIDIA GPU, on which experts in MXFP4 stay as they are.
     """
 
     memory: float
@@ -59,6 +60,7 @@ class Machine:
     taken: float = 1.5 * GIB
     share: float = FRACTION
     float8: bool = True
+    gpu: bool = True
 
 
 MACHINES = {
@@ -70,7 +72,7 @@ MACHINES = {
     "A100-80": Machine(79.2 * GIB, 2039e9, float8=False),
     "H100": Machine(79.2 * GIB, 3350e9),
     "H200": Machine(139.8 * GIB, 4800e9),
-    "laptop": Machine(16 * GIB, 60e9, taken=4 * GIB, share=FRACTION * RAM_SHARE, float8=False),
+    "laptop": Machine(16 * GIB, 60e9, taken=4 * GIB, share=FRACTION * RAM_SHARE, float8=False, gpu=False),
 }
 
 
@@ -91,12 +93,14 @@ class Size:
     step: float
 
 
-def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype, *, float8: bool = True) -> int:
+def weight_bytes(
+    path: Path, config: ModelConfig, dtype: torch.dtype, *, float8: bool = True, mxfp4: bool = True
+) -> int:
     """Bytes of the weights in memory: as they are stored or as what they become, floats in `dtype`; counted
     from the configuration where none are stored.
 
     Args:
-        float8: the device multiplies FP8.
+        float8, mxfp4: the device multiplies FP8, and experts in MXFP4.
 
     Raises:
         ModelError: damaged files.
@@ -106,7 +110,9 @@ def weight_bytes(path: Path, config: ModelConfig, dtype: torch.dtype, *, float8:
         if checkpoint is None:
             tensors: Mapping[str, StoredTensor] = stored_tensors(path)
         else:
-            tensors = checkpoint.for_float8(None if float8 else "the device does not multiply it").tensors
+            no = "the device does not multiply it"
+            checkpoint = checkpoint.for_float8(None if float8 else no)
+            tensors = checkpoint.for_experts(None if mxfp4 else no).tensors
         return sum(_bytes(tensor, dtype) for tensor in tensors.values())
     architecture = config.architecture
     model = architecture.decoder(architecture.spec, dtype, torch.device("meta"), architecture.names)
@@ -140,7 +146,7 @@ def size(
         block: tokens of a block.
     """
     specs = list(specs)
-    tables = table_bytes(beams, vocab) if machine.share == FRACTION else 0
+    tables = table_bytes(beams, vocab) if machine.gpu else 0
     free = max(machine.memory - machine.taken - weights - tables, 0) * machine.share
     request = sum(most_held(length, block, each.window) * each.bytes_per_block(block) for each in specs)
     requests = int(free // request)
@@ -200,7 +206,9 @@ def fitting(machine: Machine, args: argparse.Namespace, config: ModelConfig) -> 
     Raises:
         ModelError: damaged files.
     """
-    weights = weight_bytes(args.model, config, getattr(torch, args.dtype), float8=machine.float8)
+    codes = machine.gpu and args.dtype != "float32"
+    kept = {"float8": machine.float8, "mxfp4": codes}
+    weights = weight_bytes(args.model, config, getattr(torch, args.dtype), **kept)
     specs = cache_specs(config.spec.layers, cache_type(args))
     needs = {"length": args.length, "beams": args.beams, "block": args.block_size}
     return size(machine, weights, specs, config.vocab_size, **needs)

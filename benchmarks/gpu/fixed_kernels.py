@@ -12,7 +12,7 @@ from benchmarks.checkpoints import LlamaShape
 from benchmarks.gpu.skinny import Product, products
 from benchmarks.gpu.tune_gemv import graph_us
 from server.ops.triton.fixed_product import product as fixed_product
-from server.ops.triton.gemv import gemv
+from server.quantization.gemv import gemv
 
 ROWS = (1, 2, 16, 33, 64, 65, 128, 200, 256, 257, 512, 700, 1025, 2048)
 """Numbers of rows that are compared: on both sides of borders between tiles."""

@@ -2,7 +2,9 @@
 
 `logits`: log probabilities of small checkpoints in FP8, and of a cache in FP8, beside those of the bfloat16
 weights that they stand for. `workloads`: W1, W2 and W4, the two in turns. `cache`: a decode step of 16
-sequences of 16,000 tokens. `products`: microseconds of a layer's products by rows. `--parts` names some.
+sequences of 16,000 tokens. `steps`: decode steps of 1 to 256 rows. `profiled`: the kernels of such steps.
+`products`: microseconds of a layer's products by rows. `attention`, `gemvs`, `row_products`, `quantizing`:
+each kernel alone, over the ways to divide its work. `--parts` names some.
 Weights are random; what is found is written after each part.
 """
 
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu import own
+from benchmarks.gpu.fp8_kernels import attention, gemvs, profiled, quantizing, row_products
 from benchmarks.gpu.fp8_models import SMALL, WAYS, load_large, make_pair
 from benchmarks.gpu.step_time import replay_ms
 from benchmarks.gpu.tune_gemv import graph_us
@@ -142,6 +145,20 @@ def _products_of(inputs: int, outputs: int) -> dict[int, dict[str, float]]:
     return found
 
 
+def steps(directory: Path, shape: str) -> dict[str, Any]:
+    """Milliseconds of decode steps at 512 tokens by rows and engine; one at a time in memory."""
+    found: dict[str, Any] = {}
+    for way, float8, dtype in (
+        ("bfloat16", False, "auto"), ("fp8", True, "auto"), ("fp8, cache too", True, "fp8_e4m3")
+    ):  # fmt: skip
+        llm = load_large(shape, directory, float8=float8, beams=256, num_blocks=256 * 34, cache_dtype=dtype)
+        found[way] = {rows: replay_ms(llm, rows, 512) for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
+        print(f"decode steps, {way}, ms: {found[way]}", flush=True)
+        del llm
+        _free()
+    return found
+
+
 def workloads(directory: Path, shape: str) -> dict[str, Any]:
     """W1, W2 and W4 of both, in turns."""
     blocks = peak_blocks(workload("W1"), 16) + 1024
@@ -194,7 +211,19 @@ def _free() -> None:
     torch.cuda.empty_cache()
 
 
-PARTS = {"logits": logits, "workloads": workloads, "cache": cache, "products": products}
+PARTS = {
+    "logits": logits,
+    "cache": cache,
+    "attention": attention,
+    "gemvs": gemvs,
+    "row_products": row_products,
+    "quantizing": quantizing,
+    "profiled": profiled,
+    "steps": steps,
+    "workloads": workloads,
+    "products": products,
+}
+"""Name → what measures it, in `main`'s order."""
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Finds the tiling of the one-token product for each weight of a model:
 ``.venv/bin/python -m benchmarks.gpu.tune_gemv SHAPE``; what it prints is what
-``kernels.triton_gemv.tiling`` knows.
+`server.quantization.gemv.tiling` knows.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.checkpoints import SHAPES
-from server.device.triton_support import launch_options, next_power_of_two
-from server.ops.triton.gemv import _gemv, tiling
+from server.device.triton_support import next_power_of_two
+from server.quantization.gemv import Tiling, gemv, tiling
 from utils.commands import with_interpreter
-
-Tiling = tuple[int, int, int]
 
 
 def graph_us(launch: Callable[[], None], launches: int, replays: int = 10) -> float:
@@ -41,36 +39,30 @@ def graph_us(launch: Callable[[], None], launches: int, replays: int = 10) -> fl
 
 
 def candidates(inputs: int, outputs: int) -> list[Tiling]:
-    """(rows, columns, warps) worth a try: 16 to 128 bytes of weights a thread in flight."""
+    """Those worth a try: 16 to 128 bytes of weights a thread in flight."""
     found = []
     for tile in (512, 1024, 2048, 4096, 8192):
         for rows in (1, 2, 4, 8, 16):
             for warps in (4, 8):
                 share = rows * tile // (32 * warps)
                 if 32 <= share <= 64 and tile <= next_power_of_two(inputs) and outputs % rows == 0:
-                    found.append((rows, tile, warps))
+                    found.append(Tiling(rows, tile, warps))
     return found
 
 
 def measure(outputs: int, inputs: int, *, gated: bool, norm: bool) -> None:
     """Print the best tilings of one weight, beside the one in use and cuBLAS."""
-    options = {"device": "cuda", "dtype": torch.bfloat16}
+    floats = {"device": "cuda", "dtype": torch.bfloat16}
     size = (2 if gated else 1) * outputs
     copies = max(4, int(3e8 / (2 * size * inputs)))  # together they do not fit the L2 cache
-    weights = [torch.randn(size, inputs, **options) * inputs**-0.5 for _ in range(copies)]
-    x, scale, y = (torch.randn(1, n, **options) for n in (inputs, inputs, size))
-    flags = {"NORM": norm, "GATED": gated, "RESIDUAL": not (gated or norm)}
+    weights = [torch.randn(size, inputs, **floats) * inputs**-0.5 for _ in range(copies)]
+    x, scale, y = (torch.randn(1, n, **floats) for n in (inputs, inputs, size))
+    options = {"norm": scale if norm else None, "residual": None if gated or norm else y}
 
     def chain(shape: Tiling) -> Callable[[], None]:
-        rows, tile, warps = shape
-
         def launch() -> None:
             for weight in weights:
-                _gemv[(outputs // rows,)](
-                    x, scale, weight, y, y, 1e-5,
-                    N=outputs, K=inputs, ROWS=rows, TILE=tile, **flags,
-                    num_warps=warps, **launch_options(x.device),
-                )  # fmt: skip
+                gemv(x, weight, gated=gated, eps=1e-5, shape=shape, **options)
 
         return launch
 

@@ -23,7 +23,16 @@ except ImportError:  # nothing will launch the kernels
         return kernel
 
 
-__all__ = ["INTERPRETED", "LOG2_E", "jit", "launch_options", "next_power_of_two", "overlaps_launches", "tl"]
+__all__ = [
+    "INTERPRETED",
+    "LOG2_E",
+    "fetch_ahead",
+    "jit",
+    "launch_options",
+    "next_power_of_two",
+    "overlaps_launches",
+    "tl",
+]
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on the CPU: for tests on machines without a GPU."""
@@ -57,3 +66,16 @@ def launch_options(device: torch.device, *, overlapped: bool = True) -> dict[str
 def next_power_of_two(value: int) -> int:
     """The least power of two that is not below `value`."""
     return 1 << max(value - 1, 0).bit_length()
+
+
+@jit
+def fetch_ahead(at, wanted):  # type: ignore[no-untyped-def]
+    """Within a kernel: ask for the lines at addresses, where `wanted`, to be brought to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r",
+        [at, wanted.to(tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )

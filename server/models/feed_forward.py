@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from server.checkpoints.errors import ModelError
 from server.layers.layout import Layout
 from server.layers.linear import Target, WeightMap
+from server.layers.microscaled import Microscaled
 from server.layers.spec import FeedForwardSpec
 from server.layers.weights import ExpertsWeights, FeedForwardWeights
 from server.models.builder import Builder, laid_out
@@ -54,8 +57,10 @@ class Experts(ExpertsWeights):
         wide = 2 * own.inner if own.gated else own.inner
         self.router_name = f"{prefix}.{names.router}"
         self.router = build.linears([self.router_name], hidden, spec.count, bias=spec.router_bias)
-        self.gate_up = build.parameter(spec.count, wide, hidden)
-        self.down = build.parameter(spec.count, hidden, own.inner)
+        self.inward = f"{self.prefix}.{names.expert_gate_up[0]}"
+        self.outward = f"{self.prefix}.{names.expert_down}"
+        self.gate_up = build.linears.stack(self.inward, spec.count, wide, hidden)
+        self.down = build.linears.stack(self.outward, spec.count, hidden, own.inner)
         self.gate_up_bias = build.parameter(spec.count, wide) if own.bias else None
         self.down_bias = build.parameter(spec.count, hidden) if own.bias else None
         self.shared, self.shared_gate = None, None
@@ -78,6 +83,7 @@ class Experts(ExpertsWeights):
 
     def _by_number(self) -> WeightMap:
         found: WeightMap = {}
+        assert isinstance(self.gate_up, nn.Parameter) and isinstance(self.down, nn.Parameter)
         for expert in range(len(self.down)):
             prefix = f"{self.prefix}.{expert}"
             for part, name in enumerate(self.names.expert_gate_up):
@@ -87,13 +93,18 @@ class Experts(ExpertsWeights):
         return found
 
     def _stacked(self) -> WeightMap:
-        names, halves = self.names, (self.inner, self.inner)
-        inward, outward = f"{self.prefix}.{names.expert_gate_up[0]}", f"{self.prefix}.{names.expert_down}"
-        mixed = Layout(mixed_gate=True)
-        found = {
-            inward: Target(self.gate_up.data, 1, halves, layout=replace(mixed, transposed=True)),
-            outward: Target(self.down.data, 2, layout=Layout(transposed=True)),
-        }
+        halves, inward, outward = (self.inner, self.inner), self.inward, self.outward
+        mixed, found = Layout(mixed_gate=True), WeightMap()
+        if isinstance(self.gate_up, Microscaled):
+            found[f"{inward}_blocks"] = Target(self.gate_up.blocks, layout=mixed)
+            found[f"{inward}_scales"] = Target(self.gate_up.scales, layout=mixed)
+        else:
+            found[inward] = Target(self.gate_up.data, 1, halves, layout=replace(mixed, transposed=True))
+        if isinstance(self.down, Microscaled):
+            found[f"{outward}_blocks"] = Target(self.down.blocks)
+            found[f"{outward}_scales"] = Target(self.down.scales)
+        else:
+            found[outward] = Target(self.down.data, 2, layout=Layout(transposed=True))
         if self.gate_up_bias is not None and self.down_bias is not None:
             found[f"{inward}_bias"] = Target(self.gate_up_bias.data, 1, halves, layout=mixed)
             found[f"{outward}_bias"] = Target(self.down_bias.data, first_only=True)

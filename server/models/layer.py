@@ -168,9 +168,12 @@ class Layer(LayerWeights):
         attended = attention.forward(self.index, *own.heads(qkv, ops, comm), own.sinks)
         inner = self._inward(x, ops) if spec.parallel else None  # now, for `x` may be added to in place
         x = ops.linear_add(attended, own.output, x, self.attention_post_norm, spec.residual_scale, comm)
+        norm, scale = self.feed_forward_post_norm, spec.residual_scale
+        if inner is None and self.feed_forward is not None:
+            before, weights = self.feed_forward_norm, self.feed_forward
+            return ops.feed_forward_add(x, before, weights, spec.feed_forward, norm, scale, comm)
         if inner is None:
             inner = self._inward(x, ops)
-        norm, scale = self.feed_forward_post_norm, spec.residual_scale
         if self.feed_forward is None:
             return ops.add(inner, x, norm, scale, comm)
         return ops.linear_add(inner, self.feed_forward.down, x, norm, scale, comm)

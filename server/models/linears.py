@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
-from server.layers.linear import Linear, LinearLayer
+from server.layers.linear import Linear, LinearLayer, empty_parameter
+from server.layers.microscaled import Microscaled
 from server.quantization.formats.base import OpenFormat
 
 
 class Linears(Protocol):
-    """Makes the linear layers of a model."""
+    """Makes the linear layers of a model, and the matrices of its experts."""
 
     def __call__(self, names: Sequence[str], inputs: int, *outputs: int, bias: bool = False) -> LinearLayer:
         """An empty layer for the checkpoint's projections `names`, which share their input.
@@ -22,6 +24,9 @@ class Linears(Protocol):
             outputs: features of each projection.
             bias: whether the architecture gives them one.
         """
+
+    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
+        """Empty matrices of all experts, [experts, outputs, inputs], which the checkpoint calls `name`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,9 @@ class PlainLinears:
 
     def __call__(self, names: Sequence[str], inputs: int, *outputs: int, bias: bool = False) -> LinearLayer:
         return Linear(inputs, *outputs, bias=bias, dtype=self.dtype, device=self.device)
+
+    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
+        return empty_parameter(*shape, dtype=self.dtype, device=self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +60,8 @@ class QuantizedLinears:
         if not self.checkpoint.quantizes(names):
             return PlainLinears(self.dtype, self.device)(names, inputs, *outputs, bias=bias)
         return self.checkpoint.linear(names, inputs, outputs, dtype=self.dtype, device=self.device)
+
+    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
+        experts, outputs, inputs = shape
+        kept = self.checkpoint.stack(name, (experts, outputs, inputs), dtype=self.dtype, device=self.device)
+        return kept or PlainLinears(self.dtype, self.device).stack(name, *shape)

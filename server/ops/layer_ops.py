@@ -16,7 +16,7 @@ from server.layers.activation import ACTIVATIONS, gate_product
 from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
 from server.layers.spec import ExpertsSpec, FeedForwardSpec
-from server.layers.weights import DecoderWeights, ExpertsWeights
+from server.layers.weights import DecoderWeights, ExpertsWeights, FeedForwardWeights
 from server.ops.communication import Communication
 from server.quantization.linear import pack_layers
 
@@ -67,6 +67,20 @@ class LayerOps:
         """
         return between(self.norm_linear(x, norm, gate_up), spec)
 
+    def feed_forward_add(
+        self,
+        x: Tensor,
+        norm: Norm | None,
+        weights: FeedForwardWeights,
+        spec: FeedForwardSpec,
+        post_norm: Norm | None = None,
+        scale: float = 1.0,
+        comm: Communication | None = None,
+    ) -> Tensor:
+        """``x + scale · post_norm(down(inner))``, with what `norm_feed_forward` makes of x; may reuse x."""
+        inner = self.norm_feed_forward(x, norm, weights.gate_up, spec)
+        return self.linear_add(inner, weights.down, x, post_norm, scale, comm)
+
     def linear_add(
         self,
         x: Tensor,
@@ -105,7 +119,7 @@ class LayerOps:
         """What the experts make of ``norm(x)``, and the shared one: [tokens, hidden] → [tokens, hidden]."""
         assert spec.experts is not None
         x = x if norm is None else self.norm(x, norm)
-        chosen, shares = route(self.linear(x, weights.router), spec.experts)
+        chosen, shares = self.route(self.linear(x, weights.router), spec.experts)
         y = self.chosen_experts(x, chosen, shares, weights, spec)
         if weights.shared is None:
             return y
@@ -114,6 +128,11 @@ class LayerOps:
         if weights.shared_gate is not None:
             shared = torch.sigmoid(self.linear(x, weights.shared_gate)) * shared
         return y + shared
+
+    def route(self, scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
+        """(experts, float32 shares), both [tokens, used], from the scores [tokens, experts] of the router."""
+        shares, chosen = scores.float().softmax(-1).topk(spec.used, -1)
+        return chosen, shares / shares.sum(-1, keepdim=True) if spec.normalized else shares
 
     def chosen_experts(
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
@@ -151,9 +170,3 @@ def between(y: Tensor, spec: FeedForwardSpec) -> Tensor:
         return ACTIVATIONS[spec.activation](y)
     gate, up = y.chunk(2, dim=-1)
     return gate_product(gate, up, spec)
-
-
-def route(scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
-    """(chosen experts, float32 shares), both [tokens, used], from the router's scores [tokens, experts]."""
-    shares, chosen = scores.float().softmax(-1).topk(spec.used, -1)
-    return chosen, shares / shares.sum(-1, keepdim=True) if spec.normalized else shares

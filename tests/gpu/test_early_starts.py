@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from server.device.triton_support import overlaps_launches
 from server.ops.triton import decode_attention as triton_decode
-from server.ops.triton import gemv as triton_gemv
 from server.ops.triton.attention import TritonAttention
-from server.ops.triton.gemv import gemv
+from server.quantization import gemv as triton_gemv
+from server.quantization.gemv import gemv
 from tests.ops.shapes import attention_shape
 from tests.ops.triton import scenes
 from tests.ops.triton.checks import HALF, relative_error
@@ -57,12 +59,12 @@ def steps_of_one_sequence() -> tuple[Tensor, Tensor]:
     return torch.cat(answers), cache
 
 
-@pytest.mark.parametrize("programs", [1, triton_decode._PROGRAMS])
+@pytest.mark.parametrize("programs", [1, triton_decode.PLAIN.programs])
 def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
     if not overlaps_launches(DEVICE):
         pytest.skip("kernels start early on Hopper and later")
     monkeypatch.setattr(scenes, "TABLE_WIDTH", 2048)
-    monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_decode, "PLAIN", replace(triton_decode.PLAIN, programs=programs))
     answers, cache = steps_of_one_sequence()
     for module in (triton_decode, triton_gemv):
         monkeypatch.setattr(module, "launch_options", lambda device, **_: {"PDL": False})

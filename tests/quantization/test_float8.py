@@ -133,6 +133,27 @@ def test_what_rides_along(device: torch.device, kind: type[Float8Linear]) -> Non
         assert relative_error(gated, functional.silu(gate) * up) < 2 * limit
 
 
+@pytest.mark.parametrize("kind", [Float8Linear, BlockScaledLinear])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_feed_forward_parts(device: torch.device, kind: type[Float8Linear], rows: int) -> None:
+    """Of several rows, what stands between the products is quantized as it is computed."""
+    from server.layers.norm import RMSNorm
+    from server.layers.spec import FeedForwardSpec, NormSpec
+    from server.layers.weights import FeedForwardWeights
+
+    part = FeedForwardWeights()
+    part.gate_up, inward = layer_of(kind, device, 256, [128, 128])
+    part.down, outward = layer_of(kind, device, 128, [256])
+    biases = [layer.bias.double() for layer in (part.gate_up, part.down) if layer.bias is not None]
+    norm = RMSNorm(256, NormSpec(EPS), dtype=HALF, device=device)
+    x = torch.randn(rows, 256, device=device, dtype=HALF)
+    gate, up = (norm(x).double() @ inward.T + biases[0]).chunk(2, -1)
+    expected = (functional.silu(gate) * up) @ outward.T + biases[1]
+    before = x.double()
+    found = Float8LayerOps().feed_forward_add(x, norm, part, FeedForwardSpec(128))
+    assert relative_error(found.double() - before, expected) < (2 * CLOSE if rows == 1 else 3 * FP8_STEP)
+
+
 def test_joint_projections_with_static_scales_share_the_greatest(device: torch.device) -> None:
     layer, weight = layer_of(Float8Linear, device, 96, [48, 16], activations=Activations(static=True))
     assert layer.input_scale is not None and layer.bias is not None

@@ -16,6 +16,10 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from protocol.generation import GenerationConfig
 from server.checkpoints.errors import ModelError
 from server.continuous_batching.llm import LLM
+from server.layers.microscaled import Microscaled
+from server.models.config import ModelConfig
+from server.models.load import load_model
+from server.models.source import ModelSource
 from server.quantization.formats import mxfp4
 from server.quantization.formats.base import OpenFormat
 from server.quantization.formats.registry import Quantization, open_format
@@ -23,6 +27,7 @@ from server.quantization.formats.repacked import OpenRepacked
 from server.static_batching.pipeline import StaticPipeline
 from tests.checkpoints import tiny_llama, tiny_tokenizer
 from tests.quantization.others import awq_layer, compressed, declare, fp8_layer, make, save
+from tools.size import weight_bytes
 
 PROMPTS = [[0, 17, 250, 99, 3, 41, 42, 300], [5], [7, 8, 9, 10]]
 OPTIONS = GenerationConfig(max_new_tokens=12, ignore_eos=True)
@@ -203,6 +208,25 @@ def test_gpt_oss(gpt_oss: tuple[Path, Path]) -> None:
     served = static(path)
     assert answers(served) == transformers_answers(floats)
     assert served.capabilities["weights"]["reason"].startswith("MXFP4 in the checkpoint, dequantized")
+
+
+def test_gpt_oss_with_experts_in_mxfp4(gpt_oss: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept as they are: the same answers, and the bytes that are stored."""
+    path, floats = gpt_oss
+    monkeypatch.setattr("server.models.load.objection_to_mxfp4", lambda *_: None)
+    config = ModelConfig.load(path)
+    model, what = load_model(ModelSource(path), config, torch.float32, torch.device("cpu"))
+    assert what is not None and what["name"] == "mxfp4"
+    kept = [each for each in model.modules() if isinstance(each, Microscaled)]
+    assert len(kept) == 4
+    stored = load_file(path / "model.safetensors")
+    packed = sum(t.nbytes for name, t in stored.items() if name.endswith(("_blocks", "_scales")))
+    assert packed == sum(buffer.nbytes for each in kept for buffer in each.buffers())
+    held = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    assert weight_bytes(path, config, torch.float32) == pytest.approx(sum(held.values()), rel=0.01)
+    served = LLM(path, model_loading_config={"torch_dtype": "float32", "device": "cpu"})
+    assert served.capabilities["weights"]["name"] == "mxfp4"
+    assert answers(served) == transformers_answers(floats)
 
 
 # -- what is refused -----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from ctypes import addressof
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from server.layers.norm import Norm
 from server.layers.rotary import Rotary
@@ -78,6 +78,8 @@ def objection(model: DecoderWeights, dtype: torch.dtype) -> str | None:
 def _objection_to_experts(weights: ExpertsWeights, spec: LayerSpec) -> str | None:
     if spec.parallel:
         return "it does not compute experts beside attention"
+    if not isinstance(weights.gate_up, nn.Parameter) or not isinstance(weights.down, nn.Parameter):
+        return "it does not compute quantized experts"
     if weights.shared is None:
         return None
     if spec.feed_forward.bias or not spec.feed_forward.gated:
@@ -234,6 +236,7 @@ class NativeBackend(Backend):
 
     def _pack_experts(self, weights: ExpertsWeights, spec: FeedForwardSpec) -> structs.Experts:
         assert spec.experts is not None
+        assert isinstance(weights.gate_up, nn.Parameter) and isinstance(weights.down, nn.Parameter)
         pack, experts = self._weights, spec.experts
         packed = structs.Experts(count=experts.count, used=experts.used, normalized=experts.normalized)
         packed.router, packed.router_bias = pack.pack(weights.router), self._wide(weights.router.bias)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -10,28 +13,50 @@ from server.layers.rotary import Rotary
 from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import PagedBatch
 from server.ops.triton.decode_kernel import decode
+from server.ops.triton.warp_decode import decode_by_warps
 
 _MAX_SPLITS = 64
-_PROGRAMS = 512
-"""About as many run at once on a data-centre GPU."""
 _MANY = 256
 """Pairs of sequence and key head whose contexts are split for twice as many: those of unequal length then
 end together. A power of two, at which the number of pieces changes anyway: steps with prompts, of any number
 of decodes, then take no kernel that was not compiled for a captured size."""
-_TILE_ELEMENTS = 4096
-"""Of the keys that a program reads at a time: four programs then share a multiprocessor's memory. In FP8 they
-are twice as many, for the same bytes."""
 
 
-def num_splits(pairs: int, max_length: int, tile: int) -> int:
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the work of a kernel is divided.
+
+    Attributes:
+        elements: of the keys that a program reads at a time.
+        programs: that contexts are split for.
+        warps: of a program.
+        stages: tiles that are read ahead, itself and the reading of their places included.
+    """
+
+    elements: int
+    programs: int
+    warps: int = 4
+    stages: int = 3
+
+
+PLAIN = Tuning(4096, 512)
+"""Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
+FLOAT8 = Tuning(8192, 1024, stages=4)
+"""The same bytes in a tile. Three programs share a multiprocessor, so that 512 would run in one and a third
+turns; more of them even that out."""
+
+
+def num_splits(pairs: int, max_length: int, tile: int, programs: int) -> int:
     """Pieces of each context, a power of two.
 
     Args:
         pairs: of sequence and key head.
         max_length: tokens of the longest context that there may be.
         tile: tokens that a program reads at a time.
+        programs: of `Tuning`.
     """
-    programs = _PROGRAMS if pairs < _MANY else 2 * _PROGRAMS
+    if pairs >= _MANY:
+        programs *= 2
     wanted = next_power_of_two(-(-programs // pairs))
     return min(wanted, _MAX_SPLITS, next_power_of_two(-(-max_length // tile)))
 
@@ -47,6 +72,7 @@ class DecodeAttention:
     def __init__(self, cache: Tensor, scales: Tensor | None = None) -> None:
         self._cache = cache
         self._scales = scales
+        self.tuning = PLAIN if scales is None else FLOAT8
         self._arrivals = torch.empty(0, dtype=torch.int32, device=cache.device)
 
     def __call__(
@@ -77,25 +103,33 @@ class DecodeAttention:
         sequences, heads, head_dim = query.shape
         kv_heads, block_size = cache.shape[4], cache.shape[3]
         group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
-        tile = _TILE_ELEMENTS // dim_tile * (1 if self._scales is None else 2)
+        tuning, tile = self.tuning, self.tuning.elements // dim_tile
+        if self._scales is not None:
+            tile = max(tile, 16 * tuning.warps)  # a product adds up 16 tokens at least
         longest = batch.tables.shape[1] * block_size
-        splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile)
-        scales = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
-        partial = torch.empty((*scales.shape, head_dim), dtype=torch.float32, device=cache.device)
+        splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile, tuning.programs)
+        weights = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
+        partial = torch.empty((*weights.shape, head_dim), dtype=torch.float32, device=cache.device)
         merge_heads = next_power_of_two(group)
-        decode[(kv_heads, splits, sequences)](
-            query, key, value, cos, sin, sinks, cache, None if self._scales is None else self._scales[layer],
-            batch.rows, batch.positions, batch.tables, partial, scales, self._arrivals_of(batch), output,
+        kernel: Any = decode
+        scales: tuple[Tensor, ...] = ()
+        options: dict[str, int] = {}
+        if self._scales is not None:
+            kernel, scales, options = decode_by_warps, (self._scales[layer],), {"WARPS": tuning.warps}
+        kernel[(kv_heads, splits, sequences)](
+            query, key, value, cos, sin, sinks, cache, *scales,
+            batch.rows, batch.positions, batch.tables, partial, weights, self._arrivals_of(batch), output,
             query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
             layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
             GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
             DIM_TILE=dim_tile, BLOCK_SIZE=block_size, ROTARY_DIM=0 if cos is None else cos.shape[1],
             WINDOW=spec.window or 0, SOFTCAP=(spec.softcap or 0.0) * LOG2_E,
             TILE=tile, SPLITS=splits, MERGE_HEADS=merge_heads,
-            MERGE_TILE=max(min(splits, 8192 // (merge_heads * dim_tile)), 1), PRECISION="ieee",
-            num_warps=4, num_stages=2 if query.dtype == torch.float32 else 3,
+            MERGE_TILE=max(min(next_power_of_two(splits), 8192 // (merge_heads * dim_tile)), 1),
+            PRECISION="ieee", num_warps=tuning.warps,
+            num_stages=2 if query.dtype == torch.float32 else tuning.stages,
             # what is read of the cache ahead of time is not to be of this step
-            **launch_options(cache.device, overlapped=not batch.redone),
+            **options, **launch_options(cache.device, overlapped=not batch.redone),
         )  # fmt: skip
 
     def _arrivals_of(self, batch: PagedBatch) -> Tensor:

@@ -16,14 +16,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from server.ops.triton.float8_cache import (
-    PAIR_SCALE,
-    as_stored,
-    load_pairs,
-    scales_of,
-    to_multiply,
-    unpack_pairs,
-)
+from server.ops.triton.float8_cache import as_stored, to_multiply
 
 
 @triton.jit
@@ -33,15 +26,9 @@ def load_tile(
 ):  # fmt: skip
     """Keys and values of the tokens `n`, TOKEN elements of the cache apart within a block."""
     block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-    token = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
-    at = token[:, None] + d[None, :]
+    at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)[:, None] + d[None, :]
     mask = valid[:, None] & (d < HEAD_DIM)[None, :]
-    k = tl.load(at, mask=mask, other=0.0)
-    if base.dtype.element_ty == tl.float8e4nv:
-        v = load_pairs(token + value_offset, valid, HEAD_DIM, d.shape[0])
-    else:
-        v = tl.load(at + value_offset, mask=mask, other=0.0)
-    return k, v
+    return tl.load(at, mask=mask, other=0.0), tl.load(at + value_offset, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -53,29 +40,20 @@ def cap_scores(scores, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def attend_tile(
-    q, k, v, valid, best, total, acc, odd, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """(best, total, acc, odd) of the online softmax after a tile of keys and values more.
-
-    Of values in FP8, `acc` has the even numbers and `odd` the others; otherwise `odd` is nothing.
-    """
-    k = k.to(q.dtype)  # of a cache in FP8: exact in float16
+def attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """(best, total, acc) of the online softmax after a tile of keys and values more."""
     scores = cap_scores(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, SOFTCAP)
     scores = tl.where(valid[None, :], scores, float("-inf"))
     peak = tl.maximum(best, tl.max(scores, 1))
     weights = tl.exp2(scores - peak[:, None])
     fade = tl.exp2(best - peak)
     total = total * fade + tl.sum(weights, 1)
-    if v.dtype == tl.int16:
-        v, v_odd = unpack_pairs(v, q.dtype)
-        odd = odd * fade[:, None] + tl.dot(weights.to(q.dtype), v_odd, input_precision=PRECISION)
     acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-    return peak, total, acc, odd
+    return peak, total, acc
 
 
 @triton.jit
-def _piece_of(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
+def piece_of(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
     """(tokens of a piece, how many pieces there are) of a context of `length` tokens."""
     piece = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), TILE), 1) * TILE
     return piece, tl.maximum(tl.cdiv(length, piece), 1)
@@ -95,8 +73,8 @@ def load_rotated(at, mask, d, cos, sin, ROTARY_DIM: tl.constexpr):
 
 
 @triton.jit
-def load_angles(cos_table, sin_table, position, d, ROTARY_DIM: tl.constexpr):
-    """(cos, sin) of a token's angles, for elements `d` of a head; those of padding turn nothing."""
+def angles_of(cos_table, sin_table, position, d, ROTARY_DIM: tl.constexpr):
+    """(cosines, sines) of elements `d` of heads at `position`."""
     cos, sin = d, d
     if ROTARY_DIM > 0:
         present = (d < ROTARY_DIM) & (position >= 0)
@@ -106,15 +84,30 @@ def load_angles(cos_table, sin_table, position, d, ROTARY_DIM: tl.constexpr):
 
 
 @triton.jit
-def store_new(
-    base, table, position, d, k, v, mask, block_stride, value_offset,
-    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr,
+def take_token(
+    query, key, value, cos, sin, base, table, kv_head, position, first, k_scale, v_scale, cache_scales,
+    block_stride, value_offset,
+    GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, ROTARY_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Store the key and the value of a sequence's newest token in its block."""
+    """(queries, key, value) of a new token, rotated; the `first` program to take it stores the last two.
+
+    The key and the value are as later tokens will see them.
+    """
+    g, d = tl.arange(0, GROUP_TILE), tl.arange(0, DIM_TILE)
+    mask = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    at = query + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
+    q = load_rotated(at, mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
+    mask = (d < HEAD_DIM) & first
+    k_new = load_rotated(key + kv_head * HEAD_DIM + d, mask, d, cos, sin, ROTARY_DIM)
+    k_new = as_stored(k_new, k_scale, cache_scales)
+    v_new = tl.load(value + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
+    v_new = as_stored(v_new, v_scale, cache_scales)
     block = tl.load(table + position // BLOCK_SIZE).to(tl.int64)
     at = base + block * block_stride + (position % BLOCK_SIZE) * TOKEN + d
-    tl.store(at, k, mask=mask)
-    tl.store(at + value_offset, v, mask=mask)
+    tl.store(at, k_new, mask=mask)
+    tl.store(at + value_offset, v_new, mask=mask)
+    return to_multiply(q, cache_scales), k_new, v_new
 
 
 @triton.jit
@@ -175,20 +168,25 @@ def hand_in(
     """Write down a piece of a pair of sequence and key head; the last of its `live` pieces merges them."""
     g = tl.arange(0, acc.shape[0])
     d = tl.arange(0, DIM_TILE)
-    out = (pair * GROUP + g) * SPLITS + split
+    head = pair * GROUP + g
     mask = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    tl.store(partial + out[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
-    tl.store(scales + out, scale, mask=g < GROUP)
-    tl.debug_barrier()  # every thread has stored before one of them says so
-    if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
-        heads = pair * GROUP + tl.minimum(tl.arange(0, MERGE_HEADS), GROUP - 1)
-        _merge(partial, scales, output, heads, live, HEAD_DIM, DIM_TILE, SPLITS, MERGE_TILE)
-        tl.store(arrivals + pair, 0)
+    if SPLITS == 1:
+        at = output + head[:, None] * HEAD_DIM + d[None, :]
+        tl.store(at, acc.to(output.dtype.element_ty), mask=mask)
+    else:
+        out = head * SPLITS + split
+        tl.store(partial + out[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
+        tl.store(scales + out, scale, mask=g < GROUP)
+        tl.debug_barrier()  # every thread has stored before one of them says so
+        if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
+            heads = pair * GROUP + tl.minimum(tl.arange(0, MERGE_HEADS), GROUP - 1)
+            _merge(partial, scales, output, heads, live, HEAD_DIM, DIM_TILE, SPLITS, MERGE_TILE)
+            tl.store(arrivals + pair, 0)
 
 
 @triton.jit
 def decode(
-    query, key, value, cos_table, sin_table, sinks, cache, cache_scales, rows, positions, tables,
+    query, key, value, cos_table, sin_table, sinks, cache, rows, positions, tables,
     partial, scales, arrivals, output,
     query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, scale,
     GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
@@ -200,7 +198,7 @@ def decode(
 
     WINDOW, if not 0, is how many tokens the new one sees at most: the pieces are of those alone.
     Before it waits, it reads only what no kernel of the step writes once the tokens are embedded:
-    places, tables, angles, and the cache up to the new token. A cache in FP8 has `cache_scales`.
+    places, tables, angles, and the cache up to the new token.
     """
     TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
     if PDL:
@@ -209,70 +207,41 @@ def decode(
     position = tl.load(positions + sequence)
     row = tl.load(rows + sequence).to(tl.int64)
     start = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
-    piece, live = _piece_of(position - start, SPLITS, TILE)
+    piece, live = piece_of(position - start, SPLITS, TILE)
     begin = start + split * piece
     end = tl.minimum(begin + piece, position)
     d = tl.arange(0, DIM_TILE)
-    d_valid = d < HEAD_DIM
     table = tables + row * table_stride
     base = cache + layer_offset + kv_head * HEAD_DIM
     n = begin + tl.arange(0, TILE)
     valid = n < end
     k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-    cos, sin = load_angles(cos_table, sin_table, position, d, ROTARY_DIM)
-    k_scale, v_scale = scales_of(cache_scales, kv_head, KV_HEADS)
-    scale *= k_scale
+    cos, sin = angles_of(cos_table, sin_table, position, d, ROTARY_DIM)
     if PDL:
         gdc_wait()
     if (position < 0) | (split >= live):
         return
 
     sequence = sequence.to(tl.int64)
-    g = tl.arange(0, GROUP_TILE)
-    q_mask = (g < GROUP)[:, None] & d_valid[None, :]
-    at = query + sequence * query_stride + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-    q = load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
-    q = to_multiply(q, cache_scales)
-
     first = split == 0
-    mask = d_valid & first
-    at = key + sequence * key_stride + kv_head * HEAD_DIM + d
-    # a new token is seen as later ones will see it
-    k_new = as_stored(load_rotated(at, mask, d, cos, sin, ROTARY_DIM), k_scale, cache_scales)
-    v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
-    v_new = as_stored(v_new, v_scale, cache_scales)
-    store_new(
-        base, table, position, d, k_new, v_new, mask, block_stride, value_offset, BLOCK_SIZE, TOKEN
+    q, k_new, v_new = take_token(
+        query + sequence * query_stride, key + sequence * key_stride, value + sequence * value_stride,
+        cos, sin, base, table, kv_head, position, first, 1.0, 1.0, None, block_stride, value_offset,
+        GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
     )  # fmt: skip
-
+    g = tl.arange(0, GROUP_TILE)
     best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
     if sinks is not None:
         sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
         best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
-    odd = 0.0
-    if cache_scales is not None:  # the new value is added at the end, for the others are in another order
-        alone, new = best, acc
-        acc = tl.zeros([GROUP_TILE, DIM_TILE // 2], tl.float32)
-        odd = acc
-    best, total, acc, odd = attend_tile(
-        q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
-    )  # fmt: skip
+    best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
         k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
-        best, total, acc, odd = attend_tile(
-            q, k, v, valid, best, total, acc, odd, scale, SOFTCAP, PRECISION
-        )  # fmt: skip
-    if cache_scales is not None:
-        acc = tl.interleave(acc, odd) * PAIR_SCALE + new * tl.exp2(alone - best)[:, None]
-    acc = acc / total[:, None] * v_scale
-    pair = sequence * KV_HEADS + kv_head
-    if SPLITS == 1:
-        at = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-        tl.store(at, acc.to(output.dtype.element_ty), mask=q_mask)
-    else:
-        hand_in(
-            acc, best + tl.log2(total), partial, scales, arrivals, output, pair, split, live,
-            GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
-        )  # fmt: skip
+        best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
+    hand_in(
+        acc / total[:, None], best + tl.log2(total), partial, scales, arrivals, output,
+        sequence * KV_HEADS + kv_head, split, live,
+        GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+    )  # fmt: skip

@@ -11,68 +11,89 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import launch_options
+from server.layers.microscaled import Microscaled
+from server.ops.triton.routing import Assignments
 
-_COLUMNS, _DEPTH = 64, 64
-"""Outputs of a program, and inputs that it takes at once."""
-_FEW, _MANY = 16, 64
-"""Rows of a program: of steps in which an expert gets few of them, and of long prompts."""
+Stack = Tensor | Microscaled
+"""The matrices of all experts."""
 
 
-@dataclass(slots=True)
-class Assignments:
-    """Which rows are sent to which expert.
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How products are divided.
 
     Attributes:
-        used: experts of a row.
-        tile: rows of a program.
-        order: int32 [rows × used], places in the flat list of choices, expert by expert.
-        begins, ends: int32 [experts], where each expert's part of `order` begins and ends.
-        first_tiles: int32 [experts], the first tile of each.
-        experts: int32 [tiles], whose rows are in a tile; the number of experts: none.
+        rows, columns, depth: rows and outputs of a program, and inputs that it takes at once.
+        warps, stages: of a program, and tiles that it reads ahead, the current one included.
     """
 
-    used: int
-    tile: int
-    order: Tensor
-    begins: Tensor
-    ends: Tensor
-    first_tiles: Tensor
-    experts: Tensor
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
 
 
-def assign(chosen: Tensor, count: int) -> Assignments:
-    """Sort choices by expert, in operations of the device alone.
+FEW, SOME, MANY = Tiling(16, 64, 128, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(128, 128, 64, 8, 3)
+"""Where experts get few rows, so that reading weights is all that counts; some; and many, of long prompts."""
+_SOME_ROWS, _MANY_ROWS = 32, 256
+"""Rows that an expert gets on average, from which on there are some, or many."""
+_MIXED = 1024
+"""Columns of a program that adds up."""
 
-    Args:
-        chosen: integers [rows, used].
-        count: experts that there are.
+
+def tiling_of(rows_each: float, dtype: torch.dtype) -> Tiling:
+    """For so many rows of an expert, on average."""
+    if rows_each < _SOME_ROWS:
+        return FEW
+    # float32, of twice the bytes, finds no room for the largest tiles
+    return SOME if rows_each < _MANY_ROWS or dtype == torch.float32 else MANY
+
+
+@triton.jit
+def _codes_as_floats(codes, scales, dtype: tl.constexpr):
+    """Numbers of MXFP4 codes in [.., 0..15] by the exponents of their scales: exact in float32, then `dtype`.
+
+    The three lower bits of a code are those of a float32 that is 2**126 times too small.
     """
-    flat, device = chosen.flatten(), chosen.device
-    tile = _FEW if len(flat) < _MANY * count else _MANY
-    ones = torch.ones_like(flat, dtype=torch.int32)
-    counts = torch.zeros(count, dtype=torch.int32, device=device).scatter_add_(0, flat, ones)
-    ends = counts.cumsum(0, dtype=torch.int32)
-    tiles = (counts + tile - 1) // tile
-    last_tiles = tiles.cumsum(0, dtype=torch.int32)
-    most = len(flat) // tile + min(count, len(flat))  # as many as there can be
-    places = torch.arange(most, dtype=torch.int32, device=device)
-    experts = torch.searchsorted(last_tiles, places, right=True, out_int32=True)
-    order = flat.argsort(stable=True).int()
-    return Assignments(chosen.shape[1], tile, order, ends - counts, ends, last_tiles - tiles, experts)
+    codes = codes.to(tl.int32)
+    numbers = (((codes & 7) << 22) | ((codes & 8) << 28)).to(tl.float32, bitcast=True)
+    factors = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)  # 2**(scale - 127)
+    return (numbers * 8.507059173023462e37 * factors).to(dtype)  # 2**126
+
+
+@triton.jit
+def _load_weights(
+    weight, scales, row, begin, wanted, dtype: tl.constexpr, INPUTS: tl.constexpr, DEPTH: tl.constexpr
+):  # fmt: skip
+    """[outputs, inputs] of the stack's rows `row` from input `begin` on."""
+    if scales is None:
+        k = begin + tl.arange(0, DEPTH)
+        mask = wanted[:, None] & (k < INPUTS)[None, :]
+        found = tl.load(weight + row[:, None] * INPUTS + k[None, :], mask=mask, other=0.0)
+    else:
+        byte = begin // 2 + tl.arange(0, DEPTH // 2)
+        mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
+        pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
+        at = scales + row[:, None] * (INPUTS // 32) + byte[None, :] // 16
+        factors = tl.load(at, mask=mask, other=0)
+        first = _codes_as_floats(pairs & 15, factors, dtype)
+        found = tl.interleave(first, _codes_as_floats(pairs >> 4, factors, dtype))
+    return found
 
 
 @triton.jit
 def _product(
-    x, weight, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
+    x, weight, scales, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
     COUNT: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
-    GATHER: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of rows, tile of outputs).
 
-    With GATHER, rows of x are tokens and those of y are sorted by expert; otherwise rows of x are sorted and
-    those of y are choices of tokens, each times its share.
+    Without `shares`, rows of x are tokens and those of y are sorted by expert; otherwise rows of x are sorted
+    and those of y are choices of tokens, each times its share.
     """
     if PDL:
         gdc_launch_dependents()
@@ -84,62 +105,90 @@ def _product(
     row = tl.load(begins + expert) + (tile - tl.load(first_tiles + expert)) * ROWS + tl.arange(0, ROWS)
     present = row < tl.load(ends + expert)
     choice = tl.load(order + row, mask=present, other=0)
-    source = choice // USED if GATHER else row
+    source = choice // USED if shares is None else row
     n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     k = tl.arange(0, DEPTH)
     wanted = n < OUTPUTS
     x_at = x + source.to(tl.int64)[:, None] * x_stride + k[None, :]
-    w_at = weight + expert.to(tl.int64) * (OUTPUTS * INPUTS) + n[None, :] * INPUTS + k[:, None]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    stacked = expert.to(tl.int64) * OUTPUTS + n
+    # weights on the left, where matrix units take numbers that are made of codes from registers
+    turned = tl.zeros((COLUMNS, ROWS), tl.float32)
     for begin in range(0, INPUTS, DEPTH):
-        within = k < INPUTS - begin
-        a = tl.load(x_at + begin, mask=present[:, None] & within[None, :], other=0.0)
-        b = tl.load(w_at + begin, mask=within[:, None] & wanted[None, :], other=0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
-    if BIASED:
+        a = tl.load(x_at + begin, mask=present[:, None] & (k < INPUTS - begin)[None, :], other=0.0)
+        w = _load_weights(weight, scales, stacked, begin, wanted, x.dtype.element_ty, INPUTS, DEPTH)
+        turned = tl.dot(w, tl.trans(a), turned, input_precision=PRECISION)
+    total = tl.trans(turned)
+    if bias is not None:
         total += tl.load(bias + expert * OUTPUTS + n, mask=wanted, other=0.0).to(tl.float32)[None, :]
     target = row
-    if not GATHER:
+    if shares is not None:
         total *= tl.load(shares + choice, mask=present, other=0.0)[:, None]
         target = choice
     at = y + target.to(tl.int64)[:, None] * OUTPUTS + n[None, :]
     tl.store(at, total.to(y.dtype.element_ty), mask=present[:, None] & wanted[None, :])
 
 
+@triton.jit
+def _mix(parts, y, SIZE: tl.constexpr, USED: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr):
+    """Program (row, tile of columns): the sum of what its experts made of a row."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    total = tl.zeros([TILE], tl.float32)
+    for part in tl.static_range(USED):
+        total += tl.load(parts + (row * USED + part) * SIZE + i, mask=i < SIZE, other=0.0)
+    tl.store(y + row * SIZE + i, total.to(y.dtype.element_ty), mask=i < SIZE)
+
+
 def _launch(
-    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, to: Assignments, shares: Tensor, gather: bool
-) -> Tensor:
+    x: Tensor,
+    weight: Stack,
+    bias: Tensor | None,
+    y: Tensor,
+    to: Assignments,
+    by: Tiling,
+    shares: Tensor | None = None,
+) -> None:
+    """Multiply rows sent to experts: tokens, or, with `shares`, rows that are sorted by expert already."""
     count, outputs, inputs = weight.shape
-    grid = (len(to.experts), -(-outputs // _COLUMNS))
-    _product[grid](
-        x, weight, weight if bias is None else bias, y, to.order, to.begins, to.ends, to.first_tiles,
-        to.experts, shares, x.stride(0),
-        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used, GATHER=gather, BIASED=bias is not None,
+    stored, scales = (weight.blocks, weight.scales) if isinstance(weight, Microscaled) else (weight, None)
+    _product[len(to.experts), -(-outputs // by.columns)](
+        x, stored, scales, bias, y, to.order, to.begins, to.ends, to.first_tiles, to.experts,
+        shares, x.stride(0),
+        COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-        ROWS=to.tile, COLUMNS=_COLUMNS, DEPTH=_DEPTH, num_warps=4, num_stages=3,
+        ROWS=to.tile, COLUMNS=by.columns, DEPTH=by.depth, num_warps=by.warps, num_stages=by.stages,
         **launch_options(x.device),
     )  # fmt: skip
-    return y
 
 
-def inward(x: Tensor, weight: Tensor, bias: Tensor | None, to: Assignments) -> Tensor:
+def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, by: Tiling) -> Tensor:
     """The first product of each row's experts: [rows, inputs] → [rows × used, outputs], sorted by expert.
 
     Args:
-        weight: [experts, outputs, inputs].
+        weight: [experts, outputs, inputs], floats or MXFP4.
         bias: [experts, outputs].
     """
     y = torch.empty((len(to.order), weight.shape[1]), dtype=x.dtype, device=x.device)
-    return _launch(x, weight, bias, y, to, y, True)
+    _launch(x, weight, bias, y, to, by)
+    return y
 
 
-def outward(x: Tensor, weight: Tensor, bias: Tensor | None, to: Assignments, shares: Tensor) -> Tensor:
+def outward(
+    x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, by: Tiling, shares: Tensor
+) -> Tensor:
     """The last product of experts, summed up: [rows × used, inputs], sorted by expert → [rows, outputs].
 
     Args:
         weight, bias: as of `inward`.
         shares: float32 [rows, used], what each expert's product is multiplied by.
     """
-    y = torch.empty((len(to.order), weight.shape[1]), dtype=torch.float32, device=x.device)
-    _launch(x, weight, bias, y, to, shares, False)
-    return y.view(-1, to.used, weight.shape[1]).sum(1).to(x.dtype)
+    parts = torch.empty((len(to.order), weight.shape[1]), dtype=torch.float32, device=x.device)
+    _launch(x, weight, bias, parts, to, by, shares)
+    y = torch.empty((len(shares), weight.shape[1]), dtype=x.dtype, device=x.device)
+    _mix[(len(y), -(-y.shape[1] // _MIXED))](
+        parts, y, SIZE=y.shape[1], USED=to.used, TILE=_MIXED, num_warps=4, **launch_options(x.device)
+    )
+    return y

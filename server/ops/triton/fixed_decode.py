@@ -21,12 +21,11 @@ from server.ops.paged_attention import PagedBatch
 from server.ops.triton.decode_attention import DecodeAttention
 from server.ops.triton.decode_kernel import (
     add_sink,
+    angles_of,
     attend_tile,
     begin_with,
-    load_angles,
-    load_rotated,
     load_tile,
-    store_new,
+    take_token,
 )
 
 _PIECES = 32
@@ -111,10 +110,9 @@ def decode_in_pieces(
     start = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
     piece, live = fixed_piece(position - start, PIECES, SMALLEST)
     d = tl.arange(0, DIM_TILE)
-    d_valid = d < HEAD_DIM
     table = tables + row * table_stride
     base = cache + layer_offset + kv_head * HEAD_DIM
-    cos, sin = load_angles(cos_table, sin_table, position, d, ROTARY_DIM)
+    cos, sin = angles_of(cos_table, sin_table, position, d, ROTARY_DIM)
     n = start + first_split * piece + tl.arange(0, TILE)
     valid = n < tl.minimum(start + (first_split + 1) * piece, position)
     k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
@@ -124,30 +122,26 @@ def decode_in_pieces(
         return
 
     sequence = sequence.to(tl.int64)
-    g = tl.arange(0, GROUP_TILE)
-    q_mask = (g < GROUP)[:, None] & d_valid[None, :]
-    at = query + sequence * query_stride + (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-    q = load_rotated(at, q_mask, d[None, :], cos[None, :], sin[None, :], ROTARY_DIM)
-    mask = d_valid & (first_split == 0)
-    at = key + sequence * key_stride + kv_head * HEAD_DIM + d
-    k_new = load_rotated(at, mask, d, cos, sin, ROTARY_DIM)
-    v_new = tl.load(value + sequence * value_stride + kv_head * HEAD_DIM + d, mask=mask, other=0.0)
-    store_new(
-        base, table, position, d, k_new, v_new, mask, block_stride, value_offset, BLOCK_SIZE, TOKEN
+    first = first_split == 0
+    q, k_new, v_new = take_token(
+        query + sequence * query_stride, key + sequence * key_stride, value + sequence * value_stride,
+        cos, sin, base, table, kv_head, position, first, 1.0, 1.0, None, block_stride, value_offset,
+        GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
     )  # fmt: skip
 
+    g = tl.arange(0, GROUP_TILE)
+    q_mask = (g < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
     pair = sequence * KV_HEADS + kv_head
     target = output + (pair * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
     line = pair * GROUP + tl.minimum(g, GROUP - 1)
     all_best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
     all_total = tl.zeros([GROUP_TILE], tl.float32)
     all_acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
-    first = first_split == 0
-    best, total, acc = begin_with(q, k_new, tl.where(first, v_new, 0.0), first, scale, SOFTCAP)
+    best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
     if sinks is not None:
         sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
         best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
-    best, total, acc, _ = attend_tile(q, k, v, valid, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
+    best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
 
     # one loop over the tiles of all its pieces: what is read ahead does not stop where a piece ends
     programs = tl.num_programs(1)
@@ -169,7 +163,7 @@ def decode_in_pieces(
             best = tl.full([GROUP_TILE], float("-inf"), tl.float32)
             total = tl.zeros([GROUP_TILE], tl.float32)
             acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
-        best, total, acc, _ = attend_tile(q, k, v, valid, best, total, acc, 0.0, scale, SOFTCAP, PRECISION)
+        best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     place = line * ROOM + last
     all_best, all_total, all_acc = _keep(
         best, total, acc, all_best, all_total, all_acc, partial, scales, place, g, d, q_mask, HEAD_DIM, GROUP

@@ -11,8 +11,6 @@ import triton.language as tl
 
 from server.device.triton_support import INTERPRETED
 
-PAIR_SCALE = tl.constexpr(256.0)
-"""What numbers of `unpack_pairs` are to be multiplied by."""
 _ASSEMBLY = tl.constexpr(not INTERPRETED)
 
 
@@ -44,37 +42,21 @@ def to_multiply(q, cache_scales):
 
 
 @triton.jit
-def load_pairs(at, valid, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr):
-    """Values of the tokens at `at`, two numbers in an int16.
-
-    A product takes values across tokens: shared memory turns matrices of 16 bits as it is read, but numbers
-    of 8 bits would be read one by one.
-    """
-    pair = tl.arange(0, DIM_TILE // 2)
-    pairs = at.to(tl.pointer_type(tl.int16), bitcast=True)[:, None] + pair[None, :]
-    return tl.load(pairs, mask=valid[:, None] & (pair < HEAD_DIM // 2)[None, :], other=0)
-
-
-@triton.jit
 def unpack_pairs(x, dtype: tl.constexpr):
-    """(even, odd) numbers by `PAIR_SCALE`, in float16: the bits of FP8 as they are, in other places."""
+    """The (even, odd) numbers of pairs in int16, in `dtype`, which holds FP8 exactly."""
     if _ASSEMBLY:
         even, odd = tl.inline_asm_elementwise(
             """{
-            .reg .b32 a, b;
-            shl.b32 a, $2, 8;
-            and.b32 b, a, 0x80008000;
-            shr.u32 a, a, 1;
-            and.b32 a, a, 0x3f803f80;
-            or.b32 $0, a, b;
-            and.b32 b, $2, 0x80008000;
-            shr.u32 a, $2, 1;
-            and.b32 a, a, 0x3f803f80;
-            or.b32 $1, a, b;
+            .reg .b32 a;
+            .reg .b16 e, o;
+            prmt.b32 a, $2, $2, 0x3120;
+            mov.b32 {e, o}, a;
+            cvt.rn.f16x2.e4m3x2 $0, e;
+            cvt.rn.f16x2.e4m3x2 $1, o;
             }""",
             "=r,=r,r", [x], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
         )  # fmt: skip
     else:
-        even = (((x & 0x80) << 8) | ((x & 0x7F) << 7)).to(tl.float16, bitcast=True)
-        odd = ((x & -32768) | ((x >> 1) & 0x3F80)).to(tl.float16, bitcast=True)
+        even = (x & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
+        odd = ((x >> 8) & 0xFF).to(tl.uint8).to(tl.float8e4nv, bitcast=True)
     return even.to(dtype), odd.to(dtype)

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
-from server.layers.spec import FeedForwardSpec
+from server.layers.spec import ExpertsSpec, FeedForwardSpec
 from server.layers.weights import ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.triton.experts import assign, inward, outward
-from server.ops.triton.gemv import gemv, tiling
+from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.routing import assign, route
+from server.quantization.gemv import gemv, tiling
 
 _SPLIT_ROWS = 64
 """Up to this number of rows, cuBLAS may split a product along its inputs; the kernel that adds the pieces
@@ -75,14 +76,19 @@ class TritonLayerOps(LayerOps):
             return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
         return linear.add_to(x, residual)
 
+    def route(self, scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
+        return route(scores, spec)
+
     def chosen_experts(
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
     ) -> Tensor:
-        to = assign(chosen, len(weights.down))
-        y = inward(x, weights.gate_up, weights.gate_up_bias, to)
+        count = len(weights.down)
+        by = tiling_of(chosen.numel() / count, x.dtype)
+        to = assign(chosen, count, by.rows)
+        y = inward(x, weights.gate_up, weights.gate_up_bias, to, by)
         plain = spec.gated and spec.activation == "silu" and spec.clamp is None
         inner = silu_mul(y) if plain else between(y, spec)
-        return outward(inner, weights.down, weights.down_bias, to, shares.contiguous())
+        return outward(inner, weights.down, weights.down_bias, to, by, shares)
 
 
 def _plain(linear: LinearLayer) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, refuse_codes
 from server.checkpoints.tensors import read_tensors
+from server.layers.microscaled import Microscaled
 from server.quantization.linear import QuantizedLinear
 
 
@@ -62,6 +63,25 @@ class OpenFormat(ABC):
             objection: why it does not; None: it does.
         """
         return self
+
+    def for_experts(self, objection: str | None) -> OpenFormat:
+        """The same, with stacked matrices of experts kept as they are where a device multiplies them.
+
+        Args:
+            objection: why it does not; None: it does.
+        """
+        return self
+
+    def stack(
+        self, name: str, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device
+    ) -> Microscaled | None:
+        """Empty matrices for those of the experts `name`; None: they are floats.
+
+        Args:
+            shape: experts, outputs and inputs.
+            dtype: of activations.
+        """
+        return None
 
     @property
     def as_stored(self) -> bool:

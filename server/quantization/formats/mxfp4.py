@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,31 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, find_weights, read_headers
 from server.checkpoints.tensors import read_tensors
-from server.quantization.formats.base import OpenFloats, WeightFormat, declared_method, dequantized
+from server.layers.microscaled import BLOCK, Microscaled, dequantize
+from server.quantization.formats.base import (
+    OpenFloats,
+    OpenFormat,
+    WeightFormat,
+    declared_method,
+    dequantized,
+)
 
 BLOCKS, SCALES = "_blocks", "_scales"
-BLOCK = 32
-"""Numbers that share a scale."""
-LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-"""Code → number (E2M1)."""
-_BIAS = 127
-"""Of the exponents in which scales are stored (E8M0)."""
+
+
+@dataclass(frozen=True)
+class KeptMXFP4(OpenFloats):
+    """A checkpoint whose experts stay in MXFP4."""
+
+    def stack(
+        self, name: str, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device
+    ) -> Microscaled | None:
+        if name + BLOCKS not in self.tensors or shape[2] % BLOCK:
+            return None
+        return Microscaled(*shape, dtype=dtype, device=device)
+
+    def describe(self, dtype: torch.dtype) -> dict[str, str]:
+        return {"name": "mxfp4", "reason": "experts are kept in MXFP4; an own kernel multiplies with them"}
 
 
 @dataclass(frozen=True)
@@ -29,6 +46,12 @@ class OpenMXFP4(OpenFloats):
     """A checkpoint with such weights of experts: each ``NAME_blocks`` is read as ``NAME``."""
 
     stored: Mapping[str, StoredTensor]
+    why: str = "no kernel of this project multiplies with it"
+
+    def for_experts(self, objection: str | None) -> OpenFormat:
+        if objection is not None:
+            return replace(self, why=objection)
+        return KeptMXFP4(self.path, self.entry, self.stored, frozenset())
 
     def read(self, names: Iterable[str], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for name in names:
@@ -45,23 +68,7 @@ class OpenMXFP4(OpenFloats):
             yield name, weights.transpose(1, 2)
 
     def describe(self, dtype: torch.dtype) -> dict[str, str]:
-        return dequantized("MXFP4", dtype, "no kernel of this project multiplies with it")
-
-
-def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers of one matrix.
-
-    Args:
-        blocks: uint8 [outputs, n, 16], two codes a byte, the first in its lower half.
-        scales: uint8 [outputs, n].
-
-    Returns:
-        `dtype` [outputs, 32 n].
-    """
-    levels = torch.tensor(LEVELS)
-    codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
-    numbers = torch.ldexp(levels[codes.int()], scales.int()[..., None] - _BIAS)
-    return numbers.flatten(1).to(dtype)
+        return dequantized("MXFP4", dtype, self.why)
 
 
 class MXFP4(WeightFormat):
@@ -103,3 +110,12 @@ def _checked(name: str, blocks: StoredTensor, scales: StoredTensor | None) -> St
             f"{blocks.file}: {name} and its scales are {blocks.dtype} and {scales.dtype}, not U8"
         )
     return StoredTensor(blocks.file, "F32", (shape[0], shape[2] * BLOCK, shape[1]))
+
+
+def objection(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why matrices of experts in MXFP4 are not multiplied as they are; None: they are."""
+    if device.type != "cuda":
+        return f"no kernel of this project multiplies with it on a device of type {device.type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"kernels multiply with it in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return "Triton is not installed" if importlib.util.find_spec("triton") is None else None

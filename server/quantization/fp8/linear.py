@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from server.layers.linear import empty_parameter
-from server.quantization.fp8.blocks import product
-from server.quantization.fp8.gemv import gemv
+from server.quantization.fp8.product import FEW, product
 from server.quantization.fp8.rows import FLOAT8, Rows, RowScales, quantize
 from server.quantization.fp8.scheme import BLOCK, Activations
+from server.quantization.gemv import gemv
 from server.quantization.linear import QuantizedLinear
 
 
@@ -82,7 +82,9 @@ class Float8Linear(QuantizedLinear):
         for layer in layers:
             layer.to(device)
             layer.settle()
-        way = "torch._scaled_mm" if cls.block is None else "an own kernel for blocks of 128"
+        way = "an own kernel"
+        if cls.block is None:
+            way += f" up to {FEW} rows, torch._scaled_mm beyond"
         return {
             "name": f"{cls.format_name} ({len(layers)} layers)",
             "reason": f"kept in FP8; one row is multiplied in float32, of more the rows are quantized and "
@@ -104,7 +106,7 @@ class Float8Linear(QuantizedLinear):
     def add_to(self, x: Tensor, residual: Tensor) -> Tensor:
         if len(x) == 1:
             return self.single(x, residual=residual)
-        return residual.add_(self.multiply(quantize(x, self.row_scales), x.dtype))
+        return self.multiply(quantize(x, self.row_scales), x.dtype, residual)
 
     def single(
         self, x: Tensor, *, norm: Tensor | None = None, eps: float = 0.0, gated: bool = False,
@@ -116,8 +118,15 @@ class Float8Linear(QuantizedLinear):
             norm=norm, eps=eps, gated=gated, residual=residual,
         )  # fmt: skip
 
-    def multiply(self, rows: Rows, dtype: torch.dtype) -> Tensor:
-        """[rows, sum(outputs)] of `dtype`, from rows that are quantized by `row_scales`."""
+    def multiply(self, rows: Rows, dtype: torch.dtype, residual: Tensor | None = None) -> Tensor:
+        """[rows, sum(outputs)] of `dtype`, from rows that are quantized by `row_scales`.
+
+        Args:
+            residual: contiguous; is added and then holds the result.
+        """
+        if self.block is not None or len(rows.numbers) <= FEW:
+            scales, block = self.weight_scale, self.block
+            return product(rows, self.weight, scales, self.bias, dtype, block=block, residual=residual)
         y: Tensor = torch._scaled_mm(
             rows.numbers,
             self.weight.t(),
@@ -128,7 +137,7 @@ class Float8Linear(QuantizedLinear):
             # sums of 14 bits within the units, as in other servers; without it they take twice as long
             use_fast_accum=True,
         )
-        return y
+        return y if residual is None else residual.add_(y)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[1]}, {self.outputs}"
@@ -147,6 +156,3 @@ class BlockScaledLinear(Float8Linear):
     @classmethod
     def _scale_shape(cls, rows: int, inputs: int) -> tuple[int, int]:
         return rows // BLOCK, inputs // BLOCK
-
-    def multiply(self, rows: Rows, dtype: torch.dtype) -> Tensor:
-        return product(rows, self.weight, self.weight_scale, self.bias, dtype)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
 from server.ops.triton.attention import TritonAttention
-from tests.ops.shapes import attention_shape
+from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import relative_error
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -63,17 +64,25 @@ def rotated(x: Tensor, rotary: SimpleNamespace, batch: PagedBatch) -> Tensor:
     return x * cos + torch.cat((-second, first), -1) * sin
 
 
-def attend_over(query: Tensor, stored: Tensor, batch: PagedBatch) -> Tensor:
+def attend_over(
+    query: Tensor, stored: Tensor, batch: PagedBatch, spec: AttentionSpec, sinks: Tensor | None = None
+) -> Tensor:
     """[tokens, heads, head_dim] of rotated queries over the stored keys and values of a layer, in float64."""
     attended, tables = torch.empty_like(query), batch.tables.long().cpu()
     group, size = query.shape[1] // stored.shape[3], stored.shape[2]
     places = zip(batch.rows.tolist(), batch.positions.tolist(), strict=True)
     for token, (row, position) in enumerate(places):
+        first = 0 if spec.window is None else max(0, position - spec.window + 1)
         context = stored[tables[row, : position // size + 1]].double()
-        keys, values = context.transpose(0, 1).flatten(1, 2)[:, : position + 1]
+        keys, values = context.transpose(0, 1).flatten(1, 2)[:, first : position + 1]
         keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
-        scores = torch.einsum("hd,nhd->hn", query[token], keys) * query.shape[-1] ** -0.5
-        attended[token] = torch.einsum("hn,nhd->hd", scores.softmax(-1), values)
+        scores = torch.einsum("hd,nhd->hn", query[token], keys) * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * (scores / spec.softcap).tanh()
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double().cpu()[:, None]), 1)
+        weights = scores.softmax(-1)[:, : position + 1 - first]
+        attended[token] = torch.einsum("hn,nhd->hd", weights, values)
     return attended
 
 
@@ -89,7 +98,8 @@ def reference(
     blocks = tables[rows, positions // size]
     stored[blocks, 0, positions % size] = rotated(key, rotary, batch).to(cache.dtype)
     stored[blocks, 1, positions % size] = value.cpu()
-    return attend_over(rotated(query, rotary, batch), stored, batch), stored
+    spec = attention_spec(query.shape[1], cache.shape[3], query.shape[2])
+    return attend_over(rotated(query, rotary, batch), stored, batch, spec), stored
 
 
 def rotary_of(head_dim: int, dtype: torch.dtype, device: torch.device) -> SimpleNamespace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -
 def test_contexts_in_one_piece_and_in_many(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int], programs: int
 ) -> None:
-    monkeypatch.setattr(triton_decode, "_PROGRAMS", programs)
+    monkeypatch.setattr(triton_decode, "PLAIN", replace(triton_decode.PLAIN, programs=programs))
     check(device, HALF, heads, 16, [0, 31, 32, 33, 63, 64, 65, 130, 199], [])
 
 

@@ -18,7 +18,7 @@ from server.ops.triton.flash_attention import FlashAttention
 from server.ops.triton.varlen_attention import VarlenAttention
 from tests.ops.triton.checks import HALF, relative_error
 from tests.ops.triton.documented_varlen import documented_varlen_attention
-from tests.ops.triton.scenes import TOLERANCE, paged_batch, rotary_of
+from tests.ops.triton.scenes import TOLERANCE, attend_over, paged_batch, rotary_of
 
 SIZE = 16
 NAN = float("nan")
@@ -55,21 +55,7 @@ def reference(
     blocks = tables[rows, positions // size]
     stored[blocks, 0, positions % size] = rotated(key, positions, rotary).to(cache.dtype)
     stored[blocks, 1, positions % size] = value.cpu()
-    attended = torch.empty_like(query)
-    group = spec.num_heads // spec.num_kv_heads
-    for token, (row, position) in enumerate(zip(rows.tolist(), positions.tolist(), strict=True)):
-        first = 0 if spec.window is None else max(0, position - spec.window + 1)
-        context = stored[tables[row, : position // size + 1]].double()
-        keys, values = context.transpose(0, 1).flatten(1, 2)[:, first : position + 1]
-        keys, values = (x.repeat_interleave(group, 1) for x in (keys, values))
-        scores = torch.einsum("hd,nhd->hn", query[token], keys) * spec.scale
-        if spec.softcap is not None:
-            scores = spec.softcap * (scores / spec.softcap).tanh()
-        if sinks is not None:
-            scores = torch.cat((scores, sinks.double().cpu()[:, None]), 1)
-        weights = scores.softmax(-1)[:, : position + 1 - first]
-        attended[token] = torch.einsum("hn,nhd->hd", weights, values)
-    return attended, stored
+    return attend_over(query, stored, batch, spec, sinks), stored
 
 
 def forget_before(window: int, cache: Tensor, batch: PagedBatch, spoil: float) -> None:
@@ -129,8 +115,7 @@ def test_windows(device: torch.device, window: int) -> None:
 def test_windows_that_begin_within_pieces_and_tiles(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_decode, "_PROGRAMS", 4096)
-    monkeypatch.setattr(triton_decode, "_TILE_ELEMENTS", 512)  # 16 keys
+    monkeypatch.setattr(triton_decode, "PLAIN", triton_decode.Tuning(512, 4096))  # tiles of 16 keys
     spec = replace(SPEC, window=50, sinks=True)
     check(device, spec, HALF, [12, 49, 50, 51, 97, 199], [(10, 20 + QUERY_TILE)])
 

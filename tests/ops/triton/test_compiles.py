@@ -44,11 +44,13 @@ from server.sampling.triton.beams import best_continuations
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
 from server.sampling.triton.filters import find_bounds
-from server.ops.triton.experts import assign, inward, outward
-from server.ops.triton.gemv import gemv
+from server.layers.microscaled import Microscaled
+from server.ops.triton.experts import inward, outward, tiling_of
+from server.layers.spec import ExpertsSpec
+from server.ops.triton.routing import assign, route
 from server.ops.triton.norm import rms_norm, silu_mul
-from server.quantization.fp8.blocks import product
-from server.quantization.fp8.gemv import gemv as float8_gemv
+from server.quantization.fp8.product import product
+from server.quantization.gemv import gemv
 from server.quantization.fp8.rows import RowScales, quantize
 from server.sampling.triton.penalties import add_bias, count_tokens, penalise
 from tests.ops.shapes import attention_shape, attention_spec
@@ -60,10 +62,15 @@ tensor = lambda *shape: torch.zeros(shape, dtype=dtype)
 for inputs in (256, 8192):
     gemv(tensor(1, inputs), tensor(64, inputs), norm=tensor(inputs), eps=1e-5, gated=True)
     gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
-for rows in (3, 600):
-    to = assign(torch.zeros(rows, 2, dtype=torch.int64), 8)
-    inner = inward(tensor(rows, 512), tensor(8, 256, 512), tensor(8, 256), to)
-    outward(tensor(2 * rows, 128), tensor(8, 512, 128), None, to, torch.zeros(rows, 2))
+for rows in (3, 600, 3000):
+    by = tiling_of(rows / 4, dtype)
+    chosen, shares = route(tensor(rows, 8), ExpertsSpec(8, 2))
+    to = assign(chosen, 8, by.rows)
+    inner = inward(tensor(rows, 512), tensor(8, 256, 512), tensor(8, 256), to, by)
+    outward(tensor(2 * rows, 128), tensor(8, 512, 128), None, to, by, shares)
+    if dtype != torch.float32:
+        codes = Microscaled(8, 256, 512, dtype=dtype, device=cpu)
+        inward(tensor(rows, 512), codes, tensor(8, 256), to, by)
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 silu_mul(tensor(3, 4096))
 drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, 20, dtype=torch.int32))
@@ -111,9 +118,11 @@ if dtype != torch.float32:
     weight, scales = tensor(256, 4096).to(torch.float8_e4m3fn), torch.zeros(256)
     quantize(tensor(3, 8192), RowScales(128), gated=True, overlapped=True)
     rows = quantize(tensor(3, 4096), RowScales(128), norm=tensor(4096), overlapped=True)
-    product(rows, weight, scales, None, dtype)
+    product(rows, weight, scales, None, dtype, block=128)
+    rows = quantize(tensor(3, 4096), RowScales())
+    product(rows, weight, scales, None, dtype, residual=tensor(3, 256))
     for block in (None, 128):
-        float8_gemv(tensor(1, 4096), weight, scales, norm=tensor(4096), gated=True, block=block)
+        gemv(tensor(1, 4096), weight, scales, norm=tensor(4096), gated=True, block=block)
     batch = paged_batch([5, 130], [(0, 20)], 16, cpu)
     for head_dim in (64, 96, 128):
         cache = tensor(batch.tables.numel(), 1, 2, 16, 2, head_dim).to(torch.float8_e4m3fn)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from server.layers.spec import AttentionSpec
+from server.ops.attention import AttentionShape
+from server.ops.triton import decode_attention as triton_decode
 from server.ops.triton.attention import TritonAttention
+from server.ops.triton.decode_attention import Tuning
 from tests.float8 import rounding
-from tests.ops.shapes import attention_shape
+from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import HALF, relative_error
 from tests.ops.triton.scenes import attend_over, paged_batch, reference, rotary_of, rotated
 
@@ -18,16 +23,12 @@ TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 FLOAT8 = torch.float8_e4m3fn
 
 
-@pytest.mark.parametrize(
-    ("dtype", "scaled", "heads"),
-    [(torch.float32, True, (4, 2, 64)), (HALF, False, (6, 2, 96)), (HALF, True, (4, 2, 64))],
-)
-def test_mixed_steps(
-    device: torch.device, dtype: torch.dtype, scaled: bool, heads: tuple[int, int, int]
+def check(
+    device: torch.device, dtype: torch.dtype, spec: AttentionSpec, decodes: list[int], *, scaled: bool = True
 ) -> None:
     """New tokens are stored rounded, and attend to what is stored, themselves included."""
-    num_heads, kv_heads, head_dim = heads
-    batch = paged_batch([0, 15, 16, 70], [(0, 5), (33, 70)], 16, device)
+    num_heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    batch = paged_batch(decodes, [(0, 5), (33, 70)], 16, device)
     scales = torch.ones(2, 2, kv_heads, device=device)
     if scaled:
         scales.uniform_(0.005, 0.02)
@@ -41,16 +42,37 @@ def test_mixed_steps(
     before, turned = (cache[:, 1].float() * by_block[1]).clone(), rotated(query, rotary, batch)
     floats = [x.float() for x in (query, key, value)]
 
-    shape = replace(attention_shape(*heads, 16, dtype, layers=2), cache_scales=scales)
+    sinks = torch.randn(num_heads, device=device).to(dtype) if spec.sinks else None
+    shape = AttentionShape((spec,) * 2, 16, dtype, cache_scales=scales)
     backend = TritonAttention(shape, [rotary], cache)
     backend.prepare(batch)
-    attended = backend.forward(1, query, key, value).view(len(batch.rows), num_heads, head_dim)
+    attended = backend.forward(1, query, key, value, sinks).view(len(batch.rows), num_heads, head_dim)
 
     assert torch.equal(cache[:, 0].view(torch.uint8), untouched.view(torch.uint8))
     now = (cache[:, 1].float() * by_block[1]).cpu()
     _, stored = reference(*floats, rotary, before, batch)
     assert relative_error(now, stored) < 0.03  # the rounding of FP8
-    assert relative_error(attended, attend_over(turned, now, batch)) < TOLERANCE[dtype]
+    expected = attend_over(turned, now, batch, spec, sinks)
+    assert relative_error(attended, expected) < TOLERANCE[dtype] * (1 if spec.softcap is None else 3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scaled", "heads"),
+    [(torch.float32, True, (4, 2, 64)), (HALF, False, (6, 2, 96)), (HALF, True, (4, 2, 64))],
+)
+def test_mixed_steps(
+    device: torch.device, dtype: torch.dtype, scaled: bool, heads: tuple[int, int, int]
+) -> None:
+    check(device, dtype, attention_spec(*heads), [0, 15, 16, 70], scaled=scaled)
+
+
+@pytest.mark.parametrize("fields", [{}, {"window": 50, "sinks": True}, {"softcap": 2.0, "sinks": True}])
+def test_contexts_in_many_pieces_and_tiles(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    for programs in (1, 4096):
+        monkeypatch.setattr(triton_decode, "FLOAT8", Tuning(2048, programs, warps=2))
+        check(device, HALF, attention_spec(4, 2, 64, **fields), [0, 31, 32, 33, 49, 50, 64, 65, 130, 199])
 
 
 def test_what_is_too_large_becomes_the_greatest(device: torch.device) -> None:

@@ -11,9 +11,9 @@ from server.layers.linear import Linear
 from server.layers.norm import RMSNorm
 from server.layers.spec import NormSpec
 from server.ops.layer_ops import LayerOps
-from server.ops.triton.gemv import gemv
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.ops.triton.norm import rms_norm, silu_mul
+from server.quantization.gemv import gemv
 from tests.ops.triton.checks import HALF, relative_error
 
 EPS = 1e-5

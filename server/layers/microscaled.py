@@ -1,0 +1,58 @@
+"""Matrices of experts that stay in MXFP4: codes of 4 bits, 32 of which share a power of two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 32
+"""Numbers that share a scale."""
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""Code → number (E2M1)."""
+_BIAS = 127
+"""Of the exponents in which scales are stored (E8M0)."""
+
+
+def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers of one matrix.
+
+    Args:
+        blocks: uint8 [outputs, n, 16], two codes a byte, the first in its lower half.
+        scales: uint8 [outputs, n].
+
+    Returns:
+        `dtype` [outputs, 32 n].
+    """
+    levels = torch.tensor(LEVELS, device=blocks.device)
+    codes = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-2)
+    numbers = torch.ldexp(levels[codes.int()], scales.int()[..., None] - _BIAS)
+    return numbers.flatten(1).to(dtype)
+
+
+class Microscaled(nn.Module):
+    """The matrices of all experts, one [outputs, inputs] for each.
+
+    Attributes:
+        blocks: uint8 [experts, outputs, inputs / 32, 16].
+        scales: uint8 [experts, outputs, inputs / 32].
+        dtype: of activations, and of what `self[expert]` gives.
+    """
+
+    blocks: Tensor
+    scales: Tensor
+
+    def __init__(
+        self, experts: int, outputs: int, inputs: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.dtype, self.shape = dtype, (experts, outputs, inputs)
+        groups = (experts, outputs, inputs // BLOCK)
+        self.register_buffer("blocks", torch.zeros(*groups, BLOCK // 2, dtype=torch.uint8, device=device))
+        self.register_buffer("scales", torch.zeros(groups, dtype=torch.uint8, device=device))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, expert: int) -> Tensor:
+        """The matrix of an expert, in floats."""
+        return dequantize(self.blocks[expert], self.scales[expert], self.dtype)

@@ -1,0 +1,174 @@
+"""Paged attention for decodes over a cache in FP8: as `decode_kernel`, but each warp has tokens of its own.
+
+FP8 brings twice as many tokens in the same time, so there is half the time for what is done with each. In
+`decode_kernel` the warps of a program share a tile: through shared memory they find the greatest score and
+exchange weights, and wait for each other at every step. Here the tokens of a tile are dealt out to the warps
+(the first dimension of each product), each warp keeps a softmax of its own, and they meet once, at the end of
+a piece. The blocks of a tile are looked up a tile ahead, so that the compiler can ask for keys and values as
+many tiles ahead as it has buffers for.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from server.device.triton_support import fetch_ahead
+from server.ops.triton.decode_kernel import add_sink, angles_of, cap_scores, hand_in, piece_of, take_token
+from server.ops.triton.float8_cache import scales_of, unpack_pairs
+
+
+@triton.jit
+def blocks_of(table, n, end, BLOCK_SIZE: tl.constexpr):
+    """The blocks that hold the tokens `n`; those from `end` on have none."""
+    return tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0).to(tl.int64)
+
+
+@triton.jit
+def attend_tokens(
+    q, k, v, valid, best, total, even, odd, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """(best, total, even, odd) of each warp's softmax after some tokens more.
+
+    Args:
+        q: [warps, queries, head_dim].
+        k: float8 [warps, tokens, head_dim].
+        v: int16 [warps, tokens, head_dim / 2], two numbers in each.
+        valid: [warps, tokens].
+        best, total: [warps, queries].
+        even, odd: [warps, queries, head_dim / 2], sums of the even and of the odd numbers of values.
+    """
+    k = tl.permute(k.to(q.dtype), (0, 2, 1))
+    scores = cap_scores(tl.dot(q, k, input_precision=PRECISION) * scale, SOFTCAP)
+    scores = tl.where(valid[:, None, :], scores, float("-inf"))
+    peak = tl.maximum(best, tl.max(scores, 2))
+    weights = tl.exp2(scores - peak[:, :, None])
+    fade = tl.exp2(best - peak)
+    total = total * fade + tl.sum(weights, 2)
+    weights = weights.to(q.dtype)
+    v_even, v_odd = unpack_pairs(v, q.dtype)
+    even = tl.dot(weights, v_even, even * fade[:, :, None], input_precision=PRECISION)
+    odd = tl.dot(weights, v_odd, odd * fade[:, :, None], input_precision=PRECISION)
+    return peak, total, even, odd
+
+
+@triton.jit
+def attend_piece(
+    q, base, table, block, begin, end, block_stride, value_offset, scale,
+    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr, WARPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(best, total, acc) of the softmax over the tokens from `begin` to `end`, of all warps.
+
+    Args:
+        q: [queries, head_dim].
+        block: those of the first tile, by `blocks_of`.
+    """
+    QUERIES: tl.constexpr = q.shape[0]
+    DIM_TILE: tl.constexpr = q.shape[1]
+    d, pair = tl.arange(0, DIM_TILE), tl.arange(0, DIM_TILE // 2)
+    place = tokens_of(TILE, WARPS)
+    queries = tl.broadcast_to(q[None, :, :], (WARPS, QUERIES, DIM_TILE))
+    # less than any score, and a number when taken from itself: a warp may have no token
+    best = tl.full([WARPS, QUERIES], -1e30, tl.float32)
+    total = tl.zeros([WARPS, QUERIES], tl.float32)
+    even = tl.zeros([WARPS, QUERIES, DIM_TILE // 2], tl.float32)
+    odd = even
+    for n0 in range(begin, end, TILE):
+        n = n0 + place
+        valid = n < end
+        at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
+        block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
+        mask = valid[:, :, None] & (d < HEAD_DIM)[None, None, :]
+        k = tl.load(at[:, :, None] + d[None, None, :], mask=mask, other=0.0)
+        # in pairs, because a product takes values across tokens: shared memory turns matrices of 16 bits as
+        # it is read, but numbers of 8 bits would be read one by one
+        pairs = (at + value_offset).to(tl.pointer_type(tl.int16), bitcast=True)
+        mask = valid[:, :, None] & (pair < HEAD_DIM // 2)[None, None, :]
+        v = tl.load(pairs[:, :, None] + pair[None, None, :], mask=mask, other=0)
+        best, total, even, odd = attend_tokens(
+            queries, k, v, valid, best, total, even, odd, scale, SOFTCAP, PRECISION
+        )
+    peak = tl.max(best, 0)
+    share = tl.exp2(best - peak[None, :])
+    even, odd = tl.sum(even * share[:, :, None], 0), tl.sum(odd * share[:, :, None], 0)
+    return peak, tl.sum(total * share, 0), tl.interleave(even, odd)
+
+
+@triton.jit
+def tokens_of(TILE: tl.constexpr, WARPS: tl.constexpr):
+    """[warps, tokens]: the places within a tile of each warp's tokens."""
+    SHARE: tl.constexpr = TILE // WARPS
+    return tl.arange(0, WARPS)[:, None] * SHARE + tl.arange(0, SHARE)[None, :]
+
+
+@triton.jit
+def add_token(q, k, v, present, best, total, acc, scale, SOFTCAP: tl.constexpr):
+    """(best, total, acc) of the online softmax after one key and value more, where they are `present`."""
+    score = cap_scores(tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale, SOFTCAP)
+    score = tl.where(present, score, float("-inf"))
+    peak = tl.maximum(best, score)
+    fade, weight = tl.exp2(best - peak), tl.exp2(score - peak)
+    acc = acc * fade[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
+    return peak, total * fade + weight, acc
+
+
+@triton.jit
+def decode_by_warps(
+    query, key, value, cos_table, sin_table, sinks, cache, cache_scales, rows, positions, tables,
+    partial, scales, arrivals, output,
+    query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, scale,
+    GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr,
+    MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr, WARPS: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """As `decode_kernel.decode`; before it waits, it asks for its first tile to come to the L2 cache."""
+    TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
+    if PDL:
+        gdc_launch_dependents()
+    kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    position = tl.load(positions + sequence)
+    row = tl.load(rows + sequence).to(tl.int64)
+    start = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
+    piece, live = piece_of(position - start, SPLITS, TILE)
+    begin = start + split * piece
+    end = tl.minimum(begin + piece, position)
+    table = tables + row * table_stride
+    base = cache + layer_offset + kv_head * HEAD_DIM
+    n = begin + tokens_of(TILE, WARPS)
+    block = blocks_of(table, n, end, BLOCK_SIZE)
+    cos, sin = angles_of(cos_table, sin_table, position, tl.arange(0, DIM_TILE), ROTARY_DIM)
+    k_scale, v_scale = scales_of(cache_scales, kv_head, KV_HEADS)
+    if PDL:
+        at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
+        fetch_ahead(at, n < end)
+        fetch_ahead(at + value_offset, n < end)
+        gdc_wait()
+    if (position < 0) | (split >= live):
+        return
+
+    sequence = sequence.to(tl.int64)
+    q, k_new, v_new = take_token(
+        query + sequence * query_stride, key + sequence * key_stride, value + sequence * value_stride,
+        cos, sin, base, table, kv_head, position, split == 0, k_scale, v_scale, cache_scales,
+        block_stride, value_offset,
+        GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
+    )  # fmt: skip
+    scale *= k_scale
+    best, total, acc = attend_piece(
+        q, base, table, block, begin, end, block_stride, value_offset, scale,
+        BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
+    )  # fmt: skip
+    best, total, acc = add_token(q, k_new, v_new, split == 0, best, total, acc, scale, SOFTCAP)
+    if sinks is not None:
+        g = tl.arange(0, GROUP_TILE)
+        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
+        best, total, acc = add_sink(sink * 1.4426950408889634, split == 0, best, total, acc)  # 1 / ln 2
+    hand_in(
+        acc * (v_scale / total)[:, None], best + tl.log2(total), partial, scales, arrivals, output,
+        sequence * KV_HEADS + kv_head, split, live,
+        GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+    )  # fmt: skip
