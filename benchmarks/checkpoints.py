@@ -36,6 +36,7 @@ SHAPES = {
     "500m": LlamaShape(1_024, 24, 16, 8, 4_096),
     "1b": LlamaShape(2_048, 22, 32, 4, 5_632, max_length=4_096),
     "8b": LlamaShape(4_096, 32, 32, 8, 14_336, vocab=128_256, max_length=8_192),
+    "70b": LlamaShape(8_192, 80, 64, 8, 28_672, vocab=128_256, max_length=8_192),
 }
 
 

@@ -1,17 +1,21 @@
 """vLLM on the workloads: ``.venv/bin/python -m benchmarks.gpu.peer_vllm SHAPE W1,W2 OUT.json``.
 
 Its defaults (CUDA graphs, asynchronous scheduling, FlashAttention 3 on Hopper), random weights, no
-prefix cache, token ids in and out, as for this project's engine.
+prefix cache, token ids in and out, as for this project's engine. With --gate it waits for a line on standard
+input before it starts, and for another one, having said that it is ready, before it measures.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import timing
 from benchmarks.gpu.workloads import Workload
+
+READY = "ready to measure"
 
 
 def run(llm: Any, load: Workload) -> float:
@@ -32,13 +36,19 @@ def main() -> None:
     """Time the workloads and write the figures as JSON."""
     parser = timing.parser(__doc__)
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
+    parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
+    parser.add_argument("--cache-gigabytes", type=float, help="of each GPU; default: what memory allows")
+    parser.add_argument("--gate", action="store_true")
     arguments = parser.parse_args()
-    begin = time.perf_counter()
     import vllm
 
+    if arguments.gate:
+        sys.stdin.readline()
+    begin = time.perf_counter()
     path = arguments.models / f"vllm-{arguments.shape}"
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[arguments.shape])
+    cache = arguments.cache_gigabytes
     llm = vllm.LLM(
         model=str(path),
         load_format="dummy",
@@ -50,13 +60,19 @@ def main() -> None:
         generation_config="vllm",
         seed=0,
         num_gpu_blocks_override=arguments.blocks,
+        tensor_parallel_size=arguments.ranks,
+        kv_cache_memory_bytes=None if cache is None else int(cache * 1e9),
     )
     result: dict[str, Any] = {
         "engine": f"vllm {vllm.__version__}",
         "shape": arguments.shape,
+        "ranks": arguments.ranks,
         "start_seconds": time.perf_counter() - begin,
         "workloads": {},
     }
+    if arguments.gate:
+        print(READY, flush=True)
+        sys.stdin.readline()
     names, repeats = arguments.workloads, arguments.repeats
     timing.time_workloads(lambda work: run(llm, work), names, repeats, result, arguments.out)
 

@@ -1,6 +1,7 @@
 """What several processes on one host compute together: sums, and what each has side by side.
 
-Over NCCL where each has a GPU, in the order of its stream, so that graphs can hold them; over gloo on CPUs.
+Where each has a GPU, small tensors are written to the others' memory directly (`peer_collectives.py`) and
+large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs: gloo.
 The processes find each other by a file in a directory that is theirs alone, and their sockets are bound to
 the loopback interface: nothing listens where others could call.
 """
@@ -9,14 +10,21 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions, FileStore, ReduceOp, Store
+
+from server.device.peer_memory import Exchange, PeerMemoryError, share
+
+if TYPE_CHECKING:
+    from server.device.peer_collectives import PeerCollectives
 
 _PATIENCE = timedelta(days=1)
 """A rank that is gone is found out by its beats; one that computes may take its time."""
@@ -37,31 +45,61 @@ class Group:
         store = FileStore(str(directory / "group"), size)
         on_gpu = device.type == "cuda"
         self._group = _nccl(store, rank, size, device) if on_gpu else _gloo(store, rank, size)
-        self._sum, self._least, self._beside = AllreduceOptions(), AllreduceOptions(), AllgatherOptions()
+        self._sum, self._least = AllreduceOptions(), AllreduceOptions()
+        self._side_by_side = AllgatherOptions()
         self._least.reduceOp = ReduceOp(ReduceOp.MIN)
-        for options in (self._sum, self._least, self._beside):
+        for options in (self._sum, self._least, self._side_by_side):
             options.asyncOp = False  # on the stream of the steps itself
         self.smallest([0])  # connects
+        self._peers, self._reason = None, "ranks on CPUs"
+        self._sums_stream: torch.cuda.Stream | None = None
+        if on_gpu:
+            self._sums_stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+            self._peers, self._reason = _peers(_exchange(store, rank, size), rank, size, device)
 
-    @property
-    def name(self) -> str:
-        """Of what carries it, for the operator."""
-        return "nccl" if self.device.type == "cuda" else "gloo"
+    def describe(self) -> dict[str, str]:
+        """What carries it and why, for the operator."""
+        name = "nccl" if self.device.type == "cuda" else "gloo"
+        return {"name": name if self._peers is None else f"peer memory, {name}", "reason": self._reason}
 
     def reduce(self, x: Tensor) -> Tensor:
         """The sum of `x` over all ranks, in its place where it is contiguous."""
         x = x.contiguous()
+        if self._peers is not None and self._peers.takes(x):
+            return self._peers.reduce(x)
         self._wait(self._group.allreduce([x], self._sum))
         return x
+
+    def reduce_each(self, parts: Iterable[Tensor]) -> None:
+        """`reduce` each part in its place, while the next ones are computed; not for graphs.
+
+        On a GPU the sums run in a stream of their own, of high priority: it gets the first multiprocessors
+        that a product leaves.
+        """
+        if self._sums_stream is None:
+            for part in parts:
+                self.reduce(part)
+            return
+        steps = torch.cuda.current_stream(self.device)
+        for part in parts:
+            self._sums_stream.wait_stream(steps)
+            with torch.cuda.stream(self._sums_stream):
+                self.reduce(part)
+        steps.wait_stream(self._sums_stream)
 
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``[rows, n]`` of each rank → ``[rows, size · n]``, or as many columns as `out` has, in that."""
         rows, columns = x.shape
+        if self._peers is not None and self._peers.takes(x):
+            if out is None:
+                out = x.new_empty(rows, self.size * columns)
+            if self._peers.takes_rows(out):
+                return self._peers.gather(x, out)
         found = torch.empty(self.size, rows, columns, dtype=x.dtype, device=x.device)
         if self.device.type == "cuda" and rows:
-            self._wait(self._group._allgather_base(found, x.contiguous(), self._beside))
+            self._wait(self._group._allgather_base(found, x.contiguous(), self._side_by_side))
         elif rows:  # a step may have prompts alone that do not end in it
-            self._wait(self._group.allgather([list(found.unbind(0))], [x.contiguous()], self._beside))
+            self._wait(self._group.allgather([list(found.unbind(0))], [x.contiguous()], self._side_by_side))
         beside, width = found.transpose(0, 1), self.size * columns
         if out is None:
             return beside.reshape(rows, width)
@@ -83,7 +121,39 @@ class Group:
 
     def abort(self) -> None:
         """Let go of what waits for ranks that are gone; the group is of no use afterwards."""
+        if self._peers is not None:
+            self._peers.abort()
         self._group.abort()
+
+
+def _exchange(store: Store, rank: int, size: int) -> Exchange:
+    calls = count()
+
+    def exchange(own: bytes) -> list[bytes]:
+        call = next(calls)
+        store.set(f"exchange-{call}-{rank}", own.hex())
+        return [bytes.fromhex(store.get(f"exchange-{call}-{other}").decode()) for other in range(size)]
+
+    return exchange
+
+
+def _peers(
+    exchange: Exchange, rank: int, size: int, device: torch.device
+) -> tuple[PeerCollectives | None, str]:
+    """(collectives over the memory of all ranks, or None, why), the same on all of them."""
+    try:
+        from server.device.peer_collectives import LARGEST_BYTES, PeerCollectives, inbox_bytes
+    except ImportError as error:  # on all of them: they are of one installation
+        return None, f"Triton cannot be imported ({error})"
+    try:
+        boxes = share(device, inbox_bytes(size), exchange)
+    except PeerMemoryError as error:
+        return None, f"GPUs do not write to each other's memory: {error}"
+    found = PeerCollectives(boxes, rank, device)
+    return (
+        found,
+        f"up to {LARGEST_BYTES >> 10} KiB are written to the other GPUs' memory, more goes over NCCL",
+    )
 
 
 def _gloo(store: Store, rank: int, size: int) -> Any:

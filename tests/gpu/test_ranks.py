@@ -40,7 +40,7 @@ def test_mixed_requests(model: Path, pressure: bool) -> None:
     needs = [c.num_rows * (len(p) + c.max_new_tokens) // 16 + c.num_rows for p, c in requests]
     llm = split_llm(model, num_blocks=max(needs) if pressure else 2000)
     ranks = llm.capabilities["ranks"]
-    assert ranks["collectives"] == "nccl" and ranks["devices"] == ["cuda:0", "cuda:1"]
+    assert ranks["collectives"]["name"] == "peer memory, nccl" and ranks["devices"] == ["cuda:0", "cuda:1"]
     generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
     assert not reference.contradicted(requests, generations)
     llm.engine.check()

@@ -87,7 +87,7 @@ class Ranks:
         assert group is not None
         return {
             "count": self.count,
-            "collectives": group.name,
+            "collectives": group.describe(),
             "devices": [each.device for each in loaded],
             "weights_bytes": [each.weights_bytes for each in loaded],
             "pids": self._others.pids,

@@ -16,6 +16,8 @@ from server.continuous_batching.environment import engine_environment
 from server.device.collectives import Group
 
 _ROOT = Path(__file__).resolve().parents[3]
+PROCESS = "server.continuous_batching.ranks.process"
+"""What a rank runs."""
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +85,8 @@ def _start(
     config: ServerConfig, rank: int, count: int, directory: Path, *, ends_leader: bool
 ) -> subprocess.Popen[bytes]:
     paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
-    module = "server.continuous_batching.ranks.process"
     process = subprocess.Popen(
-        [sys.executable, "-m", module, str(directory), str(rank), str(count), str(os.getpid())]
+        [sys.executable, "-m", PROCESS, str(directory), str(rank), str(count), str(os.getpid())]
         + (["--ends-leader"] if ends_leader else []),
         stdin=subprocess.PIPE,
         env=engine_environment(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},

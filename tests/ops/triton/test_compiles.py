@@ -37,6 +37,7 @@ run, JITFunction.run = JITFunction.run, compile_only
 triton_support.overlaps_launches = lambda device: True
 
 from benchmarks.gpu.skinny import Tiling, skinny
+from server.device.peer_collectives import PeerCollectives
 from server.ops.attention import AttentionShape
 from server.ops.triton.attention import FixedOrderAttention, TritonAttention
 from server.ops.triton.fixed_product import product as fixed_product
@@ -72,6 +73,9 @@ for rows in (3, 600, 3000):
         codes = Microscaled(8, 256, 512, dtype=dtype, device=cpu)
         inward(tensor(rows, 512), codes, tensor(8, 256), to, by)
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
+peers = PeerCollectives([1 << 40, 3 << 40], 0, cpu)
+peers.reduce(tensor(1, 4096))
+peers.gather(tensor(1, 512), tensor(1, 1022))
 silu_mul(tensor(3, 4096))
 drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, 20, dtype=torch.int32))
 draw(*drawing)
@@ -134,7 +138,7 @@ if dtype != torch.float32:
     assert "_quantize" in names and "wgmma" in compiled[-1][1]
 names = {name for name, _, _ in compiled}
 assert names >= {
-    "_gemv", "_rms_norm", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
+    "_gemv", "_rms_norm", "_reduce", "_gather", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
     "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
