@@ -75,7 +75,8 @@ def parted(alone: list[list[int]], together: list[list[int]]) -> dict[str, float
 
 def measure(root: Path, given: dict[str, Any]) -> dict[str, Any]:
     """By kind, with the checkout at `root`."""
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    path = [str(root), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     if not given["shape"]:
         environment["CXX"] = "none"  # so that torch computes
     process = subprocess.Popen(

@@ -51,6 +51,8 @@ def parse() -> argparse.Namespace:
         help="variant of the C++ kernels; none: torch operations; the best that runs here unless given",
     )
     parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first prompt")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--places", type=int, default=20, help="where each answer is resumed")
     parser.add_argument("--tokens", type=int, default=300, help="of each answer")
     parser.add_argument(

@@ -44,7 +44,7 @@ class Check:
     def run(self) -> None:
         """Everything that is not done, as long as there is time."""
         asked = self._ask()
-        for kind in KINDS:
+        for kind in asked:
             for one in asked[kind]:
                 if one.name not in self._record.alone:
                     if time.monotonic() > self._deadline:
@@ -54,7 +54,7 @@ class Check:
         wanted = self._options.settings
         for setting in settings():
             if wanted is None or setting.name in wanted:
-                for kind in KINDS:
+                for kind in asked:
                     if not self._compare(setting, kind, asked[kind]):
                         return
         self.complete = True
@@ -63,11 +63,12 @@ class Check:
         """The requests of each kind."""
         engine, asked = self._made("roomy", []), {}
         self._record.capabilities = engine.llm.capabilities
-        for kind, options in KINDS.items():
-            options = options | {"max_new_tokens": self._options.tokens}
+        first = self._options.first
+        for kind in self._options.kinds:
+            options = KINDS[kind] | {"max_new_tokens": self._options.tokens}
             asked[kind] = [
                 Asked(f"{kind} {i}", engine.prompt(i), options | ({"seed": i} if KINDS[kind] else {}))
-                for i in range(self._options.prompts)
+                for i in range(first, first + self._options.prompts)
             ]
         return asked
 
