@@ -86,32 +86,42 @@ def built_for(variant: str | None) -> AbstractContextManager[object]:
     return mock.patch("server.ops.cpu.library.usable_variants", lambda: iter(chosen))
 
 
-class Answerer:
-    """A model in this process.
+def load(options: argparse.Namespace, *, threads: int | None = None, **cache: Any) -> LLM:
+    """A model in this process, all of whose drafts are computed.
 
     Args:
         options: of the command.
         threads: that compute; None: as many as there were when the process began.
         cache: keys of ``cache_config``.
     """
+    length = options.tokens + LONGEST_PROMPT
+    blocks = options.blocks if options.blocks is not None else 64 * -(-length // BLOCK_SIZE)
+    with built_for(options.kernels):
+        llm = LLM(
+            options.model,
+            model_loading_config={
+                "torch_dtype": options.dtype, "quantization": options.quantization,
+                "device": options.device, "model_max_length": length, "num_threads": threads,
+            },
+            batcher_config={"batch_max_beams": 64, "batch_max_tokens": 2048, "max_waiting": 100_000},
+            cache_config={"num_blocks": blocks, "num_blocks_cpu": blocks, "watermark": 0.0} | cache,
+        )  # fmt: skip
+    speculator = llm.engine.scheduler.speculator
+    if speculator is not None:
+        speculator.cost = FreeDrafts()
+    return llm
 
-    def __init__(self, options: argparse.Namespace, *, threads: int | None = None, **cache: Any) -> None:
-        length = options.tokens + LONGEST_PROMPT
-        blocks = options.blocks if options.blocks is not None else 64 * -(-length // BLOCK_SIZE)
-        with built_for(options.kernels):
-            self.llm = LLM(
-                options.model,
-                model_loading_config={
-                    "torch_dtype": options.dtype, "quantization": options.quantization,
-                    "device": options.device, "model_max_length": length, "num_threads": threads,
-                },
-                batcher_config={"batch_max_beams": 64, "batch_max_tokens": 2048, "max_waiting": 100_000},
-                cache_config={"num_blocks": blocks, "num_blocks_cpu": blocks, "watermark": 0.0} | cache,
-            )  # fmt: skip
-        speculator = self.llm.engine.scheduler.speculator
-        if speculator is not None:
-            speculator.cost = FreeDrafts()
-        self.chunk_tokens = self.llm.engine.scheduler.limits.chunk_tokens
+
+class Answerer:
+    """Asks a model in this process.
+
+    Attributes:
+        chunk_tokens: of a prompt, in a step.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self.chunk_tokens = llm.engine.scheduler.limits.chunk_tokens
         self._count = 0
 
     def prompt(self, index: int) -> list[int]:

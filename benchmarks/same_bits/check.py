@@ -79,7 +79,7 @@ class Check:
             gc.collect()
             torch.set_num_threads(self._threads)
             needs = [-(-(len(one.prompt) + self._options.tokens) // BLOCK_SIZE) for one in asked]
-            self._engine = kind, ENGINES[kind](self._options, needs)
+            self._engine = kind, Answerer(ENGINES[kind](self._options, needs))
         return self._engine[1]
 
     def _compare(self, setting: Setting, kind: str, asked: list[Asked]) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.same_bits.answers import Answerer
+from benchmarks.same_bits.answers import Answerer, load
+from server.continuous_batching import LLM
 from server.scheduling.preemption import SwapPolicy
 
 BATCHES = (7, 33, 64)
@@ -69,17 +70,17 @@ def settings() -> list[Setting]:
     ]
 
 
-def _small(options: argparse.Namespace, needs: list[int]) -> Answerer:
+def _small(options: argparse.Namespace, needs: list[int]) -> LLM:
     """A cache for a quarter of the prompts and their answers."""
     blocks = max(sum(needs) // 4, *needs)
-    return Answerer(options, num_blocks=blocks, num_blocks_cpu=4 * blocks, enable_prefix_cache=False)
+    return load(options, num_blocks=blocks, num_blocks_cpu=4 * blocks, enable_prefix_cache=False)
 
 
-ENGINES: dict[str, Callable[[argparse.Namespace, list[int]], Answerer]] = {
-    "roomy": lambda options, _: Answerer(options, enable_prefix_cache=False),
-    "caching": lambda options, _: Answerer(options, enable_prefix_cache=True),
+ENGINES: dict[str, Callable[[argparse.Namespace, list[int]], LLM]] = {
+    "roomy": lambda options, _: load(options, enable_prefix_cache=False),
+    "caching": lambda options, _: load(options, enable_prefix_cache=True),
     "small": _small,
-    "on one thread": lambda options, _: Answerer(options, threads=1, enable_prefix_cache=False),
+    "on one thread": lambda options, _: load(options, threads=1, enable_prefix_cache=False),
 }
 """By kind: makes an engine for the command's options and the blocks that each prompt and answer need."""
 
