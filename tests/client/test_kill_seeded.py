@@ -29,14 +29,12 @@ Answer = tuple[list[int], list[float]]
 """Token ids and their log probabilities."""
 
 
-@pytest.fixture(scope="module")
-def server_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_config(directory: Path) -> Path:
     """Of servers of random weights: their distributions are flat, so that the least rounding shows."""
-    directory = tmp_path_factory.mktemp("wide")
     model = tiny_llama(directory / "model", hidden=256, layers=3, heads=8, kv_heads=4)
     loading = {"model_name_or_path": str(model), "torch_dtype": "bfloat16", "model_max_length": 1024}
     config = {
-        "model_loading_config": loading | {"num_threads": 1, "deterministic": True},
+        "model_loading_config": loading | {"device": "cpu", "num_threads": 1, "deterministic": True},
         "batcher_config": {"batch_max_tokens": 256, "batch_max_beams": 32},
         "cache_config": {"num_blocks": 400, "num_blocks_cpu": 200},  # so small that requests have to leave
     }
@@ -45,11 +43,16 @@ def server_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def server_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("wide"))
+
+
 def bodies(part: int) -> list[Body]:
     """Requests, every other one seeded."""
     dice, made = random.Random(part), []
     for index in range(STREAMS):
-        options: Body = {"max_new_tokens": dice.randint(50, 300), "ignore_eos": True, "logprobs": 0}
+        options: Body = {"max_new_tokens": dice.randint(100, 500), "ignore_eos": True, "logprobs": 0}
         if index % 2:
             options |= {"do_sample": True, "temperature": 0.9, "seed": 1000 * part + index}
         prompt = f"{dice.choice(OPENINGS)} {index} " * dice.randint(1, 8)
