@@ -78,11 +78,16 @@ def built_for(variant: str | None) -> AbstractContextManager[object]:
     """Engines that are made meanwhile run the native kernels of one variant alone.
 
     Args:
-        variant: its name; None: the best one; a name of none: torch operations.
+        variant: its name; "none": torch operations; None: the best one.
+
+    Raises:
+        SystemExit: this processor cannot run it.
     """
     if variant is None:
         return nullcontext()
     chosen = [each for each in usable_variants() if each.name == variant]
+    if not chosen and variant != "none":
+        raise SystemExit(f"this processor lacks instructions of the kernels for {variant}")
     return mock.patch("server.ops.cpu.library.usable_variants", lambda: iter(chosen))
 
 
