@@ -63,7 +63,8 @@ def steps(root: Path, directory: Path, quick: bool) -> Iterator[Measure]:
     command += ["--steps", "5" if quick else "150"]
 
     def measure(turn: int) -> Figures:
-        environment = os.environ | {"PYTHONPATH": str(root)}
+        path = [str(root), os.environ.get("PYTHONPATH", "")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
         subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
         found = json.loads(file.read_text())
         return {

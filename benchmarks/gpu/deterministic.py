@@ -39,14 +39,6 @@ TURNS = {"1b": {"W2": 5, "W4": 3, "W1": 3}, "8b": {"W2": 3, "W4": 2, "W1": 1}}
 """How often each workload is run with and without."""
 
 
-class LoadedAnswerer(Answerer):
-    """Answers of an engine that is there."""
-
-    def __init__(self, llm: Any) -> None:
-        self.llm = llm
-        self._count = 0
-
-
 def ask(kind: str, count: int, tokens: int) -> list[Asked]:
     """Requests: half of them begin alike, some are far longer than others."""
     rng = random.Random(0)
@@ -103,7 +95,7 @@ class Check:
         self.alone: dict[str, dict[str, Told]] = {}
         self.found: dict[str, Any] = {}
 
-    def answer_alone(self, engine: LoadedAnswerer) -> None:
+    def answer_alone(self, engine: Answerer) -> None:
         begin = time.perf_counter()
         self.alone = {kind: engine.answer(asked, 1) for kind, asked in self.asked.items()}
         print(f"alone: {time.perf_counter() - begin:.1f} s", flush=True)
@@ -111,7 +103,7 @@ class Check:
     def compare(
         self,
         setting: str,
-        engine: LoadedAnswerer,
+        engine: Answerer,
         at_once: int = BATCH,
         *,
         cut: int = 0,
@@ -144,7 +136,7 @@ class Check:
 
 def check_with(shape: str, models: Path, llm: Any, count: int, tokens: int) -> dict[str, Any]:
     """Every setting, with `deterministic`."""
-    check, engine = Check(count, tokens), LoadedAnswerer(llm)
+    check, engine = Check(count, tokens), Answerer(llm)
     scheduler = llm.engine.scheduler
     check.answer_alone(engine)
     check.compare("in a batch of 64", engine)
@@ -171,13 +163,13 @@ def check_with(shape: str, models: Path, llm: Any, count: int, tokens: int) -> d
         little.engine.scheduler.cost.policy = policy
         before = counters.swapped + counters.recomputed
         times = lambda before=before: f"{counters.swapped + counters.recomputed - before} times"  # noqa: E731
-        check.compare(f"preempted: {policy}", LoadedAnswerer(little), note=times)
+        check.compare(f"preempted: {policy}", Answerer(little), note=times)
     return check.found
 
 
 def check_without(llm: Any, count: int, tokens: int) -> dict[str, Any]:
     """How many tokens part between alone and a batch."""
-    check, engine = Check(count, tokens), LoadedAnswerer(llm)
+    check, engine = Check(count, tokens), Answerer(llm)
     check.answer_alone(engine)
     check.compare("in a batch of 64", engine)
     return check.found

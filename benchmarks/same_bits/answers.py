@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
+
+import numpy as np
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
+from server.ops.cpu.variants import usable_variants
 from server.scheduling.params import PromptLookup, SamplingParams
 from server.scheduling.request import Request
+from server.scheduling.speculation.payoff import StepCost
 
+BLOCK_SIZE = 16
 LONGEST_PROMPT = 390
 TOPICS = (
     "how a bicycle stays upright", "why the sky is blue", "what a hash table is", "how bread rises",
@@ -54,26 +61,72 @@ class Told:
         return min(wrong, default=None)
 
 
-class Answerer:
-    """A model in this process.
+class FreeDrafts(StepCost):
+    """Drafted tokens save time, so that all are computed, whatever the machine is doing."""
+
+    def is_stale(self, tokens: int) -> bool:
+        return False
+
+    def seconds(self, tokens: int) -> float:
+        return 0.0
+
+    def curve(self, first: int, last: int) -> np.ndarray:
+        return -np.arange(last + 1.0 - first)
+
+
+def built_for(variant: str | None) -> AbstractContextManager[object]:
+    """Engines that are made meanwhile run the native kernels of one variant alone.
+
+    Args:
+        variant: its name; "none": torch operations; None: the best one.
+
+    Raises:
+        SystemExit: this processor cannot run it.
+    """
+    if variant is None:
+        return nullcontext()
+    chosen = [each for each in usable_variants() if each.name == variant]
+    if not chosen and variant != "none":
+        raise SystemExit(f"this processor lacks instructions of the kernels for {variant}")
+    return mock.patch("server.ops.cpu.library.usable_variants", lambda: iter(chosen))
+
+
+def load(options: argparse.Namespace, *, threads: int | None = None, **cache: Any) -> LLM:
+    """A model in this process, all of whose drafts are computed.
 
     Args:
         options: of the command.
+        threads: that compute; None: as many as there were when the process began.
         cache: keys of ``cache_config``.
     """
-
-    def __init__(self, options: argparse.Namespace, *, threads: int | None = None, **cache: Any) -> None:
-        length = options.tokens + LONGEST_PROMPT
-        blocks = options.blocks if options.blocks is not None else 64 * -(-length // 16)
-        self.llm = LLM(
+    length = options.tokens + LONGEST_PROMPT
+    blocks = options.blocks if options.blocks is not None else 64 * -(-length // BLOCK_SIZE)
+    with built_for(options.kernels):
+        llm = LLM(
             options.model,
             model_loading_config={
-                "torch_dtype": options.dtype, "quantization": options.quantization, "num_threads": threads,
-                "device": options.device, "model_max_length": length,
+                "torch_dtype": options.dtype, "quantization": options.quantization,
+                "device": options.device, "model_max_length": length, "num_threads": threads,
             },
             batcher_config={"batch_max_beams": 64, "batch_max_tokens": 2048, "max_waiting": 100_000},
             cache_config={"num_blocks": blocks, "num_blocks_cpu": blocks, "watermark": 0.0} | cache,
         )  # fmt: skip
+    speculator = llm.engine.scheduler.speculator
+    if speculator is not None:
+        speculator.cost = FreeDrafts()
+    return llm
+
+
+class Answerer:
+    """Asks a model in this process.
+
+    Attributes:
+        chunk_tokens: of a prompt, in a step.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        self.llm = llm
+        self.chunk_tokens = llm.engine.scheduler.limits.chunk_tokens
         self._count = 0
 
     def prompt(self, index: int) -> list[int]:
@@ -84,7 +137,9 @@ class Answerer:
 
     def answer(self, asked: Iterable[Asked], at_once: int, lookup: int = 0) -> dict[str, Told]:
         """Answers by name; at most `at_once` requests are live at a time."""
-        engine, waiting, names, told = self.llm.engine, list(asked)[::-1], {}, {}
+        engine, waiting = self.llm.engine, list(asked)[::-1]
+        names: dict[str, str] = {}
+        told: dict[str, Told] = {}
         while waiting or engine.has_work:
             while waiting and len(names) - len(told) < at_once:
                 one = waiting.pop()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks.same_bits import __main__ as same_bits
+from benchmarks.same_bits import settings
 from benchmarks.same_bits.answers import Told
 from server.ops.cpu.backend import NativeBackend
 
@@ -18,8 +19,8 @@ from server.ops.cpu.backend import NativeBackend
 @pytest.fixture
 def run(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command on a small model; returns its JSON."""
-    monkeypatch.setattr(same_bits, "BATCHES", (3,))
-    monkeypatch.setattr(same_bits, "CHUNKS", (5,))
+    monkeypatch.setattr(settings, "BATCHES", (3,))
+    monkeypatch.setattr(settings, "CHUNKS", (5,))
 
     def run() -> dict[str, Any]:
         out, threads = tmp_path / "found.json", torch.get_num_threads()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
+from typing import Any
 
 import aiohttp
 import pytest
@@ -137,7 +138,7 @@ def cb_server(port: int) -> Sequence[str]:
     return sys.executable, "continuous_batching_server_app.py", "--port", str(port), "--model_id", "m"
 
 
-REAL = {"max_wait_seconds": 300, "stream_wait_seconds": 300, "replica_wait_seconds": 60}
+REAL: dict[str, Any] = {"max_wait_seconds": 300, "stream_wait_seconds": 300, "replica_wait_seconds": 60}
 
 
 async def undisturbed(session: aiohttp.ClientSession, seed: int) -> list[tuple[str, int, bool, str]]:

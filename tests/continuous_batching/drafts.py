@@ -6,11 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.same_bits.answers import FreeDrafts as FreeDrafts
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.scheduling.speculation.payoff import StepCost
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference
 
@@ -36,19 +34,6 @@ KINDS: dict[str, Options] = {
 def options(kind: str, drafted: int) -> Options:
     lookup = {} if kind == "beams" else {"prompt_lookup_num_tokens": drafted}
     return {"max_new_tokens": 60, "ignore_eos": "eos_token_id" not in KINDS[kind]} | KINDS[kind] | lookup
-
-
-class FreeDrafts(StepCost):
-    """Drafted tokens save time, so that all are computed, however fast the tests run."""
-
-    def is_stale(self, tokens: int) -> bool:
-        return False
-
-    def seconds(self, tokens: int) -> float:
-        return 0.0
-
-    def curve(self, first: int, last: int) -> np.ndarray:
-        return -np.arange(last + 1.0 - first)
 
 
 def drafting_llm(path: Path, **sizes: Any) -> LLM:

@@ -18,6 +18,7 @@ from server.static_batching.pipeline import StaticPipeline
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.grammars.source import GrammarError
 from server.text.grammars.state import GrammarState
+from tests.continuous_batching.drafts import drafting_llm
 from tests.continuous_batching.driver import Driver
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.overlapped import overlapped_llm
@@ -141,7 +142,7 @@ def test_masks_that_take_long_hold_nobody_up(
 def test_drafts_change_no_token(tiny_model: Path) -> None:
     """Also where they cross the end of what the form allows."""
     form = {"structured_outputs": {"regex": r"(ab ?){30}(cd){2}"}, "max_new_tokens": 200}
-    llm = small_llm(tiny_model)
+    llm = drafting_llm(tiny_model)
     sampled = form | {"do_sample": True, "seed": 3}
     for given in (form, sampled):
         plain, drafted = (

@@ -15,6 +15,7 @@ from server.checkpoints.errors import ModelError
 from server.models import load
 from server.models.foreign import read
 from server.models.registry import FAMILIES, read_architecture
+from tests.continuous_batching.drafts import drafting_llm
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, mixed_requests
 from tests.continuous_batching.test_exactness import assert_exact
@@ -96,7 +97,7 @@ def test_a_beginning_that_is_in_the_cache_and_drafts(tmp_path: Path) -> None:
     reference = Reference(path)
     prompt = [5, 6, 7, 8] * 9
     options = GenerationConfig(max_new_tokens=30, eos_token_id=508, prompt_lookup_num_tokens=4)
-    llm = small_llm(path, block_size=BLOCK, max_length=400)
+    llm = drafting_llm(path, block_size=BLOCK, max_length=400)
     for _ in range(2):
         (generation,) = llm.generate([prompt], options)
         assert [answer.token_ids for answer in generation.answers] == reference.answers(prompt, options)

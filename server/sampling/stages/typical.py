@@ -35,7 +35,7 @@ class Typical(Stage):
         at = self.on_device(lines.at)
         chosen = scores[at]
         logs = chosen.log_softmax(dim=-1)
-        entropy = -(logs * logs.exp()).nansum(dim=-1, keepdim=True)
+        entropy = -sum_rows(logs * logs.exp())
         surprise, order = torch.sort((-logs - entropy).abs(), dim=-1)
         mass = chosen.gather(1, order).softmax(dim=-1).cumsum(dim=-1)
         last = (mass < self._mass.column(0, lines.slots)).sum(dim=1, keepdim=True)
@@ -45,3 +45,18 @@ class Typical(Stage):
         columns = torch.arange(self.space.vocab_size, device=scores.device)
         remove &= columns >= self.on_device(least).unsqueeze(1)
         scores[at] = chosen.masked_fill(torch.zeros_like(remove).scatter(1, order, remove), EXCLUDED)
+
+
+def sum_rows(values: Tensor) -> Tensor:
+    """Sums over the vocabulary, without NaNs; on a CPU a row has the same bits alone and among others.
+
+    torch splits one long sum over its threads; where there are several, each thread takes whole ones.
+
+    Args:
+        values: [rows, vocab].
+
+    Returns:
+        [rows, 1].
+    """
+    rows = len(values)
+    return (values.expand(2, -1) if rows == 1 else values).nansum(dim=-1, keepdim=True)[:rows]
