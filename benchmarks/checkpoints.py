@@ -63,11 +63,21 @@ def make_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16", seed: 
     return path
 
 
-def describe_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16") -> Any:
-    """Save configuration and tokenizer only, for engines that make up the weights themselves."""
+def describe_llama(
+    path: Path, shape: LlamaShape, *, dtype: str = "bfloat16", tokenizer: Path | None = None
+) -> Any:
+    """Save configuration and tokenizer only, for engines that make up the weights themselves.
+
+    Args:
+        tokenizer: a ``tokenizer.json`` whose tokens 0, 1 and 2 are those of the byte-level one, which is
+            the default.
+    """
+    from tokenizers import Tokenizer
     from transformers import LlamaConfig
 
-    byte_tokenizer(path, shape.max_length)
+    path.mkdir(parents=True, exist_ok=True)
+    known = _byte_tokenizer() if tokenizer is None else Tokenizer.from_file(str(tokenizer))
+    _save_tokenizer(known, path, shape.max_length)
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -87,18 +97,29 @@ def describe_llama(path: Path, shape: LlamaShape, *, dtype: str = "bfloat16") ->
     return config
 
 
-def byte_tokenizer(path: Path, max_length: int) -> None:
-    """Save a tokenizer of bytes in `path`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+SPECIAL_TOKENS = ["<s>", "</s>", "<pad>"]
 
-    special = ["<s>", "</s>", "<pad>"]
+
+def _byte_tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return tokenizer
+
+
+def byte_tokenizer(path: Path, max_length: int) -> None:
+    """Save a tokenizer of bytes in `path`."""
+    _save_tokenizer(_byte_tokenizer(), path, max_length)
+
+
+def _save_tokenizer(tokenizer: Any, path: Path, max_length: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

@@ -34,6 +34,7 @@ def load(
     num_blocks_cpu: int = 0,
     deterministic: bool = False,
     beams: int = 512,
+    tokenizer: Path | None = None,
     **cache: Any,
 ) -> Any:
     """An `LLM` of that shape with random weights on the GPU.
@@ -41,13 +42,13 @@ def load(
     Args:
         deterministic: the key of `model_loading_config`.
         beams: sequences of a step.
+        tokenizer: as of `describe_llama`.
         cache: keys of `cache_config`.
     """
     from server.continuous_batching import LLM
 
     path = directory / shape
-    path.mkdir(parents=True, exist_ok=True)
-    describe_llama(path, SHAPES[shape])
+    describe_llama(path, SHAPES[shape], tokenizer=tokenizer)
     with mock.patch("server.models.load.load_weights", random_weights):
         return LLM(
             path,
@@ -66,7 +67,7 @@ def run(llm: Any, load: Workload) -> float:
     configs = [
         GenerationConfig(
             max_new_tokens=n,
-            ignore_eos=True,
+            ignore_eos="structured_outputs" not in load.options,  # their grammar has no end
             do_sample=load.temperature > 0.0,
             temperature=load.temperature or 1.0,
             num_beams=load.beams,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES, describe_llama
@@ -32,6 +33,31 @@ def run(llm: Any, load: Workload) -> float:
     return seconds
 
 
+def load(shape: str, directory: Path, *, tokenizer: Path | None = None, **options: Any) -> Any:
+    """vLLM's `LLM` of that shape with random weights.
+
+    Args:
+        tokenizer: as of `describe_llama`; without one, vLLM knows token ids only.
+        options: of `vllm.LLM`.
+    """
+    import vllm
+
+    path = directory / f"vllm-{shape}"
+    describe_llama(path, SHAPES[shape], tokenizer=tokenizer)
+    return vllm.LLM(
+        model=str(path),
+        load_format="dummy",
+        skip_tokenizer_init=tokenizer is None,
+        dtype="bfloat16",
+        max_model_len=4096,
+        gpu_memory_utilization=0.85,
+        enable_prefix_caching=False,
+        generation_config="vllm",
+        seed=0,
+        **options,
+    )
+
+
 def main() -> None:
     """Time the workloads and write the figures as JSON."""
     parser = timing.parser(__doc__)
@@ -45,20 +71,10 @@ def main() -> None:
     if arguments.gate:
         sys.stdin.readline()
     begin = time.perf_counter()
-    path = arguments.models / f"vllm-{arguments.shape}"
-    path.mkdir(parents=True, exist_ok=True)
-    describe_llama(path, SHAPES[arguments.shape])
     cache = arguments.cache_gigabytes
-    llm = vllm.LLM(
-        model=str(path),
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        dtype="bfloat16",
-        max_model_len=4096,
-        gpu_memory_utilization=0.85,
-        enable_prefix_caching=False,
-        generation_config="vllm",
-        seed=0,
+    llm = load(
+        arguments.shape,
+        arguments.models,
         num_gpu_blocks_override=arguments.blocks,
         tensor_parallel_size=arguments.ranks,
         kv_cache_memory_bytes=None if cache is None else int(cache * 1e9),

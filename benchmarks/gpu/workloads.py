@@ -16,6 +16,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 _OPTIONS: dict[str, dict[str, float]] = {
     "TOPP": {"top_p": 0.9},
@@ -39,7 +40,7 @@ class Workload:
     new_tokens: list[int]
     temperature: float = 0.0
     beams: int = 1
-    options: Mapping[str, float] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt_tokens(self) -> int:

@@ -113,7 +113,11 @@ def test_errors(claude: Any, chat: Any) -> None:
         claude.messages.create(model="other", max_tokens=5, messages=QUESTION)
     with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
         claude.messages.create(
-            model=MODEL, max_tokens=5, messages=QUESTION, tools=TOOLS, tool_choice={"type": "any"}
+            model=MODEL,
+            max_tokens=5,
+            messages=QUESTION,
+            tools=TOOLS,
+            tool_choice={"type": "tool", "name": "subtract"},
         )
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
         chat.responses.create(model=MODEL, input="x", previous_response_id="resp_1")
