@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from utils.readiness import health
+from utils.readiness import health_of
 from utils.running import GRACE_SECONDS, Directories, Running, find, stop
 
 
@@ -22,8 +22,14 @@ def select(directories: Directories, names: Sequence[str], output: TextIO) -> li
     return [service for service in found if not names or service.name in names]
 
 
-def report_status(directories: Directories, output: TextIO = sys.stdout, *, names: Sequence[str] = ()) -> int:
-    """Print a line per service that was started, or only for `names`.
+def report_status(
+    directories: Directories,
+    output: TextIO = sys.stdout,
+    *,
+    names: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> int:
+    """Print a line per service that was started, or only for `names`, with its label in front if it has one.
 
     Returns:
         0 where all are ready and none was refused by its gateway, 1 where one is not, 3 where
@@ -34,12 +40,13 @@ def report_status(directories: Directories, output: TextIO = sys.stdout, *, name
     for service in services:
         state, well, joined = "dead", False, ""
         if service.alive():
-            now = health(service.url)
+            now = health_of(service)
             state, well = now.state, now.ready
             if now.join and now.join.problem:
                 joined, well = f"  {now.join.problem}", well and now.join.state != "refused"
         all_well &= well
-        line = f"{service.name:18} {state:9} pid {service.pid:<8} {service.url}  {service.log}{joined}"
+        label = f"{labels.get(service.name, ''):12} " if labels else ""
+        line = f"{label}{service.name:18} {state:9} pid {service.pid:<8} {service.url}  {service.log}{joined}"
         print(line, file=output)
     return 3 if not services else 0 if all_well else 1
 

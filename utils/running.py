@@ -1,8 +1,9 @@
 """The services that were started: found by their pid files, looked at by HTTP, stopped.
 
 A service is one process group (a session of its own): gunicorn's master, its one worker, and what
-the worker starts. Its pid file in the run directory names the group, and the group's command lines
-name the pid file, so that a number given to a stranger meanwhile is not taken for ours.
+the worker starts; or the keeper of a foreign engine, and that engine. Its pid file in the run
+directory names the group, and the group's command lines name the pid file, so that a number given to
+a stranger meanwhile is not taken for ours.
 
 Imports the standard library alone: what runs can be stopped without the environment it runs in.
 """
@@ -17,10 +18,12 @@ from utils.commands import ROOT, command
 from utils.process import PidFile, group_alive, stop_group
 
 GATEWAY = "client_app"
+VLLM = "vllm_app"
 PORT_OPTIONS = {
     GATEWAY: "client_port",
     "cb_server_app": "cb_server_port",
     "sb_server_app": "sb_server_port",
+    VLLM: "vllm_port",
 }
 """Kinds of services, which pid and log files are named after, with the option that gives the port."""
 GRACE_SECONDS = 75.0
@@ -50,6 +53,11 @@ class Running:
     log: Path
     log_start: int = 0
     """Where the lines of this start begin in the log."""
+
+    @property
+    def kind(self) -> str:
+        """One of `PORT_OPTIONS`."""
+        return self.name.rpartition("-")[0]
 
     @property
     def marker(self) -> str:
@@ -83,8 +91,8 @@ def find(directories: Directories) -> list[Running]:
 
 def stop_command(running: Running, directories: Directories) -> str:
     """The shell command that stops `running` and nothing else."""
-    kind, _, port = running.name.rpartition("-")
-    arguments = ["--stop", f"--{PORT_OPTIONS[kind]}", port]
+    port = running.name.rpartition("-")[2]
+    arguments = ["--stop", f"--{PORT_OPTIONS[running.kind]}", port]
     if directories.run != Directories.run:
         arguments += ["--run_dir", str(directories.run.absolute())]
     return command("start_app.py", *arguments)
