@@ -83,7 +83,7 @@ class ServerEntry(ConfigModel):
             raise ValueError(f"{self.replicas} replicas from port {self.port} on go beyond port 65535")
         if self.gpus is not None and len(self.gpus) % self.replicas:
             raise ValueError(
-                f"{len(self.gpus)} GPUs cannot be shared out evenly among {self.replicas} replicas"
+                f"{len(self.gpus)} GPUs cannot be shared out evenly: replicas is {self.replicas}"
             )
         if self.gpus is not None and "CUDA_VISIBLE_DEVICES" in self.environment:
             raise ValueError("gpus and CUDA_VISIBLE_DEVICES both say which GPUs are used: give one of them")

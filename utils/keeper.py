@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
-_LOOK_SECONDS = 0.5
+_LOOK_SECONDS = 0.2
 _HTTP_SECONDS = 5.0
 
 
@@ -104,6 +104,7 @@ class Keeper:
             while process.poll() is None:
                 if not served and not self._ending.is_set() and self._ready():
                     served = self._was_ready = True
+                    logger.info("%s takes requests", self._command[0])
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_LOOK_SECONDS)
         self._process = None

@@ -116,10 +116,11 @@ def config_listing(
     """
     config = read_file(path)
     lists: dict[str, list[str]] = {key: [] for key in SERVER_LISTS.values()}
-    foreign = config.get(FOREIGN_LIST) or []
+    foreign = list(config.get(FOREIGN_LIST) or [])
+    listed = {each["url"] if isinstance(each, dict) else each for each in foreign}
     for server in servers:
         if server.kind == VLLM:
-            foreign = foreign if server.url in foreign else [*foreign, server.url]
+            foreign += [_foreign(server)] if server.url not in listed else []
         else:
             lists[SERVER_LISTS[server.kind]].append(server.url)
     if foreign:
@@ -130,6 +131,12 @@ def config_listing(
     if path != copy.absolute():
         print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
     return copy.absolute()
+
+
+def _foreign(server: Service) -> str | dict[str, str]:
+    """A foreign engine as a gateway's configuration lists it, with the key that it asks for."""
+    key = read_file(server.options.config_path).get("api_key")
+    return server.url if key is None else {"url": server.url, "api_key": key}
 
 
 def write_copy(config: Mapping[str, Any], copy: Path) -> None:
