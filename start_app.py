@@ -9,7 +9,7 @@
     .venv/bin/python start_app.py --stop                    finishes the requests in flight first
     .venv/bin/python start_app.py --stop --cb_server_port 8011      stops that server alone
     .venv/bin/python start_app.py --fleet FILE              several servers, as FILE lists them
-    .venv/bin/python start_app.py --fleet FILE --restart --only NAME        also --status, --stop
+    .venv/bin/python start_app.py --fleet FILE --restart --only NAME        that server alone; also --stop
 
 A server reports to the gateway that is started with it, or to the one at --client_url. With --status
 and --stop the ports, or --start_client_app and the like, choose services; without them all are meant.

@@ -1,11 +1,11 @@
-"""Replicas or tensor parallelism: the same GPUs or processors as several servers, or as one that splits a model.
+"""Replicas or tensor parallelism: the same GPUs or processors for several servers, or for one that splits.
 
     .venv/bin/python -m benchmarks.layouts                          two layouts of two processors
     .venv/bin/python -m benchmarks.layouts --gpus 0,1 --shape 8b    of two GPUs
 
 Each layout is a fleet, started by `start_app.py --fleet`, asked through its gateway, and stopped before the
-next one starts. Of each: the time per token of a request alone, and output tokens a second of several clients.
-`layouts.json` has what was measured so far, whatever happens to the rest.
+next one starts. Of each: the time per token of a request alone, and output tokens a second of several
+clients. `layouts.json` has what was measured so far, whatever happens to the rest.
 """
 
 from __future__ import annotations

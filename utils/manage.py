@@ -64,14 +64,11 @@ def stop_services(
     Returns:
         0 where they ended by themselves, 1 where one had to be killed.
     """
-    killed = 0
-    for service in select(directories, names, output):
-        if not service.alive():
-            print(f"{service.name} (pid {service.pid}) had ended before", file=output)
-            stop([service])
-            continue
-        print(f"stopping {service.name} (pid {service.pid})", file=output)
-        if stop([service], grace_seconds):
-            killed += 1
-            print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
+    services = select(directories, names, output)
+    for service in services:
+        said = "stopping {} (pid {})" if service.alive() else "{} (pid {}) had ended before"
+        print(said.format(service.name, service.pid), file=output)
+    killed = stop(services, grace_seconds)
+    for service in killed:
+        print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
     return 1 if killed else 0

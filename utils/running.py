@@ -10,12 +10,13 @@ Imports the standard library alone: what runs can be stopped without the environ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.commands import ROOT, command
-from utils.process import PidFile, group_alive, stop_group
+from utils.process import PidFile, ask_to_end, end_group, group_alive
 
 GATEWAY = "client_app"
 VLLM = "vllm_app"
@@ -99,14 +100,23 @@ def stop_command(running: Running, directories: Directories) -> str:
 
 
 def stop(services: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> list[Running]:
-    """Stop `services` one after the other, each with time to finish its requests.
+    """Stop gateways, then all servers at once; each has `grace_seconds` to finish its requests.
 
     Returns:
         Those that had to be killed.
     """
     killed = []
-    for service in services:
-        if service.alive() and not stop_group(service.pid, service.marker, grace_seconds):
-            killed.append(service)
-        service.pid_file.remove()
+    for gateways in (True, False):
+        chosen = [service for service in services if (service.kind == GATEWAY) == gateways]
+        living = [service for service in chosen if service.alive()]
+        for service in living:
+            ask_to_end(service.pid, service.marker)
+        deadline = time.monotonic() + grace_seconds
+        killed += [
+            service
+            for service in living
+            if not end_group(service.pid, service.marker, deadline - time.monotonic())
+        ]
+        for service in chosen:
+            service.pid_file.remove()
     return killed

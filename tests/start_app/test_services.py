@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,28 @@ def test_stop_lets_requests_in_flight_finish(fake: Fake, directories: Directorie
     assert stop(find(directories)) == []
     caller.join()
     assert answers == [(200, "done")]
+
+
+def test_servers_drain_at_the_same_time(fake: Fake, directories: Directories) -> None:
+    services = [fake(kind=kind) for kind in ("cb_server_app", "cb_server_app", "sb_server_app")]
+    start_all(directories, *services)
+    answers: list[object] = []
+    callers = [
+        threading.Thread(target=lambda url=service.url: answers.append(get_json(url, "/slow")))
+        for service in services
+    ]
+    for caller in callers:
+        caller.start()
+    time.sleep(0.3)
+    output = io.StringIO()
+    assert stop_services(directories, output, names=[service.name for service in services]) == 0
+    for caller in callers:
+        caller.join()
+    assert answers == [(200, "done")] * 3
+    logs = [(directories.logs / f"{service.name}.log").read_text() for service in services]
+    ends = [[line for line in log.splitlines() if "Handling signal: term" in line][0][:23] for log in logs]
+    moments = [datetime.fromisoformat(end) for end in ends]
+    assert max(moments) - min(moments) < timedelta(seconds=1)
 
 
 def test_stop_kills_what_does_not_end_and_says_so(fake: Fake, directories: Directories) -> None:
