@@ -249,6 +249,6 @@ class Fleet:
             uses = needed(member)
             if uses is not None and uses != len(member.gpus):
                 raise ConfigError(
-                    f"{self.path}: {member.name}: {len(member.gpus)} GPUs for each server, and by its "
-                    f"configuration it uses {uses}"
+                    f"{self.path}: {member.name}: GPUs by the fleet: {len(member.gpus)}, "
+                    f"by its configuration: {uses}"
                 )

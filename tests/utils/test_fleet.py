@@ -133,7 +133,7 @@ def test_gpus_that_are_missing_idle_or_short_are_refused(write: Write) -> None:
     names, here = ["a-1", "a-2"], {"0", "1", "2", "3"}
     fleet.check_gpus(names, lambda member: 2, here)
     fleet.check_gpus(names, lambda member: None, here)
-    with pytest.raises(ConfigError, match=r"a-1: 2 GPUs for each server, and by .* uses 1$"):
+    with pytest.raises(ConfigError, match=r"a-1: GPUs by the fleet: 2, by its configuration: 1$"):
         fleet.check_gpus(names, lambda member: 1, here)
     with pytest.raises(ConfigError, match=r"a-2: this machine has no GPU 3; it has 0, 1, 2$"):
         fleet.check_gpus(names, lambda member: 2, here - {"3"})
