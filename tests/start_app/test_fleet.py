@@ -58,11 +58,7 @@ RAY = {"distributed_executor_backend": "ray", "ray_address": "auto"}
         ),
         (cb(), {"gpus": [2]}, "a: this machine has no GPU 2; it has 0, 1, GPU-11, GPU-22"),
         (cb(cach_config={}), {}, "unknown key 'cach_config'"),
-        (
-            {"worker_config": {"model_name_or_path": "model"}},
-            {"gpus": [0, 1], "kind": "static_batching"},
-            "1",
-        ),
+        (SB, {"gpus": [0, 1], "kind": "static_batching"}, "by its configuration: 1"),
         (
             {"environment_path": ".", "model": "model"},
             {"gpus": [0, 1], "kind": "vllm"},
