@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Start, look at and stop the services as background processes under gunicorn.
+"""Start, look at and stop the services as background processes.
 
     .venv/bin/python start_app.py --all                     gateway and both servers
     .venv/bin/python start_app.py --all --model PATH        the same for another model than the configured one
     .venv/bin/python start_app.py --start_cb_server_app --cb_server_port 8011 --client_url http://127.0.0.1:8000
+    .venv/bin/python start_app.py --all --start_vllm_app    also vLLM, from an environment of its own
     .venv/bin/python start_app.py --status
     .venv/bin/python start_app.py --stop                    finishes the requests in flight first
     .venv/bin/python start_app.py --stop --cb_server_port 8011      stops that server alone
+    .venv/bin/python start_app.py --fleet FILE              several servers, as FILE lists them
+    .venv/bin/python start_app.py --fleet FILE --restart --only NAME        that server alone; also --stop
 
 A server reports to the gateway that is started with it, or to the one at --client_url. With --status
 and --stop the ports, or --start_client_app and the like, choose services; without them all are meant.
@@ -18,103 +21,49 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.commands import ROOT, WRITTEN, with_interpreter
-from utils.flags import Flags, Once, parse, port, positive
+from utils.command_line import check_combination, chosen_names, make_parser, started_kinds
+from utils.commands import WRITTEN
+from utils.flags import parse
 from utils.manage import report_status, stop_services
-from utils.running import GATEWAY, PORT_OPTIONS, Directories, ServiceError
+from utils.running import GATEWAY, VLLM, Directories, ServiceError, find
 
 if TYPE_CHECKING:
+    from utils.config import ConfigModel
+    from utils.fleet import Fleet, Member
     from utils.services import Service
-
-CONFIGS = ROOT / "configs"
-START_FLAGS = {"all", *(f"start_{kind}" for kind in PORT_OPTIONS)}
-SELECTING = {*START_FLAGS, *PORT_OPTIONS.values(), "run_dir"}
-"""What --status and --stop take; everything else is for starting."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of this script."""
-    parser = argparse.ArgumentParser(
-        prog="start_app.py",
-        description=with_interpreter(__doc__),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.register("action", None, Once)
-    add = parser.add_argument_group("what to do").add_argument
-    add("--all", action="store_true", help="start the gateway and both servers, set up for each other")
-    add("--status", action="store_true", help="show what runs; exit status 0: all ready, 1: not, 3: nothing")
-    add("--stop", action="store_true", help="drain and stop what was started, all or what is chosen")
-
-    add = parser.add_argument_group("gateway").add_argument
-    add("--start_client_app", action="store_true", help="start the gateway")
-    add("--client_config_file_path", metavar="PATH", default=CONFIGS / "client_config.json", type=Path)
-    reread = "also reread the configuration this often; 0: only when the file changes (default)"
-    add(
-        "--client_config_hot_update_interval_minutes", metavar="MINUTES", default=0.0, type=float, help=reread
-    )
-    add("--client_debug", action="store_true", help="log at level DEBUG")
-    add("--client_port", metavar="PORT", default=8000, type=port, help="default: %(default)s")
-
-    for short, name, number in (("cb", "continuous-batching", 8001), ("sb", "static-batching", 8002)):
-        add = parser.add_argument_group(f"{name} server").add_argument
-        add(f"--start_{short}_server_app", action="store_true", help=f"start the {name} server")
-        model_id = "name under which the model is served; default: as configured, or its directory's name"
-        add(f"--{short}_server_model_id", metavar="NAME", help=model_id)
-        default = CONFIGS / f"{short}_server_config.json"
-        add(f"--{short}_server_config_file_path", metavar="PATH", default=default, type=Path)
-        add(f"--{short}_server_debug", action="store_true", help="log at level DEBUG")
-        add(f"--{short}_server_port", metavar="PORT", default=number, type=port, help="default: %(default)s")
-
-    add = parser.add_argument_group("common").add_argument
-    known = "a directory, a .gguf file, a name on the Hugging Face hub, modelscope:NAME, or smollm2"
-    add("--model", metavar="MODEL", help=f"serve this instead of the configured model: {known}")
-    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    add("--client_url", metavar="URL", help="gateway that the servers report to")
-    gunicorn_config = CONFIGS / "gunicorn_config.py"
-    add("--gunicorn_config_file_path", metavar="PATH", default=gunicorn_config, type=Path)
-    patience = "give up where a service is not ready by then (default: %(default)s)"
-    add("--start_timeout_seconds", metavar="SECONDS", default=1800.0, type=positive, help=patience)
-    add("--run_dir", metavar="PATH", default=Directories.run, type=Path, help="pid files (default: run/)")
-    add("--log_dir", metavar="PATH", default=Directories.logs, type=Path, help="logs (default: logs/)")
-    return parser
+    return make_parser(__doc__)
 
 
-def check_combination(flags: Flags) -> None:
-    """Refuse options that would have no effect together.
+def config_kinds() -> dict[str, type[ConfigModel]]:
+    """What the configuration of each kind of service must be."""
+    from client.config import GatewayConfig
+    from server.continuous_batching.config import ServerConfig as CbServerConfig
+    from server.static_batching.config import ServerConfig as SbServerConfig
+    from utils.vllm import VllmConfig
+
+    return {
+        GATEWAY: GatewayConfig,
+        "cb_server_app": CbServerConfig,
+        "sb_server_app": SbServerConfig,
+        VLLM: VllmConfig,
+    }
+
+
+def check_config(service: Service) -> ConfigModel:
+    """The configuration of `service`.
 
     Raises:
-        ValueError: one line that names them.
+        ConfigError: it would refuse to start with it.
     """
-    given, args = flags.given, flags.args
-    if args.status or args.stop:
-        does = "--status" if args.status else "--stop"
-        flags.refuse(given - SELECTING - {does.removeprefix("--")}, f"has no effect with {does}")
-        if args.all:
-            flags.refuse(given & SELECTING - {"all", "run_dir"}, f"has no effect with {does} --all")
-        return
-    if not given & START_FLAGS:
-        raise ValueError("nothing to do: give --all, --start_client_app, --start_cb_server_app, …")
-    if args.all:
-        flags.refuse(given & START_FLAGS - {"all"}, "has no effect with --all, which starts every service")
-    started = {kind for kind in PORT_OPTIONS if args.all or f"start_{kind}" in given}
-    for kind in PORT_OPTIONS.keys() - started:
-        own = {name for name in given if name.startswith(kind.removesuffix("app")) and name != "client_url"}
-        flags.refuse(own, f"has no effect without --start_{kind} or --all")
-    if started == {GATEWAY}:
-        flags.refuse(given & {"client_url", "model"}, "has no effect without a server to start")
+    from utils.config import load_config
 
-
-def chosen_names(flags: Flags) -> list[str]:
-    """The services that --status or --stop is about; empty: all that were started."""
-    return [
-        f"{kind}-{getattr(flags.args, option)}"
-        for kind, option in PORT_OPTIONS.items()
-        if flags.given & {f"start_{kind}", option}
-    ]
+    return load_config(service.options.config_path, config_kinds()[service.kind])
 
 
 def chosen_services(args: argparse.Namespace) -> list[Service]:
@@ -123,46 +72,41 @@ def chosen_services(args: argparse.Namespace) -> list[Service]:
     Raises:
         ConfigError: a configuration file that a service would refuse.
     """
-    from client.config import GatewayConfig
-    from server.continuous_batching.config import ServerConfig as CbServerConfig
-    from server.static_batching.config import ServerConfig as SbServerConfig
-    from utils.config import load_config
-    from utils.options import CbServerAppOptions, ClientAppOptions, SbServerAppOptions
+    from utils.kinds import KINDS, Place
+    from utils.options import ClientAppOptions
     from utils.services import Service
 
     services, client_url = [], args.client_url
-    if args.all or args.start_client_app:
-        path = args.client_config_file_path.absolute()
-        load_config(path, GatewayConfig)
-        client_options = ClientAppOptions(
-            host=args.host,
-            port=args.client_port,
-            debug=args.client_debug,
-            client_config_file_path=path,
-            client_config_hot_update_interval_minutes=args.client_config_hot_update_interval_minutes,
-        )
-        services.append(Service(GATEWAY, "client_app", client_options))
-        client_url = client_url or services[0].url
-    given = vars(args)
-    for short, module, options_kind, config_kind in (
-        ("cb", "continuous_batching_server_app", CbServerAppOptions, CbServerConfig),
-        ("sb", "static_batching_server_app", SbServerAppOptions, SbServerConfig),
-    ):
-        if not (args.all or given[f"start_{short}_server_app"]):
-            continue
-        path = given[f"{short}_server_config_file_path"].absolute()
-        if args.model is None:  # otherwise a copy with that model is what counts
-            load_config(path, config_kind)
-        options = options_kind(
-            host=args.host,
-            port=given[f"{short}_server_port"],
-            debug=given[f"{short}_server_debug"],
-            model_id=given[f"{short}_server_model_id"],
-            server_config_file_path=path,
-            client_url=client_url,
-        )
-        services.append(Service(f"{short}_server_app", module, options))
+    kinds = {kind.service: kind for kind in KINDS.values()}
+    for kind in started_kinds(args):
+        if kind == GATEWAY:
+            client_options = ClientAppOptions(
+                host=args.host,
+                port=args.client_port,
+                debug=args.client_debug,
+                client_config_file_path=args.client_config_file_path.absolute(),
+                client_config_hot_update_interval_minutes=args.client_config_hot_update_interval_minutes,
+            )
+            services.append(Service(GATEWAY, "client_app", client_options))
+            client_url = client_url or services[0].url
+        else:
+            given = {name: getattr(args, f"{kind.removesuffix('_app')}_{name}") for name in _OF_A_SERVER}
+            service = kinds[kind].at(
+                Place(args.host, given["port"], client_url),
+                config=given["config_file_path"].absolute(),
+                model_id=given["model_id"],
+                debug=given["debug"],
+            )
+            services.append(service)
+        if args.model is None or kind in (
+            GATEWAY,
+            VLLM,
+        ):  # a copy of the others is what counts
+            check_config(services[-1])
     return services
+
+
+_OF_A_SERVER = ("port", "config_file_path", "model_id", "debug")
 
 
 def with_chosen_model(
@@ -175,11 +119,7 @@ def with_chosen_model(
         ConfigError, ServiceError: a configuration cannot be read, or its copy not be written.
     """
     from server.checkpoints.known import obtain
-    from server.continuous_batching.config import ServerConfig as CbServerConfig
-    from server.static_batching.config import ServerConfig as SbServerConfig
-    from utils.config import load_config
     from utils.model_choice import with_model
-    from utils.options import ServerAppOptions
 
     chosen = obtain(args.model, directories.run / "models")
     dtype = "bfloat16" if shutil.which("nvidia-smi") else None
@@ -187,52 +127,108 @@ def with_chosen_model(
         services, directories, name=chosen.name, path=chosen.path, dtype=dtype, pickled=chosen.pickled
     )
     for service in changed:
-        if isinstance(service.options, ServerAppOptions):
-            kind = CbServerConfig if service.kind == "cb_server_app" else SbServerConfig
-            load_config(service.options.server_config_file_path, kind)
+        check_config(service)
     return changed
 
 
-def start(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def start(args: argparse.Namespace, directories: Directories) -> int:
     """Start what `args` choose and wait until it is ready; returns the exit status."""
     # imported here: --status and --stop work with any Python, without what the services need
-    from pydantic import ValidationError
-
-    from server.checkpoints.errors import ModelError
-    from utils.config import ConfigError
     from utils.launch import report_joins, start_services, with_these_servers
-    from utils.options import explain
     from utils.services import check_startable
 
-    directories = Directories(args.run_dir, args.log_dir)
-    try:
-        services = chosen_services(args)
-        check_startable(services, directories)  # before the file of a running gateway is written
-        if args.model is not None:
-            services = with_chosen_model(services, args, directories)
-        if args.all:
-            services = with_these_servers(services, directories, always=args.model is not None)
-        servers = [service.name for service in services if service.kind != GATEWAY]
-        running = start_services(
-            services,
-            gunicorn_config=args.gunicorn_config_file_path.absolute(),
-            directories=directories,
-            timeout_seconds=args.start_timeout_seconds,
-            optional=servers if args.model is not None else (),
-        )
-        if args.all and len(running) < len(services):
-            names = {service.name for service in running}
-            with_these_servers([each for each in services if each.name in names], directories, always=True)
-        for service in running:
-            print(f"{service.name} is ready at {service.url}")
-        return report_joins(running)
-    except ValidationError as error:
-        parser.error(explain(error))
-    except (ConfigError, ModelError, ServiceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    services = chosen_services(args)
+    check_startable(services, directories)  # before the file of a running gateway is written
+    if args.model is not None:
+        services = with_chosen_model(services, args, directories)
+    if args.all:
+        services = with_these_servers(services, directories, always=args.model is not None)
+    servers = [service.name for service in services if service.kind not in (GATEWAY, VLLM)]
+    running = start_services(
+        services,
+        gunicorn_config=args.gunicorn_config_file_path.absolute(),
+        directories=directories,
+        timeout_seconds=args.start_timeout_seconds,
+        optional=servers if args.model is not None else (),
+    )
+    if args.all and len(running) < len(services):
+        names = {service.name for service in running}
+        with_these_servers([each for each in services if each.name in names], directories, always=True)
+    for service in running:
+        print(f"{service.name} is ready at {service.url}")
+    return report_joins(running)
+
+
+def gpus_needed(member: Member, config: ConfigModel) -> int | None:
+    """How many GPUs a server of a fleet uses; None: all that it sees.
+
+    Raises:
+        ConfigError: it uses none of those that the fleet gives it.
+    """
+    from server.continuous_batching.config import ServerConfig as CbServerConfig
+    from utils.config import ConfigError
+    from utils.vllm import VllmConfig
+
+    if isinstance(config, VllmConfig):
+        if config.ray_address is not None:
+            raise ConfigError(f"{member.name}: 'gpus' has no effect: Ray chooses the GPUs of its workers")
+        return config.world_size
+    if isinstance(config, CbServerConfig):
+        size = config.parallel_config.tensor_parallel_size
+        return None if size == "auto" else size
+    return 1
+
+
+def check_fleet(fleet: Fleet, names: Sequence[str]) -> None:
+    """Refuse what could not be started, before anything is touched.
+
+    Raises:
+        ConfigError: a configuration that a service would refuse, or GPUs that do not fit it.
+    """
+    from utils.gpus import gpus
+
+    configs = {name: check_config(fleet.services[name]) for name in names}
+    if any(member.gpus for member in fleet.members(names)):
+        fleet.check_gpus(names, lambda member: gpus_needed(member, configs[member.name]), gpus())
+
+
+def run_fleet(args: argparse.Namespace, directories: Directories) -> int:
+    """Do what `args` ask of a fleet; returns the exit status."""
+    from client.config import GatewayConfig
+    from utils.fleet import GATEWAY_NAME, Fleet
+    from utils.launch import report_joins, with_these_servers
+    from utils.rolling import Launch
+
+    fleet = Fleet.load(args.fleet)
+    names = fleet.select(args.only)
+    services = [fleet.services[name].name for name in names]
+    if args.status:
+        labels = {service.name: name for name, service in fleet.services.items()}
+        return report_status(directories, names=services, labels=labels)
+    if args.stop:
+        return stop_services(directories, names=services)
+    check_fleet(fleet, names)
+    every, gateway, key = dict(fleet.services), None, None
+    if GATEWAY_NAME in every:
+        config = check_config(every[GATEWAY_NAME])
+        assert isinstance(config, GatewayConfig)
+        key = config.api_keys[0].key.get_secret_value() if config.api_keys else None
+        gateway = with_these_servers(list(every.values()), directories, always=True)[0]
+        every[GATEWAY_NAME] = gateway
+    known = {service.name for service in every.values()}
+    for running in find(directories):
+        if running.alive() and running.name not in known:
+            print(f"{running.name} runs too, and is not in {args.fleet}", file=sys.stderr)
+    launch = Launch(
+        args.gunicorn_config_file_path.absolute(), directories, args.start_timeout_seconds, gateway, key
+    )
+    chosen = [every[name] for name in names]
+    if args.restart:
+        return launch.restart(chosen)
+    started = launch.start(chosen)
+    for service in started:
+        print(f"{service.name} is ready at {service.url}")
+    return report_joins(started)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,12 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     directories = Directories(args.run_dir, args.log_dir)
-    if args.status:
+    if args.fleet is None and args.status:
         return report_status(directories, names=chosen_names(flags))
-    if args.stop:
+    if args.fleet is None and args.stop:
         return stop_services(directories, names=chosen_names(flags))
     try:
-        return start(args, parser)
+        return run(args, directories, parser)
     except ModuleNotFoundError as error:
         print(
             f"error: {sys.executable} has no package {error.name!r}: run start_app.py with the Python of an "
@@ -258,6 +254,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def run(args: argparse.Namespace, directories: Directories, parser: argparse.ArgumentParser) -> int:
+    """Do what `args` ask for; a mistake is one line. Returns the exit status."""
+    from pydantic import ValidationError
+
+    from server.checkpoints.errors import ModelError
+    from utils.config import ConfigError
+    from utils.options import explain
+
+    try:
+        return start(args, directories) if args.fleet is None else run_fleet(args, directories)
+    except ValidationError as error:
+        parser.error(explain(error))
+    except (ConfigError, ModelError, ServiceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

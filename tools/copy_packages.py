@@ -29,6 +29,7 @@ APPS = {
     "client_app.py": "client",
     "continuous_batching_server_app.py": "server",
     "static_batching_server_app.py": "server",
+    "vllm_app.py": "utils",
 }
 _NAMES = "|".join(PACKAGES)
 _IMPORT = re.compile(rf"^(\s*)from ({_NAMES})(?=[. ])", re.M)

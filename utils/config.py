@@ -83,7 +83,7 @@ Secret = Annotated[SecretStr, BeforeValidator(_resolve_secret)]
 logged or dumped. Its text is `get_secret_value()`."""
 
 
-def _resolve(path: str, info: ValidationInfo) -> str:
+def resolve_path(path: str, info: ValidationInfo) -> str:
     """`path` against the directory of the file that holds it (else the working directory)."""
     directory = (info.context or {}).get(_DIRECTORY) or Path.cwd()  # which may be gone
     return os.path.normpath(os.path.join(directory, os.path.expanduser(path)))
@@ -96,7 +96,7 @@ class _Checkpoint:
     file: str | None = None
 
     def __call__(self, value: str, info: ValidationInfo) -> str:
-        path = _resolve(value, info)
+        path = resolve_path(value, info)
         if not os.path.exists(path):
             if not value.startswith((".", "~")) and _HUB_NAME.fullmatch(value):
                 return value

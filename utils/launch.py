@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from utils.config import read_file
 from utils.options import ClientAppOptions
 from utils.readiness import Progress, wait_until_announced, wait_until_ready
-from utils.running import Directories, Running, ServiceError, stop
+from utils.running import VLLM, Directories, Running, ServiceError, stop
 from utils.services import Service, check_gunicorn_config, start
 
 SERVER_LISTS = {
@@ -20,6 +21,8 @@ SERVER_LISTS = {
     "sb_server_app": "static_batching_server_urls",
 }
 """Keys of the gateway's configuration that list the servers of each kind."""
+FOREIGN_LIST = "openai_compatible_server_urls"
+"""The key that lists engines which are not ours."""
 _HOW_TO_JOIN = """\
     list {name}'s URL in the gateway's configuration, or give that file and the server's the same event_token;
     an edit of the gateway's file is seen within a second, one of the server's when it is started again"""
@@ -96,7 +99,7 @@ def config_listing(
     *,
     always: bool = False,
 ) -> Path:
-    """A gateway's configuration that lists `servers` and no others.
+    """A gateway's configuration that lists `servers`, no others of ours, and the foreign engines it listed.
 
     Args:
         servers: those that are started together with the gateway.
@@ -113,14 +116,27 @@ def config_listing(
     """
     config = read_file(path)
     lists: dict[str, list[str]] = {key: [] for key in SERVER_LISTS.values()}
+    foreign = list(config.get(FOREIGN_LIST) or [])
+    listed = {each["url"] if isinstance(each, dict) else each for each in foreign}
     for server in servers:
-        lists[SERVER_LISTS[server.kind]].append(server.url)
-    if not always and all(config.get(key) == urls for key, urls in lists.items()):
+        if server.kind == VLLM:
+            foreign += [_foreign(server)] if server.url not in listed else []
+        else:
+            lists[SERVER_LISTS[server.kind]].append(server.url)
+    if foreign:
+        lists[FOREIGN_LIST] = foreign
+    if not always and all(config.get(key, []) == urls for key, urls in lists.items()):
         return path
     write_copy(config | lists, copy)
     if path != copy.absolute():
         print(f"the gateway uses {copy}: {path} with the servers that are started here", file=output)
     return copy.absolute()
+
+
+def _foreign(server: Service) -> str | dict[str, str]:
+    """A foreign engine as a gateway's configuration lists it, with the key that it asks for."""
+    key = read_file(server.options.config_path).get("api_key")
+    return server.url if key is None else {"url": server.url, "api_key": key}
 
 
 def write_copy(config: Mapping[str, Any], copy: Path) -> None:
@@ -155,4 +171,4 @@ def with_these_servers(
     copy = directories.run / f"{gateway.name}.json"
     path = config_listing(servers, options.client_config_file_path, copy, always=always)
     options = options.model_copy(update={"client_config_file_path": path})
-    return [Service(gateway.kind, gateway.module, options), *servers]
+    return [replace(gateway, options=options), *servers]

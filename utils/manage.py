@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from utils.readiness import health
+from utils.readiness import health_of
 from utils.running import GRACE_SECONDS, Directories, Running, find, stop
 
 
@@ -22,8 +22,14 @@ def select(directories: Directories, names: Sequence[str], output: TextIO) -> li
     return [service for service in found if not names or service.name in names]
 
 
-def report_status(directories: Directories, output: TextIO = sys.stdout, *, names: Sequence[str] = ()) -> int:
-    """Print a line per service that was started, or only for `names`.
+def report_status(
+    directories: Directories,
+    output: TextIO = sys.stdout,
+    *,
+    names: Sequence[str] = (),
+    labels: Mapping[str, str] | None = None,
+) -> int:
+    """Print a line per service that was started, or only for `names`, with its label in front if it has one.
 
     Returns:
         0 where all are ready and none was refused by its gateway, 1 where one is not, 3 where
@@ -34,12 +40,13 @@ def report_status(directories: Directories, output: TextIO = sys.stdout, *, name
     for service in services:
         state, well, joined = "dead", False, ""
         if service.alive():
-            now = health(service.url)
+            now = health_of(service)
             state, well = now.state, now.ready
             if now.join and now.join.problem:
                 joined, well = f"  {now.join.problem}", well and now.join.state != "refused"
         all_well &= well
-        line = f"{service.name:18} {state:9} pid {service.pid:<8} {service.url}  {service.log}{joined}"
+        label = f"{labels.get(service.name, ''):12} " if labels else ""
+        line = f"{label}{service.name:18} {state:9} pid {service.pid:<8} {service.url}  {service.log}{joined}"
         print(line, file=output)
     return 3 if not services else 0 if all_well else 1
 
@@ -57,14 +64,11 @@ def stop_services(
     Returns:
         0 where they ended by themselves, 1 where one had to be killed.
     """
-    killed = 0
-    for service in select(directories, names, output):
-        if not service.alive():
-            print(f"{service.name} (pid {service.pid}) had ended before", file=output)
-            stop([service])
-            continue
-        print(f"stopping {service.name} (pid {service.pid})", file=output)
-        if stop([service], grace_seconds):
-            killed += 1
-            print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
+    services = select(directories, names, output)
+    for service in services:
+        said = "stopping {} (pid {})" if service.alive() else "{} (pid {}) had ended before"
+        print(said.format(service.name, service.pid), file=output)
+    killed = stop(services, grace_seconds)
+    for service in killed:
+        print(f"killed {service.name}: it did not end within {grace_seconds:.0f} s", file=output)
     return 1 if killed else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def with_model(
                 config[section]["use_safetensors"] = not pickled
             write_copy(config, copy)
             new = {"server_config_file_path": copy.absolute(), "model_id": options.model_id or name}
-            service = Service(service.kind, service.module, options.model_copy(update=new))
+            service = replace(service, options=options.model_copy(update=new))
         changed.append(service)
     return changed
 

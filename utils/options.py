@@ -1,4 +1,4 @@
-"""Options of the three apps: as command-line flags, and as environment variables under gunicorn.
+"""Options of the apps: as command-line flags, and as environment variables under gunicorn.
 
 Gunicorn calls an app factory without arguments, so `start_app.py` hands options to its workers in
 the environment, as ``INFERENCE_STACK_<OPTION>``. An app is written as::
@@ -50,6 +50,11 @@ class AppOptions(BaseModel):
     port: Port = Field(description="port to listen on")
     debug: bool = Field(False, description="log at level DEBUG")
 
+    @property
+    def config_path(self) -> Path:
+        """The file with the configuration of the app."""
+        raise NotImplementedError
+
 
 class ClientAppOptions(AppOptions):
     """Options of the gateway, `client_app.py`."""
@@ -61,6 +66,10 @@ class ClientAppOptions(AppOptions):
     client_config_hot_update_interval_minutes: float = Field(
         0, ge=0, description="also reread the configuration this often; 0: only when the file changes"
     )
+
+    @property
+    def config_path(self) -> Path:
+        return self.client_config_file_path
 
 
 class ServerAppOptions(AppOptions):
@@ -78,6 +87,10 @@ class ServerAppOptions(AppOptions):
     server_url: ServiceUrl | None = Field(
         None, description="URL at which the gateway reaches this server; default: http://HOST:PORT"
     )
+
+    @property
+    def config_path(self) -> Path:
+        return self.server_config_file_path
 
     @property
     def url(self) -> str:
@@ -103,6 +116,23 @@ class SbServerAppOptions(ServerAppOptions):
     server_config_file_path: Path = Field(
         CONFIGS / "sb_server_config.json", description="configuration of the server"
     )
+
+
+class VllmAppOptions(AppOptions):
+    """Options of `vllm_app.py`."""
+
+    port: Port = Field(8003, description="port to listen on")
+    vllm_config_file_path: Path = Field(
+        CONFIGS / "vllm_config.json", description="configuration of the vLLM server"
+    )
+    model_id: str | None = Field(
+        None, min_length=1, description="name under which the model is served; default: as configured"
+    )
+    name: str | None = Field(None, description="shown in lists of processes; start_app.py finds it by that")
+
+    @property
+    def config_path(self) -> Path:
+        return self.vllm_config_file_path
 
 
 Options = TypeVar("Options", bound=AppOptions)
@@ -141,6 +171,12 @@ def to_environment(options: AppOptions) -> dict[str, str]:
     """`options` as environment variables for `from_environment`; defaults are left out."""
     values = options.model_dump(exclude_none=True, exclude_defaults=True)
     return {PREFIX + name.upper(): str(value) for name, value in values.items()}
+
+
+def to_arguments(options: AppOptions) -> list[str]:
+    """`options` as a command line for `parse_arguments`; defaults are left out."""
+    values = options.model_dump(exclude_none=True, exclude_defaults=True)
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in values.items()]
 
 
 def from_environment(kind: type[Options], environment: Mapping[str, str] | None = None) -> Options:

@@ -62,15 +62,19 @@ def group_alive(group: int, marker: str) -> bool:
     return any(process.group == group and marker in process.command for process in processes())
 
 
-def stop_group(group: int, marker: str, grace_seconds: float) -> bool:
-    """Ask the leader of `group` to end, and kill what is left of the group after `grace_seconds`.
+def ask_to_end(group: int, marker: str) -> None:
+    """Send SIGTERM to the leader of the process group `group`, or to all of it where that is gone."""
+    leader_lives = any(process.pid == group and marker in process.command for process in processes())
+    with suppress(ProcessLookupError):
+        (os.kill if leader_lives else os.killpg)(group, signal.SIGTERM)
+
+
+def end_group(group: int, marker: str, grace_seconds: float) -> bool:
+    """Wait until `group`, which was asked to, has ended, and kill what is left of it after `grace_seconds`.
 
     Returns:
         False if it had to be killed.
     """
-    leader_lives = any(process.pid == group and marker in process.command for process in processes())
-    with suppress(ProcessLookupError):
-        (os.kill if leader_lives else os.killpg)(group, signal.SIGTERM)
     ended = wait_until(lambda: not group_alive(group, marker), grace_seconds)
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)  # also helpers that outlived the service

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from protocol import routes
-from utils.running import Running, ServiceError
+from utils.running import VLLM, Running, ServiceError
 
 _POLL_SECONDS = 0.2
 _HTTP_SECONDS = 5.0
@@ -41,8 +41,8 @@ class Join:
     """Why it has not joined, for people; empty where it has."""
 
 
-def get_json(url: str, path: str) -> tuple[int, Any]:
-    """(HTTP status, decoded body or None) of a GET.
+def get_json(url: str, path: str, key: str | None = None) -> tuple[int, Any]:
+    """(HTTP status, decoded body or None) of a GET, with an API key where one is given.
 
     Raises:
         OSError: no answer.
@@ -50,7 +50,7 @@ def get_json(url: str, path: str) -> tuple[int, Any]:
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=_HTTP_SECONDS)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers={} if key is None else {"Authorization": f"Bearer {key}"})
         answer = connection.getresponse()
         body = answer.read()
     except http.client.HTTPException as error:
@@ -75,6 +75,17 @@ def health(url: str) -> Health:
     if isinstance(readiness, dict) and readiness.get("announcement"):
         join = _join(readiness["announcement"])
     return Health(ready, "ready" if ready else str(status.get("state", "starting")), status, join)
+
+
+def health_of(service: Running) -> Health:
+    """The health of a service that was started; of a foreign engine only whether it takes requests."""
+    if service.kind != VLLM:
+        return health(service.url)
+    try:
+        ready = get_json(service.url, routes.HEALTH)[0] == 200
+    except OSError:
+        ready = False
+    return Health(ready, "ready" if ready else "loading", {})
 
 
 def _join(announcement: dict[str, str]) -> Join:
@@ -175,7 +186,7 @@ def _look_at(service: Running) -> tuple[str | None, str]:
     """(how it failed or None, its state)."""
     if not service.alive():
         return "ended while starting", ""
-    state = health(service.url).state
+    state = health_of(service).state
     return ("failed to start" if state == "failed" else None), state
 
 
@@ -184,7 +195,7 @@ def wait_until_announced(services: Sequence[Running], *, timeout_seconds: float 
     has answered."""
     deadline = time.monotonic() + timeout_seconds
     while True:
-        found = {service.name: health(service.url) for service in services}
+        found = {service.name: health_of(service) for service in services}
         pending = [name for name, now in found.items() if now.join and now.join.state == "pending"]
         if not pending or time.monotonic() > deadline:
             return found

@@ -1,26 +1,30 @@
 """The services that were started: found by their pid files, looked at by HTTP, stopped.
 
 A service is one process group (a session of its own): gunicorn's master, its one worker, and what
-the worker starts. Its pid file in the run directory names the group, and the group's command lines
-name the pid file, so that a number given to a stranger meanwhile is not taken for ours.
+the worker starts; or the keeper of a foreign engine, and that engine. Its pid file in the run
+directory names the group, and the group's command lines name the pid file, so that a number given to
+a stranger meanwhile is not taken for ours.
 
 Imports the standard library alone: what runs can be stopped without the environment it runs in.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.commands import ROOT, command
-from utils.process import PidFile, group_alive, stop_group
+from utils.process import PidFile, ask_to_end, end_group, group_alive
 
 GATEWAY = "client_app"
+VLLM = "vllm_app"
 PORT_OPTIONS = {
     GATEWAY: "client_port",
     "cb_server_app": "cb_server_port",
     "sb_server_app": "sb_server_port",
+    VLLM: "vllm_port",
 }
 """Kinds of services, which pid and log files are named after, with the option that gives the port."""
 GRACE_SECONDS = 75.0
@@ -50,6 +54,11 @@ class Running:
     log: Path
     log_start: int = 0
     """Where the lines of this start begin in the log."""
+
+    @property
+    def kind(self) -> str:
+        """One of `PORT_OPTIONS`."""
+        return self.name.rpartition("-")[0]
 
     @property
     def marker(self) -> str:
@@ -83,22 +92,31 @@ def find(directories: Directories) -> list[Running]:
 
 def stop_command(running: Running, directories: Directories) -> str:
     """The shell command that stops `running` and nothing else."""
-    kind, _, port = running.name.rpartition("-")
-    arguments = ["--stop", f"--{PORT_OPTIONS[kind]}", port]
+    port = running.name.rpartition("-")[2]
+    arguments = ["--stop", f"--{PORT_OPTIONS[running.kind]}", port]
     if directories.run != Directories.run:
         arguments += ["--run_dir", str(directories.run.absolute())]
     return command("start_app.py", *arguments)
 
 
 def stop(services: Sequence[Running], grace_seconds: float = GRACE_SECONDS) -> list[Running]:
-    """Stop `services` one after the other, each with time to finish its requests.
+    """Stop gateways, then all servers at once; each has `grace_seconds` to finish its requests.
 
     Returns:
         Those that had to be killed.
     """
     killed = []
-    for service in services:
-        if service.alive() and not stop_group(service.pid, service.marker, grace_seconds):
-            killed.append(service)
-        service.pid_file.remove()
+    for gateways in (True, False):
+        chosen = [service for service in services if (service.kind == GATEWAY) == gateways]
+        living = [service for service in chosen if service.alive()]
+        for service in living:
+            ask_to_end(service.pid, service.marker)
+        deadline = time.monotonic() + grace_seconds
+        killed += [
+            service
+            for service in living
+            if not end_group(service.pid, service.marker, deadline - time.monotonic())
+        ]
+        for service in chosen:
+            service.pid_file.remove()
     return killed

@@ -1,4 +1,4 @@
-"""Starts the three services as background processes under gunicorn (`utils.running` finds and stops them)."""
+"""Starts services as background processes (`utils.running` finds and stops them)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.addresses import bracketed, reachable
 from utils.commands import ROOT
 from utils.config import ConfigError
-from utils.options import PREFIX, AppOptions, to_environment
+from utils.options import PREFIX, AppOptions, to_arguments, to_environment
 from utils.process import PidFile, port_is_free, wait_until
 from utils.running import Directories, Running, ServiceError, find, stop_command
 
@@ -26,11 +26,18 @@ before they sleep; libgomp's own default, some twenty, takes the processors from
 
 @dataclass(frozen=True)
 class Service:
-    """What to start: `module` is the app's, `kind` what its pid and log file are named after."""
+    """An app to start under gunicorn.
+
+    Attributes:
+        kind: what its pid and log file are named after.
+        module: the app's.
+        environment: variables that it has beside those of `start_app.py`.
+    """
 
     kind: str
     module: str
     options: AppOptions
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -40,6 +47,33 @@ class Service:
     @property
     def url(self) -> str:
         return f"http://{reachable(self.options.host)}:{self.options.port}"
+
+    def command(self, gunicorn_config: Path, pid_file: PidFile) -> list[str]:
+        """What to run; it holds the path of `pid_file`, by which `Running` knows the process."""
+        return [
+            *(sys.executable, "-m", "gunicorn", f"{self.module}:create_app()"),
+            *("--config", str(gunicorn_config)),
+            *("--bind", f"{bracketed(self.options.host)}:{self.options.port}"),
+            *("--workers", "1"),
+            "--no-control-socket",  # one path for all gunicorns of a user: three services would fight for it
+            f"--name={pid_file.path.resolve()}",
+        ]
+
+    def variables(self) -> dict[str, str]:
+        """All variables of its process."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        return {**_DEFAULTS, **inherited, **self.environment, **to_environment(self.options)}
+
+
+class Keeping(Service):
+    """A script that keeps a foreign program running (`utils.keeper`): it is no app of gunicorn's."""
+
+    def command(self, gunicorn_config: Path, pid_file: PidFile) -> list[str]:
+        named = self.options.model_copy(update={"name": str(pid_file.path.resolve())})
+        return [sys.executable, f"{self.module}.py", *to_arguments(named)]
+
+    def variables(self) -> dict[str, str]:
+        return {**os.environ, **self.environment}
 
 
 def check_gunicorn_config(path: Path) -> None:
@@ -102,9 +136,9 @@ def start(service: Service, gunicorn_config: Path, directories: Directories) -> 
     with _reserve_files(service, pid_file, log) as output:
         log_start = output.tell()
         process = subprocess.Popen(
-            _command(service, gunicorn_config, pid_file),
+            service.command(gunicorn_config, pid_file),
             cwd=ROOT,
-            env=_environment(service.options),
+            env=service.variables(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -125,19 +159,3 @@ def _reserve_files(service: Service, pid_file: PidFile, log: Path) -> BinaryIO:
         return log.open("ab")
     except OSError as error:
         raise ServiceError(f"{service.name}: cannot write {error.filename}: {error.strerror}") from None
-
-
-def _command(service: Service, gunicorn_config: Path, pid_file: PidFile) -> list[str]:
-    return [
-        *(sys.executable, "-m", "gunicorn", f"{service.module}:create_app()"),
-        *("--config", str(gunicorn_config)),
-        *("--bind", f"{bracketed(service.options.host)}:{service.options.port}"),
-        *("--workers", "1"),
-        "--no-control-socket",  # one path for all gunicorns of a user: three services would fight for it
-        f"--name={pid_file.path.resolve()}",  # by which `Running` knows the process
-    ]
-
-
-def _environment(options: AppOptions) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    return _DEFAULTS | inherited | to_environment(options)

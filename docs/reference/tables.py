@@ -21,6 +21,8 @@ from protocol.completion import CompletionRequest
 from protocol.generation import GenerationConfig
 from server.continuous_batching.config import ServerConfig as CbServerConfig
 from server.static_batching.config import ServerConfig as SbServerConfig
+from utils.fleet import FleetConfig
+from utils.vllm import VllmConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTES = Path(__file__).with_name("notes.yaml")
@@ -28,6 +30,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "client_config.json": GatewayConfig,
     "cb_server_config.json": CbServerConfig,
     "sb_server_config.json": SbServerConfig,
+    "vllm_config.json": VllmConfig,
+    "fleet.json": FleetConfig,
     "completion": CompletionRequest,
     "generation_config": GenerationConfig,
 }

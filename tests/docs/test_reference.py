@@ -13,7 +13,13 @@ from docs.reference import tables
 from docs.reference.__main__ import pages
 from protocol import routes
 from server.continuous_batching.config import ServerConfig
-from utils.options import AppOptions, CbServerAppOptions, ClientAppOptions, SbServerAppOptions
+from utils.options import (
+    AppOptions,
+    CbServerAppOptions,
+    ClientAppOptions,
+    SbServerAppOptions,
+    VllmAppOptions,
+)
 
 REFERENCE = Path(__file__).resolve().parents[2] / "docs" / "reference"
 ENGLISH = sorted((REFERENCE / "en").glob("*.md"))
@@ -86,7 +92,12 @@ def test_every_route_is_told(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_option_of_the_apps_is_told(language: str) -> None:
     text = (REFERENCE / language / "command-line.md").read_text(encoding="utf-8")
-    kinds: tuple[type[AppOptions], ...] = (ClientAppOptions, CbServerAppOptions, SbServerAppOptions)
+    kinds: tuple[type[AppOptions], ...] = (
+        ClientAppOptions,
+        CbServerAppOptions,
+        SbServerAppOptions,
+        VllmAppOptions,
+    )
     options = {f"--{name}" for kind in kinds for name in kind.model_fields}
     options |= set(re.findall(r"(--\w+)", start_app.build_parser().format_help())) - {"--help"}
     assert [option for option in sorted(options) if f"`{option}`" not in text] == []

@@ -155,7 +155,13 @@ def test_an_app_runs_in_the_foreground_until_ctrl_c(script: str, ready: str) -> 
 
 @pytest.mark.parametrize(
     "script",
-    ["start_app.py", "client_app.py", "continuous_batching_server_app.py", "static_batching_server_app.py"],
+    [
+        "start_app.py",
+        "client_app.py",
+        "continuous_batching_server_app.py",
+        "static_batching_server_app.py",
+        "vllm_app.py",
+    ],
 )
 def test_help(script: str) -> None:
     done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import start_app
+from utils.command_line import SELECTING
+from utils.commands import ROOT
 from utils.config import ConfigError
 from utils.flags import parse
 from utils.launch import config_listing, with_these_servers
@@ -193,7 +195,7 @@ SAMPLES = {"client_url": "http://127.0.0.1:1", "host": "127.0.0.1", "start_timeo
 FOR_STARTING = {
     action.dest: action
     for action in start_app.build_parser()._actions
-    if action.dest not in {*start_app.SELECTING, "status", "stop", "help"}
+    if action.dest not in {*SELECTING, "status", "stop", "fleet", "help"}
 }
 
 
@@ -235,6 +237,16 @@ def test_an_option_for_starting_is_refused_elsewhere(
         ("--stop --cb_server_port 9001 --cb_server_port 9002", "--cb_server_port: given twice"),
         ("--all --start_timeout_seconds nan", "'nan' is not a number above 0"),
         ("--all --start_timeout_seconds 0", "'0' is not a number above 0"),
+        ("--restart", "--restart has no effect without --fleet"),
+        ("--all --only a", "--only has no effect without --fleet"),
+        ("--fleet a.json --all", "--all has no effect with --fleet"),
+        ("--fleet a.json --host 0.0.0.0", "--host has no effect with --fleet"),
+        ("--fleet a.json --restart", "--restart needs --only"),
+        ("--fleet a.json --status --log_dir logs", "--log_dir has no effect with --fleet --status"),
+        ("--fleet a.json --stop --restart --only a", "--restart has no effect with --fleet --stop"),
+        ("--start_vllm_app --model smollm2", "--model has no effect without a server of ours"),
+        ("--start_vllm_app --client_url http://127.0.0.1:1", "--client_url has no effect without a server"),
+        ("--all --vllm_port 9003", "--vllm_port has no effect without --start_vllm_app"),
     ],
 )
 def test_options_that_have_no_effect_together_are_refused(
@@ -252,6 +264,7 @@ def test_options_that_have_no_effect_together_are_refused(
         ("--start_cb_server_app", ["cb_server_app-8001"]),
         ("--start_cb_server_app --cb_server_port 8011", ["cb_server_app-8011"]),
         ("--client_port 1 --sb_server_port 3", ["client_app-1", "sb_server_app-3"]),
+        ("--start_vllm_app", ["vllm_app-8003"]),
     ],
 )
 def test_ports_choose_what_is_stopped(arguments: str, names: list[str]) -> None:
@@ -265,7 +278,7 @@ def test_the_commands_of_the_help_name_this_interpreter(capsys: pytest.CaptureFi
         start_app.main(["--help"])
     shown = capsys.readouterr().out
     assert f"{shlex.quote(sys.executable)} start_app.py --status" in shown or (
-        f"{Path(sys.executable).relative_to(start_app.ROOT)} start_app.py --status" in shown
+        f"{Path(sys.executable).relative_to(ROOT)} start_app.py --status" in shown
     )
 
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.start_app.conftest import Fake, start_all
+from utils import process
 from utils.commands import ROOT
 from utils.manage import report_status, stop_services
 from utils.process import PidFile, processes
@@ -71,6 +74,35 @@ def test_stop_lets_requests_in_flight_finish(fake: Fake, directories: Directorie
     assert stop(find(directories)) == []
     caller.join()
     assert answers == [(200, "done")]
+
+
+def test_servers_drain_at_the_same_time_after_the_gateway(
+    fake: Fake, directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ("client_app", "cb_server_app", "sb_server_app")
+    start_all(directories, *(fake(kind=kind) for kind in kinds))
+    kind_of = {service.pid: service.kind for service in find(directories)}
+    done: list[tuple[str, str]] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def note(group: int, *rest: Any) -> Any:
+            done.append((name, kind_of[group]))
+            return call(group, *rest)
+
+        return note
+
+    for name in ("ask_to_end", "end_group"):
+        monkeypatch.setattr(f"utils.running.{name}", noted(name, getattr(process, name)))
+    assert stop(find(directories)) == []
+    gateway, first, second = kinds
+    assert done == [
+        ("ask_to_end", gateway),
+        ("end_group", gateway),
+        ("ask_to_end", first),
+        ("ask_to_end", second),
+        ("end_group", first),
+        ("end_group", second),
+    ]
 
 
 def test_stop_kills_what_does_not_end_and_says_so(fake: Fake, directories: Directories) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from utils import process
-from utils.process import PidFile, group_alive, port_is_free, processes, stop_group
+from utils.process import PidFile, ask_to_end, end_group, group_alive, port_is_free, processes
 
 MARKER = "--name=tests-utils-process"
 
@@ -49,6 +49,12 @@ def spawn() -> Iterator[Callable[[str], tuple[subprocess.Popen[str], str]]]:
 
 
 Spawn = Callable[[str], tuple[subprocess.Popen[str], str]]
+
+
+def stop_group(group: int, marker: str, grace_seconds: float) -> bool:
+    """Ask a group to end, and wait for it; False if it had to be killed."""
+    ask_to_end(group, marker)
+    return end_group(group, marker, grace_seconds)
 
 
 def test_a_live_group_is_known_by_its_marker(spawn: Spawn) -> None:

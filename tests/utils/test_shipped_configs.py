@@ -18,7 +18,7 @@ MODELS: dict[str, type[ConfigModel]] = {
     "cb_server_config.json": CbServerConfig,
     "sb_server_config.json": SbServerConfig,
 }
-EXAMPLES = sorted(CONFIGS.glob("examples/*/*.json"))
+EXAMPLES = sorted(path for path in CONFIGS.glob("examples/*/*.json") if path.name in MODELS)
 
 
 def with_model(path: Path, directory: Path) -> Path:
