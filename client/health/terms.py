@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from client.health.report import ReplicaKind
 from protocol.accepts import GIVEN, TRUE, Accepts, OptionOf, Refusal, above, applies
 from protocol.routes import COMPLETION_V1, COMPLETION_V2, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
-from protocol.status import ServiceKind
 
 MAX_TERMS = 1024
 """How many different terms are kept."""
@@ -49,9 +49,10 @@ _STATIC = [
 _OPENAI = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
 _REFUSALS = tuple(Refusal(option=option, reason=_REASON, when=when) for option, when in _STATIC)
 
-DEFAULT_TERMS: dict[ServiceKind, Terms] = {
+DEFAULT_TERMS: dict[ReplicaKind, Terms] = {
     "continuous_batching": Terms(Accepts(routes=(COMPLETION_V2, *_OPENAI))),
     "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI), refusals=_REFUSALS)),
+    "openai_compatible": Terms(Accepts(routes=_OPENAI)),
 }
 """For servers whose ``/status`` has none, as in older versions, and for all before their first probe."""
 
@@ -62,7 +63,7 @@ class KnownTerms:
     def __init__(self) -> None:
         self._by_text: dict[str, Terms] = {}
 
-    def of(self, kind: ServiceKind, accepts: Accepts | None) -> Terms:
+    def of(self, kind: ReplicaKind, accepts: Accepts | None) -> Terms:
         """The terms in a server's ``/status``, or the default ones of its kind."""
         if accepts is None:
             return DEFAULT_TERMS[kind]

@@ -1,0 +1,92 @@
+"""What differs between engines with OpenAI's API, as data: all that the gateway knows of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from protocol.routes import OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an engine tells of itself beside its models."""
+
+    version: str | None = None
+    slots: int | None = None
+    """Requests that it works on at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """Names of what an engine tells of its load in ``/metrics``."""
+
+    running: str
+    waiting: str
+    cache_usage: str | None = None
+    """Share of its cache in use, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """How an engine tells the token ids of a stream of ``/v1/completions``.
+
+    Each choice of a chunk has those of its text, the first chunk also those of the prompt.
+    """
+
+    option: str
+    """Field of a request, true to get them."""
+    answer: str
+    """Field of a choice."""
+    prompt: str
+    null: bool
+    """Whether the fields are null where they were not asked for, or left out."""
+
+    @cached_property
+    def in_answer(self) -> re.Pattern[bytes]:
+        """Finds the ids of an event's text; within a string its quotes would be escaped."""
+        return re.compile(rb'"%s": ?\[([\d, ]*)\]' % self.answer.encode())
+
+    @cached_property
+    def in_prompt(self) -> re.Pattern[bytes]:
+        """Finds the ids of the prompt."""
+        return re.compile(rb'"%s": ?\[([\d, ]*)\]' % self.prompt.encode())
+
+    def hidden(self, event: bytes) -> bytes:
+        """`event` as the engine writes it where ids are not asked for."""
+        return self._shown.sub(rb"\1null" if self.null else b"", event)
+
+    @cached_property
+    def _shown(self) -> re.Pattern[bytes]:
+        before = b"" if self.null else b","
+        names = f"{self.answer}|{self.prompt}".encode()
+        return re.compile(rb'(%s"(?:%s)": ?)\[[\d, ]*\]' % (before, names))
+
+
+def _nothing(answer: Json) -> About:
+    return About()
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine. What is None it does not have."""
+
+    name: str
+    """As people call it."""
+    routes: tuple[str, ...] = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
+    """Which of the gateway's routes it has, with the same meaning."""
+    gauges: Gauges | None = None
+    alive: str | None = None
+    """A route that answers 503 while its models are listed but cannot be used."""
+    about: str | None = None
+    """A route that tells more of it."""
+    read_about: Callable[[Json], About] = _nothing
+    """Reads the answer of `about`; whatever it raises means that there is nothing to read."""
+    token_ids: TokenIds | None = None
+    salted_routes: tuple[str, ...] = ()
+    """Where a request's `cache_salt` keeps its cached prompt from others."""
