@@ -43,7 +43,8 @@ class Progress:
         """`ids` came with `text`, which may lag behind them."""
         if ids:
             self._later.append(ids)
-        self._sent.append(text)
+        if text:
+            self._sent.append(text)
 
     def go_on(self) -> None:
         """Another server begins at the place of `token_ids`: it says again what is beyond."""

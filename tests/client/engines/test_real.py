@@ -194,7 +194,7 @@ async def test_the_calls_of_the_readme_reach_vllm(tmp_path: Path) -> None:
         message = (await sdk.chat.completions.create(messages=messages, **options)).choices[0].message
         assert message.tool_calls is not None
         (call,) = message.tool_calls
-        assert json.loads(call.function.arguments) == {"expression": "17 * 23"}  # type: ignore[union-attr]
+        assert json.loads(call.function.arguments) == {"expression": "17 * 23"}
         messages += [message, {"role": "tool", "tool_call_id": call.id, "content": "391"}]
         last = await sdk.chat.completions.create(messages=messages, **options)
         assert last.choices[0].message.content == "23 books cost 391 dollars."
