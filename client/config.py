@@ -95,7 +95,11 @@ class EngineServer(ConfigModel):
 
 
 def _url_alone(value: Any) -> Any:
-    return {"url": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"url": value}
+    if not isinstance(value, dict | EngineServer):
+        raise PydanticCustomError("server", "a URL, or an object with 'url' and 'api_key'")
+    return value
 
 
 class GatewayConfig(RoutingConfig, HealthConfig, BodyLimits, SiteConfig, AccessLogConfig):

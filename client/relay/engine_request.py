@@ -57,6 +57,7 @@ def may_go_on(request: InferenceRequest, engine: Engine) -> bool:
         and _is_one(fields.get("prompt"))
         and fields.get("n") in (None, 1)
         and fields.get("best_of") in (None, 1)
+        and all(type(fields.get(name, 0)) in (int, type(None)) for name in ("max_tokens", "min_tokens"))
         and not any(fields.get(name) for name in (*_NEVER, told.option))
         and not any(fields.get(name) is not None for name in _NEVER_GIVEN)
     )

@@ -95,6 +95,8 @@ class TokenStream(EngineStream):
 
     __slots__ = ("_begun", "_blind", "_finished", "_first", "_progress", "_prompt", "_told")
 
+    long_events = True
+
     def __init__(self, request: InferenceRequest, engine: Engine, told: TokenIds) -> None:
         super().__init__(request, engine)
         self._told = told

@@ -198,7 +198,9 @@ class Exchange:
                     self.metrics.stream_begun(now - deadline.started)
                 await sink.piece(events)
             elif journal.pending > (
-                MAX_ANSWER_BYTES if self.request.has_prompt_logprobs else MAX_EVENT_BYTES
+                MAX_ANSWER_BYTES
+                if self.request.has_prompt_logprobs or journal.long_events
+                else MAX_EVENT_BYTES
             ):
                 raise BadAnswer("an event without an end")
             if journal.error is not None:

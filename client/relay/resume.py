@@ -48,6 +48,9 @@ class Journal:
         "weights",
     )
 
+    long_events = False
+    """Whether an event may be as long as the prompt."""
+
     def __init__(self) -> None:
         self._tail = b""
         self._blind = False  # whether there was text without a checkpoint

@@ -41,7 +41,7 @@ class Format:
 
     def told(self) -> Json:
         """The answer of `about`."""
-        return {
+        told: dict[str, Json] = {
             "vllm": {"version": "0.32.0"},
             "sglang": {
                 "version": "0.5.23",
@@ -49,7 +49,8 @@ class Format:
                 "internal_states": [{"effective_max_running_requests_per_dp": 6}] * 2,
             },
             "llamacpp": {"build_info": "b11434-abc", "total_slots": 4, "default_generation_settings": {}},
-        }[self.owner]
+        }
+        return told[self.owner]
 
     def choice(self, text: str, reason: str | None, ids: list[int] | None, prompt: list[int] | None) -> Json:
         """A choice of a completion's chunk."""

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from client.config import GatewayConfig
 from client.engines.answers import samples
 from client.health.replica import ReplicaState
-from client.health.replicas import Registry
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.engines.fakes import FakeEngine
 from tests.client.engines.formats import FORMATS, LLAMA_CPP, SGLANG, VLLM, Format
@@ -103,16 +101,6 @@ async def test_keys_are_those_of_each_server(
             async with client.session.get("/status") as response:
                 text = await response.text()
             assert "secret" not in text and "wrong" not in text
-
-
-def test_the_servers_key_is_not_sent_to_others() -> None:
-    config = GatewayConfig.model_validate(
-        {"openai_compatible_server_urls": ["http://a:1"], "server_key": "k"}
-    )
-    registry = Registry(lambda: 0.0)
-    registry.configure(config.servers())
-    (replica,) = registry
-    assert replica.credentials(config.server_key) is None
 
 
 @pytest.mark.parametrize(
