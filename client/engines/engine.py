@@ -47,25 +47,27 @@ class TokenIds:
     null: bool
     """Whether the fields are null where they were not asked for, or left out."""
 
-    @cached_property
-    def in_answer(self) -> re.Pattern[bytes]:
-        """Finds the ids of an event's text; within a string its quotes would be escaped."""
-        return re.compile(rb'"%s": ?\[([\d, ]*)\]' % self.answer.encode())
+    def without(self, event: bytes, name: str) -> tuple[bytes, bytes | None]:
+        """`event` as the engine writes it where ids are not asked for, and the ids of a field.
+
+        Args:
+            name: `answer` or `prompt`. Within a text its quotes would be escaped.
+        """
+        found = self._patterns[name].search(event)
+        if found is None:
+            return event, None
+        begin, end = found.span(1)
+        if self.null:
+            return event[: begin - 1] + b"null" + event[end + 1 :], found[1]
+        return event[: found.start()] + event[end + 1 :], found[1]
 
     @cached_property
-    def in_prompt(self) -> re.Pattern[bytes]:
-        """Finds the ids of the prompt."""
-        return re.compile(rb'"%s": ?\[([\d, ]*)\]' % self.prompt.encode())
-
-    def hidden(self, event: bytes) -> bytes:
-        """`event` as the engine writes it where ids are not asked for."""
-        return self._shown.sub(rb"\1null" if self.null else b"", event)
-
-    @cached_property
-    def _shown(self) -> re.Pattern[bytes]:
+    def _patterns(self) -> dict[str, re.Pattern[bytes]]:
         before = b"" if self.null else b","
-        names = f"{self.answer}|{self.prompt}".encode()
-        return re.compile(rb'(%s"(?:%s)": ?)\[[\d, ]*\]' % (before, names))
+        return {
+            name: re.compile(rb'%s"%s": ?\[([\d, ]*)\]' % (before, name.encode()))
+            for name in (self.answer, self.prompt)
+        }
 
 
 def _nothing(answer: Json) -> About:

@@ -36,10 +36,12 @@ _LAST = {
     ANTHROPIC_MESSAGES: re.compile(rb"^event: message_stop\n", re.MULTILINE),
 }
 """The events that end a stream, where that is not ``[DONE]``."""
-_WITHOUT_TEXT = re.compile(rb'"text": ?""[,}]')
+_TEXT = b'"text":"'
+_WITHOUT_TEXT = b'"text":""'
+_UNFINISHED = b'"finish_reason":null'
+"""As compact JSON has it; other JSON is read as a whole."""
 _ODD = (orjson.JSONDecodeError, LookupError, TypeError, ValueError, AttributeError)
 """What reading an event raises that is none of a completion."""
-_FINISHED = re.compile(rb'"finish_reason": ?"')
 
 
 def engine_stream(request: InferenceRequest, engine: Engine) -> EngineStream:
@@ -67,7 +69,7 @@ class EngineStream(Journal):
         if end == 1:
             end = 0
         events, self._tail = data[:end], data[end:]
-        if found := _ERROR.search(events):
+        if b"error" in events and (found := _ERROR.search(events)):
             events = events[: found.start()]
             self.error = event(stream_error(found[1]).json(), name="error")
         elif DONE in events or (self._last is not None and self._last.search(events)):
@@ -120,32 +122,37 @@ class TokenStream(EngineStream):
         shown: list[bytes] = []
         tokens = 0
         for one in _events(events):
-            found = self._told.in_answer.search(one)
-            ids = b"" if found is None else found[1]
-            tokens += ids.count(b",") + bool(ids)
             if not one.startswith(_DATA):
                 shown.append(one)
-            elif self._begun is None:
-                try:
-                    self._note(one, ids)
-                except _ODD:
-                    self._blind = True
-                shown.append(self._told.hidden(one))
+                continue
+            one, told = self._told.without(one, self._told.answer)
+            ids = told or b""
+            tokens += ids.count(b",") + bool(ids)
+            if self._begun is None:
+                shown.append(self._noted(one, ids))
             else:
+                one, _ = self._told.without(one, self._told.prompt)
                 try:
                     changed = self._continued(one, ids)
                 except _ODD:
                     raise BadAnswer("an event is none of a completion") from None
                 if changed:
-                    shown.append(self._told.hidden(b"data: " + orjson.dumps(changed) + _END))
+                    shown.append(b"data: " + orjson.dumps(changed) + _END)
         return b"".join(shown), tokens
 
+    def _noted(self, one: bytes, ids: bytes) -> bytes:
+        """Take down an event of the first server; returns it as it was without token ids."""
+        try:
+            if not self._first:
+                one, prompt = self._told.without(one, self._told.prompt)
+                self._first = orjson.loads(one[6:])
+                self._prompt = orjson.loads(b"[" + (prompt or b"") + b"]")
+            self._note(one, ids)
+        except _ODD:
+            self._blind = True
+        return one
+
     def _note(self, one: bytes, ids: bytes) -> None:
-        """Take down an event of the first server."""
-        if not self._first:
-            self._first = orjson.loads(one[6:])
-            if prompt := self._told.in_prompt.search(one):
-                self._prompt = orjson.loads(b"[" + prompt[1] + b"]")
         if _agrees(one, ids) and self._progress.agree(ids):
             return
         for choice in orjson.loads(one[6:])["choices"]:
@@ -193,9 +200,17 @@ class TokenStream(EngineStream):
 
 def _events(data: bytes) -> list[bytes]:
     """The events in `data`, which ends with one."""
+    if data.find(_END) == len(data) - 2:  # as nearly always
+        return [data]
     return [one + _END for one in data.split(_END)[:-1]]
 
 
 def _agrees(one: bytes, ids: bytes) -> bool:
     """Whether an event's text is certainly that of its token: one token, and nothing is held back."""
-    return bool(ids) and b"," not in ids and not _WITHOUT_TEXT.search(one) and not _FINISHED.search(one)
+    return (
+        bool(ids)
+        and b"," not in ids
+        and _UNFINISHED in one
+        and _TEXT in one
+        and _WITHOUT_TEXT not in one  # in a text its quotes would be escaped
+    )
