@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from client.upstream.parse import count
 from protocol.status import Count, ModelName
 
 
@@ -25,8 +26,7 @@ class Card(BaseModel):
     @property
     def length(self) -> int | None:
         """Tokens of prompt and answer together that it takes."""
-        context = (self.meta or {}).get("n_ctx")
-        return self.max_model_len or (context if type(context) is int and context > 0 else None)
+        return self.max_model_len or count((self.meta or {}).get("n_ctx")) or None
 
 
 class Cards(BaseModel):

@@ -17,7 +17,7 @@ from client.engines.errors import engine_error
 from client.engines.registry import engine_of
 from client.health.replica import Replica, ReplicaState
 from client.health.report import Report
-from client.upstream.parse import MAX_COUNT
+from client.upstream.parse import MAX_COUNT, count
 from protocol.accepts import Accepts, Refusal, above
 from protocol.errors import ErrorResponse, from_validation
 from protocol.routes import METRICS, OPENAI_MODELS, STATUS
@@ -27,6 +27,7 @@ Ask = Callable[[str], Awaitable[tuple[int, bytes]]]
 """Status and body of a GET of a route."""
 
 MAX_REASON = 300
+MAX_VERSION = 100
 _BEAMS = Refusal(
     option="num_beams", reason="only servers of this project know it", when={"num_beams": above(1)}
 )
@@ -83,11 +84,11 @@ async def _engine(replica: Replica, ask: Ask) -> Report:
         kind=replica.kind,
         state=ServerState.READY,
         names=cards.names,
-        version=about.version,
+        version=None if about.version is None else about.version[:MAX_VERSION],
         about=about,
         load=load,
         requests=None if load is None else load.running + load.waiting,
-        slots=about.slots or _slots(load, replica.load.slots),
+        slots=count(about.slots) or _slots(load, replica.load.slots),
         max_length=cards.length,
         accepts=Accepts(routes=engine.routes, refusals=(_BEAMS,)),
         engine=engine,

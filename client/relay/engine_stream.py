@@ -75,7 +75,7 @@ class EngineStream(Journal):
         elif DONE in events or (self._last is not None and self._last.search(events)):
             self.done = True
         shown, tokens = self._pass_on(events)
-        self.pieces += bool(shown)
+        self.pieces += b"data:" in shown  # comments keep a connection open, and say nothing
         return shown, tokens
 
     def _pass_on(self, events: bytes) -> tuple[bytes, int]:

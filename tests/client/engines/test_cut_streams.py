@@ -218,3 +218,12 @@ async def test_whole_answers_are_asked_for_again_whole(make_gateway: MakeGateway
             assert response.status == 200
             assert (await response.json())["choices"][0]["text"] == text_of(WORDS, 8)
         assert all("stream" not in call.body for server in servers for call in server.calls)
+
+
+async def test_a_comment_is_no_beginning_of_an_answer(make_gateway: MakeGateway) -> None:
+    """Engines send some to keep connections open; one that dies after them is asked of another."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    first, second = FakeEngine(raw=head + b"8\r\n: ping\n\n\r\n"), FakeEngine(others=30)
+    async with stubs(first, second), make_gateway([first, second]) as client:
+        assert text_in(await stream(client, temperature=1)) == text_of(WORDS, 40)
+        assert len(first.calls) == len(second.calls) == 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
 
 from client.engines.answers import samples
@@ -129,8 +133,8 @@ class OddModels(FakeEngine):
         super().__init__()
         self.answer = answer
 
-    async def _get(self, path: str, headers: dict[str, str], writer: object) -> bool:
-        await self._whole(writer, 200, self.answer)  # type: ignore[arg-type]
+    async def _get(self, path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
+        await self._whole(writer, 200, self.answer)
         return True
 
 
@@ -160,3 +164,25 @@ async def test_ours_and_others_of_one_model_share_its_requests(make_gateway: Mak
             await client.post(f"b{n}", route="/v1/completions", **beams)
             await client.post(f"b{n}", tokens=2)
         assert (len(own.calls), len(engine.calls)) == (11, 3), "what ours alone can goes to ours"
+
+
+async def test_numbers_out_of_bounds_are_none(make_gateway: MakeGateway) -> None:
+    server = Boaster(format=LLAMA_CPP)
+    async with stubs(server), make_gateway([server]) as client:
+        (shown,) = await told(client)
+        assert shown["load"] is None and shown["version"] == "v" * 100
+        (replica,) = client.gateway.registry
+        assert replica.load.slots == 32 and replica.report is not None and replica.report.max_length is None
+
+
+class Boaster(FakeEngine):
+    """Tells of itself what cannot be."""
+
+    async def _get(self, path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
+        huge = 10**400
+        answer: Any = {
+            "/v1/models": {"data": [{"id": "m", "owned_by": "llamacpp", "meta": {"n_ctx": huge}}]},
+            "/props": {"build_info": "v" * 5000, "total_slots": huge},
+        }.get(path, f"llamacpp:requests_processing {huge}\nllamacpp:requests_deferred 1\n")
+        await self._whole(writer, 200, (answer if isinstance(answer, str) else json.dumps(answer)).encode())
+        return True
