@@ -11,9 +11,9 @@ from pydantic_core import PydanticCustomError
 
 from client.health.config import HealthConfig, Seconds
 from client.health.joining import JoiningHost
+from client.health.report import ReplicaKind
 from client.routing.config import RoutingConfig
 from protocol.completion import MAX_PRIORITY
-from protocol.status import ServiceKind
 from utils.access_log import AccessLogConfig
 from utils.addresses import Address, check_endpoint, check_service_url
 from utils.bodies import BodyLimits
@@ -68,11 +68,48 @@ def _key_alone(value: Any) -> Any:
     return value
 
 
+class EngineServer(ConfigModel):
+    """A server of an engine that is not ours."""
+
+    url: ServerUrl
+    api_key: Annotated[Secret, AfterValidator(_check_header)] | None = Field(
+        None, description="key that the server asks for"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineServer:
+        if self.api_key is not None and self._login is not None:
+            raise ValueError(f"{str(self.url)!r} has a user name: it cannot be sent beside the api_key")
+        return self
+
+    @property
+    def address(self) -> Address:
+        """Its URL, with what is sent there to be let in."""
+        key = None if self.api_key is None else f"Bearer {self.api_key.get_secret_value()}"
+        return Address(self.url, key or self._login)
+
+    @property
+    def _login(self) -> str | None:
+        """What is sent for the user name of its URL."""
+        return self.url.authorization if isinstance(self.url, Address) else None
+
+
+def _url_alone(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"url": value}
+    if not isinstance(value, dict | EngineServer):
+        raise PydanticCustomError("server", "a URL, or an object with 'url' and 'api_key'")
+    return value
+
+
 class GatewayConfig(RoutingConfig, HealthConfig, BodyLimits, SiteConfig, AccessLogConfig):
     """Servers and accounts behind the gateway, who may use it, and its limits."""
 
     continuous_batching_server_urls: tuple[ServerUrl, ...] = ()
     static_batching_server_urls: tuple[ServerUrl, ...] = ()
+    openai_compatible_server_urls: tuple[Annotated[EngineServer, BeforeValidator(_url_alone)], ...] = Field(
+        (), description="servers of vLLM, SGLang, llama.cpp and other engines with OpenAI's API"
+    )
     openai_jumper_configs: tuple[OpenAIJumperConfig, ...] = ()
 
     # who may come in
@@ -117,10 +154,11 @@ class GatewayConfig(RoutingConfig, HealthConfig, BodyLimits, SiteConfig, AccessL
 
     @model_validator(mode="after")
     def _check(self) -> GatewayConfig:
-        urls = [*self.continuous_batching_server_urls, *self.static_batching_server_urls]
+        ours = [*self.continuous_batching_server_urls, *self.static_batching_server_urls]
+        urls = [*ours, *(server.url for server in self.openai_compatible_server_urls)]
         if twice := {url for url in urls if urls.count(url) > 1}:
             raise ValueError(f"server listed twice: {', '.join(sorted(twice))}")
-        for url in urls:
+        for url in ours:
             if self.server_key is not None and isinstance(url, Address) and url.authorization is not None:
                 raise ValueError(f"{str(url)!r} has a user name: it cannot be sent beside the server_key")
         return self
@@ -130,11 +168,12 @@ class GatewayConfig(RoutingConfig, HealthConfig, BodyLimits, SiteConfig, AccessL
         """The keys of `api_keys`, each at its place there."""
         return Keys([key.key for key in self.api_keys])
 
-    def servers(self) -> list[tuple[ServiceKind, str]]:
+    def servers(self) -> list[tuple[ReplicaKind, str]]:
         """(kind, url) of every configured server."""
-        batching: list[tuple[ServiceKind, tuple[ServerUrl, ...]]] = [
+        batching: list[tuple[ReplicaKind, tuple[str, ...]]] = [
             ("continuous_batching", self.continuous_batching_server_urls),
             ("static_batching", self.static_batching_server_urls),
+            ("openai_compatible", tuple(server.address for server in self.openai_compatible_server_urls)),
         ]
         return [(kind, url) for kind, urls in batching for url in urls]
 

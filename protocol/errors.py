@@ -142,6 +142,12 @@ def model_not_found(model: str, known: Sequence[str]) -> ApiError:
     return ApiError(404, message, type=INVALID_REQUEST, code="model_not_found", param="model")
 
 
+def model_elsewhere(model: str, by: str) -> ApiError:
+    """404: `model` is served, not on this route; `by` says by whom, and on which."""
+    message = f"model {model!r} is served by {by}"
+    return ApiError(404, message, type=INVALID_REQUEST, code="model_not_found", param="model")
+
+
 def queue_timeout(message: str) -> ApiError:
     """408: the request waited longer than the queue timeout."""
     return ApiError(408, message, type=TIMEOUT, code="queue_timeout", retry_after=1)

@@ -15,16 +15,14 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp.hdrs import AUTHORIZATION
-from pydantic import ValidationError
 
 from client.health.config import HealthConfig
+from client.health.probing import Unfit, probe
 from client.health.replica import Replica, ReplicaState
 from client.health.replicas import Registry
 from client.upstream.classify import describe
 from client.upstream.session import connect_timeout, read_whole
-from protocol.errors import ErrorResponse, from_validation
-from protocol.routes import STATUS
-from protocol.status import ServerStatus
+from protocol.routes import METRICS
 from utils.background import repeat
 
 logger = logging.getLogger(__name__)
@@ -38,6 +36,7 @@ PROOF_DELAY = 0.2
 JITTER = 0.1
 """Share by which pauses vary, so that gateways do not ask in step."""
 MAX_STATUS_BYTES = 2**20
+MAX_METRICS_BYTES = 2**23
 
 
 def next_delay(replica: Replica, failures: int, config: HealthConfig, chance: float) -> float:
@@ -166,36 +165,26 @@ class Heartbeats:
         probed_at, config = self._clock(), self._config()
         connecting = connect_timeout(config.connect_timeout_seconds)
         secret = replica.credentials(config.server_key)
+        headers = None if secret is None else {AUTHORIZATION: secret}
+
+        async def ask(route: str) -> tuple[int, bytes]:
+            url = replica.url_of(route)
+            async with self._session.get(
+                url, headers=headers, allow_redirects=False, timeout=connecting
+            ) as response:
+                limit = MAX_METRICS_BYTES if route == METRICS else MAX_STATUS_BYTES
+                return response.status, await read_whole(response, limit)
+
         try:
-            async with (
-                asyncio.timeout(config.heart_beat_timeout_seconds),
-                self._session.get(
-                    replica.url_of(STATUS),
-                    headers=None if secret is None else {AUTHORIZATION: secret},
-                    allow_redirects=False,
-                    timeout=connecting,
-                ) as response,
-            ):
-                body = await read_whole(response, MAX_STATUS_BYTES)
-                if response.status in (401, 403):
-                    return self._registry.unfit(replica, _refusal(response.status, body))
-                status = ServerStatus.model_validate_json(body)
+            async with asyncio.timeout(config.heart_beat_timeout_seconds):
+                report = await probe(replica, ask)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             self._registry.refused(replica, describe(error))
         except TimeoutError:
             self._registry.missed(replica, probed_at)
         except (aiohttp.ClientError, OSError, UnicodeError) as error:  # the last: no name of a host
             self._registry.refused(replica, describe(error))
-        except ValidationError as error:
-            fault = from_validation(error).body.message
-            self._registry.unfit(replica, f"{STATUS} answers something else than a server's status: {fault}")
+        except Unfit as error:
+            self._registry.unfit(replica, str(error))
         else:
-            self._registry.reported(replica, status)
-
-
-def _refusal(status: int, body: bytes) -> str:
-    """Why a server does not let this gateway in, in its own words where it is one of ours."""
-    try:
-        return f"answered {status}: {ErrorResponse.model_validate_json(body).error.message[:300]}"
-    except ValidationError:
-        return f"answered {status}"
+            self._registry.reported(replica, report)

@@ -8,10 +8,12 @@ from typing import Literal
 
 from yarl import URL
 
+from client.engines.engine import Engine
+from client.engines.registry import OTHER
 from client.health.breaker import Breaker
 from client.health.load import Load
+from client.health.report import ReplicaKind, Report
 from client.health.terms import UNTOLD_TERMS, Terms
-from protocol.status import ServerStatus, ServiceKind
 from utils.config import Secret
 
 
@@ -30,7 +32,7 @@ class ReplicaState(StrEnum):
 class Replica:
     """One server."""
 
-    kind: ServiceKind
+    kind: ReplicaKind
     url: str
     joined: Literal["config", "event"]
     since: float
@@ -43,8 +45,9 @@ class Replica:
     """Kept while the server is away, so that its model stays known."""
     model_aliases: tuple[str, ...] = ()
     """Further names of the model."""
-    status: ServerStatus | None = None
-    status_at: float = 0.0
+    report: Report | None = None
+    """What it said last."""
+    report_at: float = 0.0
     heard_at: float = 0.0
     """When bytes of an answer last came."""
     served_at: float = 0.0
@@ -55,14 +58,18 @@ class Replica:
     """Good probes in a row since it was down."""
     misses: int = 0
     """Probes in a row without an answer."""
+    engine: Engine | None = None
+    """What it is where it is not a server of ours."""
     probed_picks: int = 0
     """`load.picks` at the last probe: without more since and without leases the server is idle."""
     authorization: str | None = field(default=None, repr=False)
-    """The ``Authorization`` header for the user name and password of its configured URL."""
+    """The ``Authorization`` header for the key, or user name and password, of its configured URL."""
     _urls: dict[str, URL] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.terms = UNTOLD_TERMS[self.kind]
+        if self.kind == "openai_compatible":
+            self.engine = OTHER
 
     @property
     def model_names(self) -> tuple[str, ...]:
@@ -72,7 +79,7 @@ class Replica:
     @property
     def fingerprint(self) -> str | None:
         """Identifies its weights; None: not reported."""
-        return None if self.status is None else self.status.fingerprint
+        return None if self.report is None else self.report.fingerprint
 
     def has_weights(self, fingerprint: str | None) -> bool:
         """Whether its weights are those of `fingerprint`; true where either is unknown."""
@@ -86,8 +93,9 @@ class Replica:
         return url
 
     def credentials(self, server_key: Secret | None) -> str | None:
-        """The ``Authorization`` header with which it is called: its own, or the configured `server_key`."""
-        if self.authorization is None and server_key is not None:
+        """The ``Authorization`` header with which it is called: its own, or the configured `server_key`,
+        which is for servers of ours."""
+        if self.authorization is None and self.engine is None and server_key is not None:
             return f"Bearer {server_key.get_secret_value()}"
         return self.authorization
 

@@ -16,8 +16,9 @@ from typing import Literal
 
 from client.health.load import DEFAULT_SLOTS
 from client.health.replica import Replica, ReplicaState
+from client.health.report import ReplicaKind, Report
 from client.health.terms import UNTOLD_TERMS, KnownTerms, Terms
-from protocol.status import ServerState, ServerStatus, ServiceKind
+from protocol.status import ServerState
 from utils.addresses import Address
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Registry:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._replicas: dict[tuple[ServiceKind, str], Replica] = {}
-        self._by_model: dict[tuple[ServiceKind, str], list[Replica]] = {}
+        self._replicas: dict[tuple[ReplicaKind, str], Replica] = {}
+        self._by_model: dict[tuple[ReplicaKind, str], list[Replica]] = {}
         self._known_terms = KnownTerms()
         self._sole_terms: dict[str, Terms] = {}
         self._reported_pairs: set[frozenset[str]] = set()
@@ -59,10 +60,10 @@ class Registry:
     def __contains__(self, replica: Replica) -> bool:
         return self.get(replica.kind, replica.url) is replica
 
-    def get(self, kind: ServiceKind, url: str) -> Replica | None:
+    def get(self, kind: ReplicaKind, url: str) -> Replica | None:
         return self._replicas.get((kind, url))
 
-    def serving(self, kind: ServiceKind, model: str) -> Sequence[Replica]:
+    def serving(self, kind: ReplicaKind, model: str) -> Sequence[Replica]:
         """Replicas of `model`, in whatever state."""
         return self._by_model.get((kind, model), ())
 
@@ -85,7 +86,7 @@ class Registry:
         serving = (
             r for kind in UNTOLD_TERMS for r in self.serving(kind, model) if r.state is ReplicaState.READY
         )
-        lengths = [r.status.capacity.model_max_length for r in serving if r.status and r.status.capacity]
+        lengths = [r.report.max_length for r in serving if r.report and r.report.max_length]
         return min(lengths, default=None)
 
     def has_other_weights(self, replica: Replica) -> bool:
@@ -95,7 +96,7 @@ class Registry:
 
     # who there is
 
-    def configure(self, servers: Iterable[tuple[ServiceKind, str]]) -> None:
+    def configure(self, servers: Iterable[tuple[ReplicaKind, str]]) -> None:
         """Make the configured replicas those at `servers`; ones that stay keep all their state."""
         wanted = set(servers)
         for replica in list(self):
@@ -104,7 +105,7 @@ class Registry:
         for kind, url in sorted(wanted):
             self.join(kind, url, "config")
 
-    def join(self, kind: ServiceKind, url: str, joined: Literal["config", "event"]) -> Replica:
+    def join(self, kind: ReplicaKind, url: str, joined: Literal["config", "event"]) -> Replica:
         """The replica at `url`, added if it is new."""
         replica = self.get(kind, url)
         if replica is None:
@@ -125,29 +126,32 @@ class Registry:
 
     # what happens to it
 
-    def reported(self, replica: Replica, status: ServerStatus) -> None:
-        """A probe was answered with `status`."""
+    def reported(self, replica: Replica, report: Report) -> None:
+        """A probe was answered with `report`."""
         now = self._clock()
-        replica.status, replica.status_at, replica.misses = status, now, 0
-        if status.service != replica.kind:
-            self._enter(replica, ReplicaState.DOWN, f"is a {status.service} server")
+        replica.report, replica.report_at, replica.misses = report, now, 0
+        if report.kind != replica.kind:
+            self._enter(replica, ReplicaState.DOWN, f"is a {report.kind} server")
             return
-        replica.load.report_tokens(status.load.pending_tokens, now)
-        replica.load.report_requests(status.load.running + status.load.waiting + status.load.swapped, now)
-        replica.load.slots = status.capacity.max_beams if status.capacity else DEFAULT_SLOTS
-        terms = self._known_terms.of(replica.kind, status.accepts)
-        names = (status.model_id, *status.model_aliases)
-        if names != replica.model_names or terms is not replica.terms:
+        replica.engine = report.engine
+        if report.pending_tokens is not None:
+            replica.load.report_tokens(report.pending_tokens, now)
+        if report.requests is not None:
+            replica.load.report_requests(report.requests, now)
+        replica.load.slots = report.slots or DEFAULT_SLOTS
+        terms = self._known_terms.of(replica.kind, report.accepts)
+        names = report.names
+        if names and (names != replica.model_names or terms is not replica.terms):
             replica.model_id, *aliases = names
             replica.model_aliases, replica.terms = tuple(aliases), terms
             self._index()
         self._compare_weights(replica)
-        state = _REPORTED[status.state]
+        state = _REPORTED[report.state]
         if state is ReplicaState.READY and replica.state is ReplicaState.DOWN:
             replica.proofs += 1
             if replica.proofs < PROOFS:
                 return
-        self._enter(replica, state, f"reports {status.state}")
+        self._enter(replica, state, f"reports {report.state}")
 
     def _compare_weights(self, replica: Replica) -> None:
         """Log once that servers with the same model id have different weights."""

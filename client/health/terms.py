@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from client.health.report import ReplicaKind
 from protocol.accepts import Accepts, OptionOf, applies
 from protocol.routes import COMPLETION_V1, COMPLETION_V2, OPENAI_CHAT_COMPLETIONS, OPENAI_COMPLETIONS
-from protocol.status import ServiceKind
 
 MAX_TERMS = 1024
 """How many different terms are kept."""
@@ -38,9 +38,10 @@ class Terms:
 
 _OPENAI = (OPENAI_COMPLETIONS, OPENAI_CHAT_COMPLETIONS)
 
-UNTOLD_TERMS: dict[ServiceKind, Terms] = {
+UNTOLD_TERMS: dict[ReplicaKind, Terms] = {
     "continuous_batching": Terms(Accepts(routes=(COMPLETION_V2, *_OPENAI))),
     "static_batching": Terms(Accepts(routes=(COMPLETION_V1, *_OPENAI))),
+    "openai_compatible": Terms(Accepts(routes=_OPENAI)),
 }
 """For servers whose ``/status`` has none, and for all before their first probe: the routes by which their
 kind is known. What they refuse they say themselves, when they are asked."""
@@ -52,7 +53,7 @@ class KnownTerms:
     def __init__(self) -> None:
         self._by_text: dict[str, Terms] = {}
 
-    def of(self, kind: ServiceKind, accepts: Accepts | None) -> Terms:
+    def of(self, kind: ReplicaKind, accepts: Accepts | None) -> Terms:
         """The terms in a server's ``/status``, or those of a server that tells none."""
         if accepts is None:
             return UNTOLD_TERMS[kind]

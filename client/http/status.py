@@ -8,20 +8,24 @@ from typing import Literal
 from pydantic import BaseModel
 
 from client.accounts.account import Account
+from client.engines.answers import EngineLoad
 from client.gateway import Gateway
 from client.health.breaker import BreakerState
 from client.health.replica import Replica, ReplicaState
 from client.health.replicas import Registry
+from client.health.report import ReplicaKind
 from protocol import __version__
 from protocol.accepts import Accepts
-from protocol.status import ServerCapacity, ServerLoad, ServiceKind
+from protocol.status import ServerCapacity, ServerLoad
 
 
 class ReplicaStatus(BaseModel):
     """One server as the gateway sees it."""
 
     url: str
-    kind: ServiceKind
+    kind: ReplicaKind
+    engine: str | None
+    """Which engine it is, where it is not a server of ours."""
     joined: Literal["config", "event"]
     state: ReplicaState
     reason: str
@@ -34,8 +38,8 @@ class ReplicaStatus(BaseModel):
     """Work that this gateway still expects of it."""
     expected_tokens: float
     """The same, corrected by its own reports: what balancing goes by."""
-    load: ServerLoad | None
-    """Its own report of `seconds_since_report` ago."""
+    load: ServerLoad | EngineLoad | None
+    """Its own report of `seconds_since_report` ago; null: it does not say."""
     capacity: ServerCapacity | None
     accepts: Accepts | None
     """Which requests it takes, as it reports; null: not reported."""
@@ -99,10 +103,11 @@ class GatewayStatus(BaseModel):
 
 
 def replica_status(replica: Replica, registry: Registry, now: float) -> ReplicaStatus:
-    report = replica.status
+    report = replica.report
     return ReplicaStatus(
         url=replica.url,
         kind=replica.kind,
+        engine=None if replica.engine is None else replica.engine.name,
         joined=replica.joined,
         state=replica.state,
         reason=replica.reason,
@@ -118,7 +123,7 @@ def replica_status(replica: Replica, registry: Registry, now: float) -> ReplicaS
         fingerprint=replica.fingerprint,
         other_weights=registry.has_other_weights(replica),
         version=report.version if report else None,
-        seconds_since_report=round(now - replica.status_at, 1) if report else None,
+        seconds_since_report=round(now - replica.report_at, 1) if report else None,
     )
 
 

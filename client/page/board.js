@@ -5,8 +5,8 @@ const $ = (id) => document.getElementById(id);
 export function showServers(replicas) {
   const rows = replicas.map((replica) => {
     const load = replica.load ?? {};
-    const paged = replica.kind === "continuous_batching";
-    const kind = paged ? "continuous batching" : "static batching";
+    const kind = replica.engine ? `${replica.engine} ${replica.version ?? ""}`.trim() : replica.kind.replace("_", " ");
+    const usage = replica.kind === "static_batching" ? null : load.kv_cache_usage;
     const waiting = load.waiting === undefined ? "–" : load.waiting + (load.swapped ?? 0);
     const breaker = replica.breaker === "closed" ? "" : `, breaker ${replica.breaker.replace("_", " ")}`;
     const weights = replica.other_weights && `other weights than another server of this model: ${replica.fingerprint.slice(0, 8)}`;
@@ -17,7 +17,7 @@ export function showServers(replicas) {
       ["State", state(replica.state, `for ${duration(replica.seconds_in_state)}${breaker}`, reason)],
       ["Running", cell(load.running ?? "–"), true],
       ["Waiting", cell(waiting), true],
-      ["Cache in use", load.kv_cache_usage === undefined || !paged ? cell("–") : meter(load.kv_cache_usage)],
+      ["Cache in use", usage == null ? cell("–") : meter(usage)],
       ["Tokens/s", cell(load.tokens_per_second === undefined ? "–" : Math.round(load.tokens_per_second).toLocaleString()), true],
       ["Work ahead", cell(`${Math.round(replica.expected_tokens).toLocaleString()} tokens`), true],
     ]);

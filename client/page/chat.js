@@ -107,7 +107,7 @@ export function conversation() {
 
   function streams(model) {
     const servers = replicas.filter((replica) => replica.model_id === model);
-    return !servers.length || servers.some((replica) => replica.kind === "continuous_batching");
+    return !servers.length || servers.some((replica) => replica.kind !== "static_batching");
   }
 
   let last = null; // the request that was sent last

@@ -15,7 +15,7 @@ import orjson
 from client.health.replica import Replica
 from client.relay.exchange import Answer
 from client.relay.parts import whole_answer
-from client.relay.resume import Journal, goes_on
+from client.relay.resume import Journal
 from client.requests.request import InferenceRequest
 from client.upstream.classify import BUSY, BadAnswer, StreamFailed, Verdict
 from client.upstream.session import MAX_ANSWER_BYTES
@@ -68,8 +68,8 @@ class Assembly:
     def suits(self, replica: Replica) -> bool:
         """Whether `replica` takes it as a stream, and goes on with what there is of it."""
         if self.journal.pieces:
-            return goes_on(self.request, self.journal, replica)
-        return replica.terms.take(self.request.route, self.request.option)
+            return self.journal.goes_on(self.request, replica)
+        return replica.engine is None and replica.terms.take(self.request.route, self.request.option)
 
     @property
     def resumable(self) -> bool:

@@ -16,6 +16,7 @@ from aiohttp.hdrs import AUTHORIZATION, CONTENT_TYPE
 from multidict import CIMultiDict, istr
 
 from client.config import GatewayConfig
+from client.engines.errors import engine_error
 from client.health.load import Lease
 from client.health.replica import Replica
 from client.metrics.counters import Metrics
@@ -25,6 +26,8 @@ from client.requests.request import GENERATING, InferenceRequest
 from client.upstream.classify import AnswerTimeout, BadAnswer, StreamFailed, Verdict, of_status
 from client.upstream.parse import count, digits, retry_after
 from client.upstream.session import MAX_ANSWER_BYTES, MAX_EVENT_BYTES, connect_timeout, read_whole
+from protocol.error_shapes import error_body
+from protocol.errors import status_on
 from protocol.headers import (
     CACHE_SALT,
     REQUEST_ID,
@@ -100,10 +103,11 @@ class Exchange:
     async def run(self, body: bytes, sink: Sink, journal: Journal | None) -> Answer | None:
         """Send `body`. A stream goes to `sink` through `journal`; then the result is None."""
         headers = CIMultiDict({_REQUEST_ID: self.request.id})
-        if journal is not None:
-            headers[_CHECKPOINT] = "1"
-        if self.request.cache_salt is not None:
-            headers[_CACHE_SALT] = self.request.cache_salt
+        if self.replica.engine is None:
+            if journal is not None:
+                headers[_CHECKPOINT] = "1"
+            if self.request.cache_salt is not None:
+                headers[_CACHE_SALT] = self.request.cache_salt
         if (secret := self.replica.credentials(self.config.server_key)) is not None:
             headers[AUTHORIZATION] = secret
         self.deadline.phase(self.clock(), self.config.first_byte_timeout_seconds, AnswerTimeout)
@@ -146,15 +150,25 @@ class Exchange:
         body = await read_whole(response, MAX_ANSWER_BYTES)
         kind = _media_type(response)
         if status >= 400:
+            if self.replica.engine is not None:
+                return self._engine_error(status, body, _passed_on(response))
             is_json = kind == JSON and _is_json(body)
             return Answer(status, body, is_json, _passed_on(response))
         if kind != JSON:
             raise BadAnswer(f"JSON was asked for, {kind} came")
         if self.request.route in GENERATING:
-            self.metrics.generated(_completion_tokens(body))
+            self.metrics.generated(_completion_tokens(body, needed=self.replica.engine is None))
         self.replica.served_at = self.clock()
         self.answering()
         return Answer(status, body, is_json=True)
+
+    def _engine_error(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> Answer:
+        """An error of an engine that is not ours, as ours write it."""
+        if status in (401, 403):
+            raise BadAnswer(f"the server refuses the gateway's key ({status})")
+        error = engine_error(status, body)
+        error.status = status_on(self.request.route, status)
+        return Answer(error.status, error_body(self.request.route, error), is_json=True, headers=headers)
 
     async def _stream(self, response: aiohttp.ClientResponse, sink: Sink, journal: Journal) -> None:
         """Hand on events until the stream's end; the connection may break between any two bytes."""
@@ -184,7 +198,9 @@ class Exchange:
                     self.metrics.stream_begun(now - deadline.started)
                 await sink.piece(events)
             elif journal.pending > (
-                MAX_ANSWER_BYTES if self.request.has_prompt_logprobs else MAX_EVENT_BYTES
+                MAX_ANSWER_BYTES
+                if self.request.has_prompt_logprobs or journal.long_events
+                else MAX_EVENT_BYTES
             ):
                 raise BadAnswer("an event without an end")
             if journal.error is not None:
@@ -231,13 +247,19 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
-def _completion_tokens(body: bytes) -> int:
-    """Tokens that a completion says it generated; raises `BadAnswer` if it is not a JSON object."""
+def _completion_tokens(body: bytes, *, needed: bool) -> int:
+    """Tokens that a completion says it generated; raises `BadAnswer` if it is not JSON.
+
+    Args:
+        needed: whether it is no completion that does not say.
+    """
     try:
         usage = orjson.loads(body)["usage"]
         tokens = usage["output_tokens"] if "output_tokens" in usage else usage["completion_tokens"]
     except orjson.JSONDecodeError as error:
         raise BadAnswer(f"the answer is not valid JSON: {error}") from None
     except (KeyError, TypeError):
-        raise BadAnswer("the answer is not a completion") from None
+        if needed:
+            raise BadAnswer("the answer is not a completion") from None
+        return 0
     return count(tokens) or 0

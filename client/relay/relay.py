@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import random
-import time
 from collections.abc import Callable
 
 import aiohttp
@@ -16,8 +15,10 @@ from client.health.replica import Replica
 from client.health.replicas import Registry
 from client.metrics.counters import Metrics
 from client.relay.assemble import Assembly, Recovery
+from client.relay.engine_request import sent_body
+from client.relay.engine_stream import engine_stream
 from client.relay.exchange import Answer, Exchange, Sink
-from client.relay.resume import Journal, goes_on, resumed_body
+from client.relay.resume import Journal
 from client.relay.retry import MAX_ENGINES_LOST, Attempts, RetryBudget
 from client.requests.deadline import ClientStalled, Deadline
 from client.requests.reply import RawHeaders, Reply
@@ -28,6 +29,7 @@ from client.upstream.classify import (
     OK,
     AnswerTimeout,
     AttemptFailed,
+    Diverged,
     Outcome,
     ReplicaHung,
     StreamFailed,
@@ -113,14 +115,14 @@ class Relay:
         self, request: InferenceRequest, attempts: Attempts, deadline: Deadline, reply: Reply
     ) -> Answer | Exception | None:
         """The result of the last attempt; None after a complete stream."""
-        journal = Journal() if request.stream else None
+        journal: Journal | None = None
         recovery: Recovery | None = None
         result: Answer | Exception | None = None
         while True:
             pieces = journal.pieces if journal else 0
             fits: Fits = fits_any
             if request.stream and journal is not None and pieces:
-                fits = functools.partial(goes_on, request, journal)
+                fits = functools.partial(journal.goes_on, request)
             replica = self._router.next_replica(request, attempts.tried, fits)
             if attempts.fault is not None and (replica is None or not self._opinions.spend()):
                 return attempts.fault
@@ -129,6 +131,8 @@ class Relay:
                     return result  # all are full, and say so; an answer that was cut waits for room
                 replica = await self._wait(request, attempts, deadline, fits, begun=pieces > 0)
             self._metrics.retries += attempts.failed > 0
+            if request.stream and not pieces:
+                journal = Journal() if replica.engine is None else engine_stream(request, replica.engine)
             if recovery is None or recovery.assembly is None:
                 result = await self._attempt(request, replica, attempts, deadline, reply, journal)
             else:
@@ -166,14 +170,12 @@ class Relay:
         journal: Journal | None,
     ) -> Answer | Exception | None:
         """Ask `replica`: a whole answer, or what went wrong, or None after a stream that went well."""
-        body = request.body
         if journal is not None:
             journal.new_connection()
-            if journal.pieces:
-                resume = journal.resume(request.choices, int(time.time()))
-                checks_weights = replica.fingerprint is not None
-                body = resumed_body(request.fields, resume, checks_weights=checks_weights)
-                self._metrics.resumes += 1
+            self._metrics.resumes += journal.pieces > 0
+            body = journal.body(request, replica)
+        else:
+            body = request.body if replica.engine is None else sent_body(request, replica.engine, {})
         attempts.ticket = replica.breaker.sent()
         try:
             lease = replica.load.lease(request.work, request.rows, lambda: deadline.give_up(ReplicaHung()))
@@ -263,6 +265,8 @@ class Relay:
             raise unavailable("the stream was cut and no server went on with it", code="upstream_failed")
         elif isinstance(result, Answer) and result.is_json:
             await reply.whole(result.status, result.body, result.headers or _HEADERS.get(result.status, []))
+        elif isinstance(result, Diverged):
+            raise unavailable(str(result), code="upstream_failed")
         elif isinstance(result, AnswerTimeout):
             raise ApiError(504, str(result), type=TIMEOUT, code="upstream_timeout")
         elif isinstance(result, Answer):

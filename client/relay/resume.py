@@ -8,6 +8,7 @@ only if the stream is cut.
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import orjson
@@ -46,6 +47,9 @@ class Journal:
         "sampling",
         "weights",
     )
+
+    long_events = False
+    """Whether an event may be as long as the prompt."""
 
     def __init__(self) -> None:
         self._tail = b""
@@ -169,17 +173,25 @@ class Journal:
         )
 
     def resumable(self, choices: int) -> bool:
-        """Whether `resume` can be called."""
+        """Whether another server can go on with it."""
         try:
             self.resume(choices, 0)
         except ValueError:
             return False
         return True
 
+    def goes_on(self, request: InferenceRequest, replica: Replica) -> bool:
+        """Whether `replica` can go on with this stream of `request`."""
+        if replica.engine is not None or not replica.has_weights(self.weights):
+            return False
+        return replica.terms.take(request.route, request.resumed_option)
 
-def goes_on(request: InferenceRequest, journal: Journal, replica: Replica) -> bool:
-    """Whether `replica` can continue the stream of `request` that `journal` holds."""
-    return replica.has_weights(journal.weights) and replica.terms.take(request.route, request.resumed_option)
+    def body(self, request: InferenceRequest, replica: Replica) -> bytes:
+        """What to send `replica` for the stream, or for the rest of it."""
+        if not self.pieces:
+            return request.body
+        resume = self.resume(request.choices, int(time.time()))
+        return resumed_body(request.fields, resume, checks_weights=replica.fingerprint is not None)
 
 
 def _end_of_groups(data: bytes, end: int) -> int:

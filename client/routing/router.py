@@ -11,17 +11,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from client.health.replica import Replica, ReplicaState
 from client.health.replicas import Registry
+from client.health.report import ReplicaKind
 from client.requests.deadline import ClientStalled, Deadline
 from client.requests.request import InferenceRequest
 from client.routing.affinity import Affinity
 from client.routing.balancer import pick
 from client.routing.config import RoutingConfig
 from client.routing.policies import POLICIES
-from protocol.errors import ApiError, model_not_found, queue_full, unavailable
-from protocol.status import ServiceKind
+from protocol.errors import ApiError, model_elsewhere, model_not_found, queue_full, unavailable
 
-KINDS: tuple[ServiceKind, ...] = ("continuous_batching", "static_batching")
-"""In this order servers are asked that take the same request."""
+RANKS: tuple[tuple[ReplicaKind, ...], ...] = (
+    ("continuous_batching", "openai_compatible"),
+    ("static_batching",),
+)
+"""In this order servers are asked that take the same request; kinds of one rank share it."""
 LOOK_SECONDS = 0.25
 """How often a waiting request looks again without notice of a change (breakers run on time alone)."""
 
@@ -171,28 +174,31 @@ class Router:
     def _serving(self, request: InferenceRequest) -> list[Replica]:
         """Replicas that have the model of `request` on its route, in whatever state."""
         return [
-            replica
-            for kind in KINDS
-            for replica in self._registry.serving(kind, request.model)
-            if request.route in replica.terms.routes
+            replica for replica in self._with_model(request.model) if request.route in replica.terms.routes
         ]
 
+    def _with_model(self, model: str) -> list[Replica]:
+        """The same on whatever route."""
+        kinds = itertools.chain(*RANKS)
+        return [replica for kind in kinds for replica in self._registry.serving(kind, model)]
+
     def _takers(self, request: InferenceRequest, fits: Fits) -> list[list[Replica]]:
-        """The replicas that take `request`, in whatever state; those of one of the `KINDS` together.
+        """The replicas that take `request`, in whatever state; those of one of the `RANKS` together.
 
         Where all have the same terms they are not asked: one that refuses says why.
         """
         takers: list[list[Replica]] = []
         terms = self._registry.sole_terms(request.model)
         take = terms is not None and request.route in terms.routes
-        for kind in KINDS:
+        for kinds in RANKS:
             found: list[Replica] = []
-            for replica in self._registry.serving(kind, request.model):
-                if replica.terms is not terms:
-                    terms = replica.terms
-                    take = terms.take(request.route, request.option)
-                if take and fits(replica):
-                    found.append(replica)
+            for kind in kinds:
+                for replica in self._registry.serving(kind, request.model):
+                    if replica.terms is not terms:
+                        terms = replica.terms
+                        take = terms.take(request.route, request.option)
+                    if take and fits(replica):
+                        found.append(replica)
             if found:
                 takers.append(found)
         return takers
@@ -213,6 +219,8 @@ class Router:
         model, serving = request.model, self._serving(request)
         hopeful = self._hopeful(request, self._config().replica_wait_seconds, fits)
         if not hopeful and not serving:
+            if elsewhere := self._with_model(model):
+                raise _not_on_route(request, elsewhere[0])
             served = self._registry.models(lambda replica: request.route in replica.terms.routes)
             return model_not_found(model, served + self._elsewhere(request))
         if serving and not any(map(fits, serving)):
@@ -228,3 +236,10 @@ class Router:
         # those who wait hold the old event
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _not_on_route(request: InferenceRequest, replica: Replica) -> ApiError:
+    """404: `replica` has the model, and not the route."""
+    by = replica.engine.name if replica.engine else f"a {replica.kind.replace('_', '-')} server"
+    routes = ", ".join(sorted(replica.terms.routes))
+    return model_elsewhere(request.model, f"{by}, which has {routes}, not {request.route}")

@@ -62,6 +62,13 @@ class BadAnswer(AttemptFailed):
     """The replica answered with something that is not of the protocol."""
 
 
+class Diverged(AttemptFailed):
+    """A server that went on with a stream answered otherwise than the one before it."""
+
+    def __str__(self) -> str:
+        return "the stream was cut, and the server that went on with it answered otherwise"
+
+
 class AnswerTimeout(AttemptFailed):
     """The replica took longer for this answer, or for its next piece, than is allowed."""
 
@@ -162,6 +169,8 @@ def of_error(error: Exception) -> Verdict:
         if error.status == 500:
             return FAULTY
         return of_status(503, error.body) if error.retryable else REFUSED
+    if isinstance(error, Diverged):
+        return REFUSED  # nobody is to blame: sums in another order round otherwise
     if isinstance(error, aiohttp.ClientError | AttemptFailed | OSError):
         return BROKEN
     raise error

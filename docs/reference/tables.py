@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 import start_app
-from client.config import ApiKey, GatewayConfig, OpenAIJumperConfig
+from client.config import ApiKey, EngineServer, GatewayConfig, OpenAIJumperConfig
 from protocol.completion import CompletionRequest
 from protocol.generation import GenerationConfig
 from server.continuous_batching.config import ServerConfig as CbServerConfig
@@ -35,7 +35,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "completion": CompletionRequest,
     "generation_config": GenerationConfig,
 }
-LISTED_APART = (OpenAIJumperConfig, ApiKey, GenerationConfig)
+LISTED_APART = (OpenAIJumperConfig, ApiKey, EngineServer, GenerationConfig)
 """Models that are values of a key, not sections of a file."""
 WORDS = {
     "en": {

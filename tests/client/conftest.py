@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from client.app import create_app
 from client.config import GatewayConfig
 from client.gateway import Gateway
 from client.http.asgi import CompletionFront
+from client.routing.router import RANKS
 from server.api.app import create_app as create_server
 from tests.api.fake import FakeService
 from tests.client.stub import Stub
@@ -91,12 +93,9 @@ async def running_gateway(servers: Iterable[Stub] = (), **config: Any) -> AsyncI
 
     At its end nothing may be held that belonged to a request.
     """
-    urls: dict[str, list[str]] = {"continuous_batching": [], "static_batching": []}
-    for server in servers:
-        urls[server.kind].append(server.url)
     config = FAST | config
-    config.setdefault("continuous_batching_server_urls", urls["continuous_batching"])
-    config.setdefault("static_batching_server_urls", urls["static_batching"])
+    for kind in itertools.chain(*RANKS):
+        config.setdefault(f"{kind}_server_urls", [server.url for server in servers if server.kind == kind])
     front = create_app(GatewayConfig.model_validate(config))
     async with serving_here(front) as url:
         connector = aiohttp.TCPConnector(limit=0)

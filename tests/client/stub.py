@@ -117,7 +117,7 @@ class Stub:
             return False
         if method == "GET":
             self.probes += 1
-            return await self._status(writer)
+            return await self._get(path, headers, writer)
         call = Call(path, headers, json.loads(body))
         self.calls.append(call)
         work = asyncio.create_task(self._complete(call, writer))
@@ -131,6 +131,9 @@ class Stub:
         if isinstance(done, Exception) and not isinstance(done, ConnectionError):
             raise done  # a fault of the stub or of what it was asked
         return done is True and not left
+
+    async def _get(self, path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
+        return await self._status(writer)
 
     async def _status(self, writer: asyncio.StreamWriter) -> bool:
         if self.raw_status is not None:

@@ -139,9 +139,9 @@ async def test_a_status_in_any_framing_is_one(make_gateway: MakeGateway, raw: by
     async with stubs(server := Stub()), make_gateway([server]) as client:
         (replica,) = client.gateway.registry
         server.raw_status = raw
-        before = replica.status_at
+        before = replica.report_at
         client.gateway.heartbeats.probe_now(replica)
-        await eventually(lambda: replica.status_at > before or replica.state == "down")
+        await eventually(lambda: replica.report_at > before or replica.state == "down")
         assert replica.state == "ready", replica.reason
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from client.config import GatewayConfig
 from client.health.heartbeat import next_delay
 from client.health.replica import Replica, ReplicaState
 from client.health.replicas import Registry
+from client.health.report import Report
 from protocol.accepts import Accepts
 from protocol.status import ServerLoad, ServerState, ServerStatus, ServiceKind
 
@@ -38,14 +41,16 @@ def replica(registry: Registry) -> Replica:
 
 def status(
     state: ServerState = ServerState.READY, model: str = "m", kind: ServiceKind = CB, pending: int = 0
-) -> ServerStatus:
-    return ServerStatus(
-        service=kind,
-        state=state,
-        model_id=model,
-        version="0",
-        uptime_seconds=1.0,
-        load=ServerLoad(pending_tokens=pending),
+) -> Report:
+    return Report.of(
+        ServerStatus(
+            service=kind,
+            state=state,
+            model_id=model,
+            version="0",
+            uptime_seconds=1.0,
+            load=ServerLoad(pending_tokens=pending),
+        )
     )
 
 
@@ -178,9 +183,7 @@ def test_servers_with_the_same_terms_are_known_as_such(registry: Registry, repli
 
     def told(one: Replica, *routes: str, model: str = "m") -> None:
         accepts = Accepts(routes=routes)
-        registry.reported(
-            one, status().model_copy(update={"service": one.kind, "accepts": accepts, "model_id": model})
-        )
+        registry.reported(one, replace(status(), kind=one.kind, accepts=accepts, names=(model,)))
 
     told(replica, "/a")
     assert registry.sole_terms("m") is None, "the other may be of this model, too"

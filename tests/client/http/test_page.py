@@ -11,6 +11,9 @@ from protocol.sse import DONE, event
 from protocol.status import ServerState
 from tests.client.calls import text_of, tokens_of
 from tests.client.conftest import GatewayClient, MakeGateway
+from tests.client.engines.fakes import FakeEngine
+from tests.client.engines.fakes import text_of as text_of_engine
+from tests.client.engines.formats import FORMATS
 from tests.client.http.browser import Browser, Keys, needs_chromium
 from tests.client.stub import Stub, stubs
 
@@ -187,3 +190,18 @@ async def test_the_documentation_needs_nothing_from_elsewhere(
             assert said in text
         assert browser.hosts() == {client.url.removeprefix("http://")} and not browser.errors()
         await browser.keep("docs")
+
+
+async def test_the_board_shows_other_engines_as_what_they_are(
+    make_gateway: MakeGateway, browser: Browser
+) -> None:
+    servers = [FakeEngine(format=format, model=format.owner, waiting=2) for format in FORMATS]
+    async with stubs(*servers), make_gateway(servers) as client:
+        await browser.open(client.url)
+        table = await browser.until("#servers", lambda text: text.count("ready") == 3)
+        for shown in ("vLLM 0.32.0", "SGLang 0.5.23", "llama.cpp b11434-abc"):
+            assert shown in table
+        await browser.script("document.getElementById('model').value = 'vllm'")
+        await browser.ask("what is it")
+        whole = text_of_engine("what is it", 256).strip()
+        assert await browser.answer(lambda text: text.strip() == whole)

@@ -8,6 +8,7 @@ import logging
 import pytest
 
 from client.health.replicas import Registry
+from client.health.report import Report
 from protocol.status import ServerLoad, ServerState, ServerStatus
 from tests.client.conftest import GatewayClient, MakeGateway
 from tests.client.stub import BUSY, Stub, stubs
@@ -144,7 +145,7 @@ def test_different_weights_are_logged_once(caplog: pytest.LogCaptureFixture) -> 
                 load=ServerLoad(),
                 fingerprint=fingerprint,
             )
-            registry.reported(replica, status)
+            registry.reported(replica, Report.of(status))
 
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

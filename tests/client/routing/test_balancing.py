@@ -11,13 +11,14 @@ from benchmarks.gateway.balancing import compare
 from client.health.breaker import COOL_DOWN, OPEN_AT_ONCE
 from client.health.replica import Replica, ReplicaState
 from client.health.replicas import Registry
+from client.health.report import Report
 from client.requests.prefix import CHUNK_CHARS, CHUNK_IDS, MAX_CHUNKS, prefix_keys
 from client.requests.request import read_request
 from client.routing.affinity import Affinity
 from client.routing.balancer import pick
 from client.routing.config import RoutingConfig
 from client.routing.router import Router
-from protocol.status import ServerLoad, ServerState, ServerStatus
+from protocol.status import ServerLoad, ServerState
 
 
 def replica(name: str = "a", state: ReplicaState = ReplicaState.READY, slots: int = 8) -> Replica:
@@ -156,7 +157,7 @@ def test_a_removed_server_is_forgotten() -> None:
     load, state = ServerLoad(), ServerState.READY
     registry.reported(
         one,
-        ServerStatus(service=one.kind, state=state, model_id="m", version="0", uptime_seconds=1.0, load=load),
+        Report(kind=one.kind, state=state, names=("m",), version="0", load=load),
     )
     request = read_request("id", "/completion/v2", json.dumps({"model": "m", "prompt": "x" * 600}).encode())
     assert router.next_replica(request) is one
