@@ -79,13 +79,13 @@ def split_products(say: Say) -> Svg:
     for x, sign in ((66, "→"), (212, "="), (266, "→"), (486, "="), (535, "+"), (582, "=")):
         svg.text(x, 152, sign)
     for x, y, text in (
-        (30, 222, say("x, on both", "x，两边都有")),
+        (45, 84, say("x, on both", "x，两边都有")),
         (145, 52, say("split by outputs", "按输出拆分")),
         (245, 250, say("whole heads", "完整的头")),
         (381, 222, say("split by inputs", "按输入拆分")),
         (563, 222, say("one sum", "一次求和")),
     ):
-        svg.text(x, y, text, "small", "start" if x == 30 else "middle")
+        svg.text(x, y, text, "small", "middle")
     return svg
 
 
