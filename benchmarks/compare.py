@@ -52,7 +52,7 @@ from utils.commands import command, with_interpreter
 STRATEGIES = ("continuous", "static")
 QUICK_TRAFFICS = ("equal", SWEPT)
 QUICK_FRACTIONS = (0.5, 1.0)
-QUICK_REQUESTS = 24
+QUICK_REQUESTS = 16
 """Of each of the `SEEDS` runs."""
 
 

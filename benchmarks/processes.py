@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +33,19 @@ def free_port() -> int:
 
 
 @contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: what it has started is ended, too. Threads cannot have that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def running(
     command: Sequence[str | Path],
     log: Path,
@@ -47,24 +62,25 @@ def running(
         core: the only processor that it may use; None: any.
     """
     pinned = [] if core is None else ["taskset", "-c", str(core)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*pinned, *map(str, command)],
-            cwd=ROOT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment or {}),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # an interrupt is for who measures
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
+    with _interrupted_by_sigterm():
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*pinned, *map(str, command)],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(environment or {}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # an interrupt is for who measures
+            )
         try:
-            process.wait(_LEAVING_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(_LEAVING_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def wait_until_ready(

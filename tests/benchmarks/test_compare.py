@@ -155,7 +155,7 @@ def test_how_much_is_run() -> None:
     assert (whole.seeds, whole.requests) == (5, 200)
     assert whole.steps() == [*SATURATED, *FRACTIONS]
     quick = compare.settings_of(compare.build_parser().parse_args(["--quick"]))
-    assert (quick.seeds, quick.requests) == (5, 24) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
+    assert (quick.seeds, quick.requests) == (5, 16) and quick.steps() == ["equal", SWEPT, 0.5, 1.0]
     asked = ["--quick", "--requests", "9", "--seeds", "2", "--traffic", "beams", "--sweep"]
     few = compare.settings_of(compare.build_parser().parse_args(asked))
     assert (few.seeds, few.requests, few.steps()) == (2, 9, ["beams"])

@@ -38,3 +38,31 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert path.exists(), target
         if anchor and path.suffix == ".md":
             assert anchor in anchors(path), f"{target}: {sorted(anchors(path))}"
+
+
+ELSEWHERE = ("nanovllm/", "vllm/", "run/")
+"""Of other projects, or made when services run."""
+
+
+def test_files_that_are_named_exist() -> None:
+    """Each by its path from the root, or by the end of it; notes of the laboratory name what was."""
+    listed = ["git", "ls-files", "-co", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True).stdout.split()
+    known = "\n".join(["", *(f"/{name}" for name in files), ""])
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        if "notes" not in page.parts
+        for name in re.findall(
+            r"`([\w./-]+/[\w.-]+\.(?:py|h|json|md|yml|yaml|js|css|svg))`", page.read_text("utf-8")
+        )
+        if not name.startswith(ELSEWHERE) and f"/{name}\n" not in known
+    ]
+    assert missing == []
+
+
+@pytest.mark.parametrize("term", ["连续批处理", "批量处理", "连续批次"])
+def test_one_thing_has_one_name_in_chinese(term: str) -> None:
+    """持续批处理."""
+    pages = [*PAGES, ROOT / "docs" / "reference" / "notes.yaml"]
+    assert [str(page.relative_to(ROOT)) for page in pages if term in page.read_text("utf-8")] == []

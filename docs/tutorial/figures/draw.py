@@ -12,7 +12,13 @@ from docs.tutorial.code import goodput, policies, retries
 from docs.tutorial.code.cost import SHAPES
 from docs.tutorial.code.simulate import simulate
 from docs.tutorial.code.timeline import LIMITS, ROWS
-from docs.tutorial.figures.engine_room import draft_gains, four_bits, programs, waiting_lines
+from docs.tutorial.figures.engine_room import (
+    draft_gains,
+    four_bits,
+    programs,
+    split_products,
+    waiting_lines,
+)
 from docs.tutorial.figures.svg import Say, Svg, chart_of
 from server.scheduling.policies import POLICIES
 
@@ -241,6 +247,7 @@ FIGURES = {
     "07-programs": programs,
     "08-four-bits": four_bits,
     "09-drafts": draft_gains,
+    "10-split": split_products,
     "11-storm": storm,
     "12-waiting": waiting_lines,
     "13-goodput": goodput_lines,

@@ -1,4 +1,4 @@
-"""The figures of chapters 7, 8, 9 and 12."""
+"""The figures of chapters 7 to 10 and 12."""
 
 from __future__ import annotations
 
@@ -62,6 +62,31 @@ def draft_gains(say: Say) -> Svg:
         name = say(f"drafts of {most}", f"{most} 个草稿")
         chart.svg.text(x - 6, y + (26 if most < 8 else -8), name, f"small {kind}", "end")
     return chart.svg
+
+
+def split_products(say: Say) -> Svg:
+    """Two products of a layer on two ranks: the first split by its outputs, the last by its inputs."""
+    svg = Svg(640, 280, say("Two products on two ranks", "两个 rank 上的两次矩阵乘法"))
+    for at, (kind, name) in enumerate((("a", "rank 0"), ("b", "rank 1"))):
+        svg.rect(24 + at * 90, 18, 12, 12, kind)
+        svg.text(42 + at * 90, 29, name, "small")
+        svg.rect(90, 62 + at * 86, 110, 84, kind)  # the first product: [outputs, inputs]
+        svg.rect(236, 62 + at * 86, 18, 84, kind)  # between the products
+        svg.rect(292 + at * 90, 93, 88, 108, kind)  # the last product
+        svg.rect(508 + at * 46, 93, 18, 108, f"{kind} pale")  # its part of each sum
+    svg.rect(36, 93, 18, 108, "waste")
+    svg.rect(602, 93, 18, 108, "c")
+    for x, sign in ((66, "→"), (212, "="), (266, "→"), (486, "="), (535, "+"), (582, "=")):
+        svg.text(x, 152, sign)
+    for x, y, text in (
+        (45, 84, say("x, on both", "x，两边都有")),
+        (145, 52, say("split by outputs", "按输出拆分")),
+        (245, 250, say("whole heads", "完整的头")),
+        (381, 222, say("split by inputs", "按输入拆分")),
+        (563, 222, say("one sum", "一次求和")),
+    ):
+        svg.text(x, y, text, "small", "middle")
+    return svg
 
 
 def waiting_lines(say: Say) -> Svg:

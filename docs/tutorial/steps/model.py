@@ -23,7 +23,7 @@ class Llama:
 
     def __init__(self, path: str | Path) -> None:
         config = json.loads((Path(path) / "config.json").read_text())
-        weights = load_file(Path(path) / "model.safetensors")
+        weights = self._read(Path(path) / "model.safetensors")
         self.weights = {name.removeprefix("model."): weight.float() for name, weight in weights.items()}
         self.layers, self.eps = config["num_hidden_layers"], config["rms_norm_eps"]
         self.heads, self.kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -32,6 +32,9 @@ class Llama:
         steps = torch.arange(0, self.dim, 2) / self.dim
         self.frequencies = config["rope_parameters"]["rope_theta"] ** -steps
         self.head = self.weights.get("lm_head.weight", self.weights["embed_tokens.weight"])
+
+    def _read(self, file: Path) -> dict[str, Tensor]:
+        return load_file(file)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, wanted: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ class Ranks:
         """
         self.check()
         for socket in self._steps.values():
-            socket.send(message)
+            while not _sent(socket, message):
+                self.check()
 
     def check(self) -> None:
         """Raise RankLostError if one is lost."""
@@ -151,6 +152,16 @@ def bind(context: zmq.Context[zmq.Socket[bytes]], path: Path) -> zmq.Socket[byte
     socket.setsockopt(zmq.LINGER, 0)
     socket.bind(f"ipc://{path}")
     return socket
+
+
+def _sent(socket: zmq.Socket[bytes], message: bytes) -> bool:
+    """Whether the other end took it within a moment; one that is gone takes nothing."""
+    try:
+        socket.send(message, zmq.NOBLOCK)
+    except zmq.Again:
+        socket.poll(_POLL_MILLISECONDS, zmq.POLLOUT)
+        return False
+    return True
 
 
 def _end(

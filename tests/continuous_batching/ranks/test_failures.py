@@ -154,3 +154,13 @@ def test_processes_that_are_killed_or_stopped(tiny_model: Path, how: signal.Sign
     wait_until(lambda: not Path(f"/proc/{other}").exists(), 10.0)
     with pytest.raises((GenerationError, RankLostError), match="rank 1"):
         llm.generate([PROMPT], options)
+
+
+def test_a_rank_that_is_gone_takes_no_message(tmp_path: Path) -> None:
+    """Before its end is noticed, too: rank 0 does not wait for it."""
+    others = mock.Mock(problem=None)
+    ranks = object.__new__(leader.Ranks)
+    ranks._others, ranks._steps = others, {1: leader.bind(zmq.Context(), tmp_path / "steps-1")}
+    threading.Timer(0.3, lambda: setattr(others, "problem", "rank 1 ended by signal 9")).start()
+    with pytest.raises(RankLostError, match="rank 1 ended by signal 9"):
+        ranks.send(messages.encode(messages.Ask()))
