@@ -34,7 +34,6 @@ from server.text.grammars.source import GrammarError
 from tests.checkpoints import tiny_llama
 
 END = 1
-ANSWERS = 4
 MOST_TOKENS = 300
 MOST_DIGITS = 15
 
@@ -161,8 +160,8 @@ def try_instances(form: Form, grammar: Grammar, llm: LLM, tally: Tally) -> None:
             tally.wrong.append(f"{json.dumps(form.asked)} allows {json.dumps(value)}")
 
 
-def check(forms: list[Form], llm: LLM) -> Tally:
-    """Let the model answer under each of `forms`."""
+def check(forms: list[Form], llm: LLM, answers: int) -> Tally:
+    """Let the model answer under each of `forms`, so many times."""
     tally, asked = Tally(forms=len(forms)), list[Form]()
     vocab_size = llm.engine.worker.vocab_size
     compiler = GrammarCompiler(llm.tokenizer.hf, vocab_size, [END])
@@ -180,7 +179,7 @@ def check(forms: list[Form], llm: LLM) -> Tally:
                 "structured_outputs": form.asked,
                 "do_sample": True,
                 "seed": index,
-                "n": ANSWERS,
+                "n": answers,
                 "max_new_tokens": MOST_TOKENS,
             }
         )
@@ -207,9 +206,11 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("suite", type=Path, help="checkout of the JSON Schema Test Suite")
-    directory = parser.parse_args().suite
+    parser.add_argument("--answers", type=int, default=4, help="to each form")
+    parser.add_argument("--sets", nargs="+", type=int, default=[0, 1, 2], help="which of the three")
+    arguments = parser.parse_args()
     sets = {
-        "JSON Schema Test Suite": list(suite_forms(directory)),
+        "JSON Schema Test Suite": list(suite_forms(arguments.suite)),
         "function calls": list(call_forms(500)),
         "regular expressions": list(regex_forms()),
     }
@@ -220,9 +221,9 @@ def main() -> int:
             model_loading_config={"device": "cpu", "torch_dtype": "float32"},
             cache_config={"num_blocks": 2000},
         )
-        for name, forms in sets.items():
-            tally = check(forms, llm)
-            print(tally.line(name))
+        for name, forms in [[*sets.items()][index] for index in arguments.sets]:
+            tally = check(forms, llm, arguments.answers)
+            print(tally.line(name), flush=True)
             for reason, count in tally.refused.most_common():
                 print(f"    refused {count}: {reason}")
             for text in tally.wrong[:20]:

@@ -11,16 +11,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from server.continuous_batching.constrained import Answer, Constrained
 from server.scheduling.plan import Draft
 from server.scheduling.request import Request
 from server.scheduling.request import Sequence as Row
 from server.scheduling.step import SampleInput
-from server.text.grammars.compiler import Grammar, GrammarCompiler
+from server.text.grammars.compiler import GrammarCompiler
 from server.text.grammars.source import GrammarError
 from server.text.grammars.state import GrammarState, mask_words
 
@@ -39,37 +40,6 @@ REST_SECONDS = 0.002
 """How long messages may be left unread while there is nothing to do but to wait for threads."""
 
 
-@dataclass(slots=True)
-class Answer:
-    """One answer's place in its grammar.
-
-    Attributes:
-        mask: int32 [words], made by a thread.
-        made_for: tokens of the answer that `mask` is for; -1: it is for none.
-        job: makes the next `mask`; yields the seconds that it took.
-        quick: masks are made between two steps.
-        problem: why the answer cannot go on.
-    """
-
-    grammar: Grammar
-    state: GrammarState
-    mask: np.ndarray
-    made_for: int = -1
-    job: Future[float] | None = None
-    quick: bool = False
-    problem: Exception | None = None
-
-
-@dataclass(slots=True)
-class Constrained:
-    """A live request with a grammar; `grammar` is None until it is compiled."""
-
-    request: Request
-    compiling: Future[Grammar]
-    grammar: Grammar | None = None
-    answers: dict[Row, Answer] = field(default_factory=dict)
-
-
 class Grammars:
     """Masks for the tokens of every answer that is held to a grammar.
 
@@ -81,12 +51,16 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._words = mask_words(vocab_size)
-        cores = os.cpu_count() or 1
-        self._executor_threads = min(8, cores)  # nothing else of the engine runs meanwhile
         self._compiling = ThreadPoolExecutor(2, "grammar")
-        self._filling = ThreadPoolExecutor(max(1, min(8, cores // 2)), "mask")
-        self._executor: LLExecutor | None = None
+        self._filling = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)), "mask")
         self._live: dict[str, Constrained] = {}
+        self._compiling.submit(compiler.prepare)
+
+    @cached_property
+    def _executor(self) -> LLExecutor:
+        from llguidance import LLExecutor
+
+        return LLExecutor(min(8, os.cpu_count() or 1))  # nothing else of the engine runs meanwhile
 
     # -- requests come and go --------------------------------------------------------------------
 
@@ -123,6 +97,8 @@ class Grammars:
 
     def _hold(self, requests: Iterable[Constrained], fail: Callable[[Request, Exception], None]) -> None:
         for live in requests:
+            if live.settled:
+                continue
             try:
                 live.request.held = not self._is_ready(live)
             except Exception as error:
@@ -140,6 +116,7 @@ class Grammars:
                 raise answer.problem
             if not row.pending and not answer.quick:  # what is pending is not known yet
                 ready &= self._is_made(answer, row)
+        live.settled = all(live.answers[row].quick for row in live.request.sequences)
         return ready
 
     def _answer_of(self, live: Constrained, row: Row) -> Answer:
@@ -148,7 +125,7 @@ class Grammars:
             assert live.grammar is not None
             mask = np.zeros(live.grammar.mask_words, np.int32)
             answer = Answer(live.grammar, live.grammar.begin(), mask)
-            live.answers[row] = answer
+            live.answers[row], live.settled = answer, False
         return answer
 
     def _is_made(self, answer: Answer, row: Row) -> bool:
@@ -189,7 +166,8 @@ class Grammars:
 
     def _jobs(self) -> list[Future[float]]:
         """What makes masks just now."""
-        answers = [answer for live in self._live.values() for answer in live.answers.values()]
+        waited_for = [live for live in self._live.values() if not live.settled]
+        answers = [answer for live in waited_for for answer in live.answers.values()]
         return [answer.job for answer in answers if answer.job is not None]
 
     def accepted(self, row: Row, tokens: Sequence[int]) -> int:
@@ -200,8 +178,7 @@ class Grammars:
         answer = self._answer_of(live, row)
         if not answer.quick:
             return 0
-        self._advance(answer, row)
-        return 0 if answer.problem is not None else answer.state.accepted(tokens)
+        return answer.state.accepted(tokens) if self._advance_all({row: answer}) else 0
 
     # -- the masks of a step -----------------------------------------------------------------------
 
@@ -222,7 +199,7 @@ class Grammars:
             if row.slot >= 0 and row.request.id in self._live
         }
         made = self._made_by_threads({row: answer for row, answer in found.items() if not answer.quick})
-        quick = {row: a for row, a in found.items() if a.quick and row not in made and self._advance(a, row)}
+        quick = self._advance_all({row: a for row, a in found.items() if a.quick and row not in made})
         drafted = {draft.sequence: draft.tokens for draft in drafts if draft.sequence in quick}
         made |= self._make_at_once({row: a for row, a in quick.items() if row not in drafted})
         for row, tokens in drafted.items():
@@ -250,37 +227,42 @@ class Grammars:
                 answer.problem = error
         return ready
 
-    def _advance(self, answer: Answer, row: Row) -> bool:
-        """Let the state of an answer know all of its tokens; False: it does not allow them."""
-        start = row.request.prompt_length + len(answer.state)
-        try:
-            answer.state.advance(row.history.slice(start, len(row.history)))
-        except GrammarError as error:
-            answer.problem = error
-        return answer.problem is None
+    def _advance_all(self, answers: dict[Row, Answer]) -> dict[Row, Answer]:
+        """Let the states of answers know all of their tokens; yields those whose grammars allow them."""
+        if not answers:
+            return {}
+        states = [answer.state for answer in answers.values()]
+        new = [
+            row.history.slice(row.request.prompt_length + len(state), row.history.length)
+            for row, state in zip(answers, states, strict=True)
+        ]
+        return self._without(answers, GrammarState.advance_all(states, new, self._executor))
 
     def _make_at_once(self, answers: dict[Row, Answer]) -> dict[Row, np.ndarray]:
         """The masks of `answers`, int32 [1, words], which are quick: no longer so if this takes long."""
         if not answers:
             return {}
-        if self._executor is None:
-            from llguidance import LLExecutor
-
-            self._executor = LLExecutor(self._executor_threads)
         words = {answer.grammar.mask_words for answer in answers.values()}
         masks = np.empty((len(answers), *words), np.int32)
         begin = time.perf_counter()
         failed = GrammarState.fill_all([a.state for a in answers.values()], masks, self._executor)
         if time.perf_counter() - begin > PATIENCE_SECONDS + len(answers) * EXPECTED_SECONDS:
-            for answer in answers.values():
-                answer.quick = False  # the next masks tell whose it was
-        made = {}
+            for row, answer in answers.items():  # the next masks tell whose it was
+                answer.quick = self._live[row.request.id].settled = False
+        good = self._without(answers, failed)
+        return {row: masks[index : index + 1] for index, row in enumerate(answers) if row in good}
+
+    def _without(self, answers: dict[Row, Answer], failed: dict[int, GrammarError]) -> dict[Row, Answer]:
+        """Those of `answers` that have not `failed`; the others have a problem from now on."""
+        if not failed:
+            return answers
+        good = {}
         for index, (row, answer) in enumerate(answers.items()):
             if index in failed:
-                answer.problem = failed[index]
+                answer.problem, self._live[row.request.id].settled = failed[index], False
             else:
-                made[row] = masks[index : index + 1]
-        return made
+                good[row] = answer
+        return good
 
     def _make_ahead(self, answer: Answer, tokens: Sequence[int]) -> np.ndarray:
         """int32 [1 + tokens, words]: what may follow an answer, and each of `tokens`, which it allows."""

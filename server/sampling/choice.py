@@ -16,6 +16,7 @@ from server.device.transfer import to_device
 from server.ops.cpu.build import NativeError
 from server.ops.cpu.library import load
 from server.sampling.lines import Lines
+from server.sampling.masks import exclude_by_torch
 from server.sampling.pipeline import filter_scores
 from server.sampling.random import gumbel
 from server.sampling.sampling_state import SamplingState
@@ -35,14 +36,18 @@ class Choose(Protocol):
         seeds: np.ndarray,
         answers: np.ndarray,
         positions: np.ndarray,
+        masks: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
     ) -> Tensor:
         """The token of each line.
 
         Args:
-            scores: float32 [lines, vocab], contiguous.
+            scores: float32 [lines, vocab], contiguous; those that a mask excludes may be overwritten.
             temperatures: float32 [lines], 0 for the likeliest token.
             seeds, answers: int64 [lines].
             positions: int64 [lines], places in their sequences of the tokens to be chosen.
+            masks: int32 [any, words], a bit for each token that may be chosen, the lowest first.
+            rows: int64 [lines], the mask of each line, -1 for none; where there are masks.
 
         Returns:
             int64 [lines], beside the scores: of equals the first; `FAILED` where the greatest is not finite,
@@ -52,9 +57,18 @@ class Choose(Protocol):
 
 
 def choose_by_torch(
-    scores: Tensor, temperatures: np.ndarray, seeds: np.ndarray, answers: np.ndarray, positions: np.ndarray
+    scores: Tensor,
+    temperatures: np.ndarray,
+    seeds: np.ndarray,
+    answers: np.ndarray,
+    positions: np.ndarray,
+    masks: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
 ) -> Tensor:
     """`Choose` in torch's operators: on every device."""
+    if masks is not None and rows is not None:
+        at = np.flatnonzero(rows >= 0)
+        exclude_by_torch(scores, at, masks, rows[at])
     lines, vocab = scores.shape
     tokens = torch.empty(lines, dtype=torch.int64, device=scores.device)
     at_once = max(1, _PART // vocab)
@@ -88,7 +102,7 @@ def choose_tokens(scores: Tensor, state: SamplingState, lines: Lines, choose: Ch
     """The next token of each line; what it says of beams has no meaning.
 
     Args:
-        scores: float32 [lines, vocab], changed by all stages but the filters; overwritten.
+        scores: float32 [lines, vocab], as `change_scores` leaves them; overwritten.
         state: the slots' options.
         lines: all of the scores.
 
@@ -103,4 +117,5 @@ def choose_tokens(scores: Tensor, state: SamplingState, lines: Lines, choose: Ch
         scores[state.on_device(filtered.at)] = filter_scores(scores, state, filtered)
         temperatures[wanting] = 1.0
     seeds, answers = state.numbers.host[:, lines.slots]
-    return choose(scores, temperatures, seeds, answers, lines.positions + 1).cpu().numpy()
+    positions, masks = lines.positions + 1, state.masks(lines)
+    return choose(scores, temperatures, seeds, answers, positions, *masks).cpu().numpy()

@@ -12,13 +12,19 @@ from server.sampling.sampling_state import SamplingState
 def change_scores(scores: Tensor, state: SamplingState, lines: Lines) -> None:
     """Apply every stage but the filters, in place.
 
+    A mask that `state.masks` has for the choice of tokens is applied here for those lines only whose scores
+    are looked at before that: by filters, and for beams.
+
     Args:
         scores: float32 [lines, vocab]: log probabilities of beams, logits of others.
         state: the slots' options.
         lines: where the scores are.
     """
     for stage, wanting in state.stages_for(lines, filters=False):
-        stage.apply(scores, wanting)
+        if stage.masks_choice:
+            wanting = wanting.take(np.flatnonzero(state.looked_at(wanting.slots)))
+        if len(wanting):
+            stage.apply(scores, wanting)
 
 
 def filter_scores(scores: Tensor, state: SamplingState, lines: Lines) -> Tensor:

@@ -164,6 +164,18 @@ class SamplingState:
 
     # -- which stages there are to apply -------------------------------------------------------
 
+    def looked_at(self, slots: np.ndarray) -> np.ndarray:
+        """bool [slots]: for which of them scores are looked at before a token is chosen."""
+        found: np.ndarray = self.filtered[slots] | self.beams[slots]
+        return found
+
+    def masks(self, lines: Lines) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Masks for the choice of tokens, and which of them each line has: as `Choose` takes them."""
+        if not self.changed[lines.slots].any():
+            return None, None
+        found = (stage.masks(lines) for stage in self.stages if stage.masks_choice)
+        return next(found, (None, None))
+
     def stages_for(self, lines: Lines, *, filters: bool) -> Iterator[tuple[Stage, Lines]]:
         """The stages that any of `lines` wants, with the lines that do.
 

@@ -51,6 +51,8 @@ class Stage(ABC):
         options: fields of `GenerationConfig` that it reads.
         is_filter: for lines whose token is drawn only. The scores it sees are divided by the temperature, and
             it may only exclude tokens.
+        masks_choice: all that it does is in `masks`, which the choice of tokens can apply by itself: of one
+            stage.
         only_masks: it may only exclude tokens, so that the scores can stay in the model's type.
         in_graph: `launch` reads and writes tensors that stay where they are, and waits for nothing.
         bytes_per_token: memory that its tables take for one slot and one token of the vocabulary.
@@ -58,6 +60,7 @@ class Stage(ABC):
 
     options: ClassVar[tuple[str, ...]]
     is_filter: ClassVar[bool] = False
+    masks_choice: ClassVar[bool] = False
     only_masks: ClassVar[bool] = False
     in_graph: ClassVar[bool] = False
     bytes_per_token: ClassVar[int] = 0
@@ -122,6 +125,14 @@ class Stage(ABC):
             scores: [lines, vocab], of these and other lines; float32 unless `only_masks`.
             lines: those that want the stage; ``scores[lines.at]`` are theirs.
         """
+
+    def masks(self, lines: Lines) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Of a stage that `masks_choice`: the masks, and which of them each line has, as `Choose` takes them.
+
+        Args:
+            lines: all of a step.
+        """
+        return None, None
 
     # -- on a GPU --------------------------------------------------------------------------------
 

@@ -51,7 +51,9 @@ class NativeLibrary:
         functions.native_free.argtypes = [c_void_p]
         functions.native_forward.argtypes = [c_void_p] * 3
         functions.native_attend.argtypes = [c_int, *[c_void_p] * 5, c_int]
-        functions.native_choose.argtypes = [c_void_p, c_int64, c_int64, *[c_void_p] * 5, c_int]
+        functions.native_choose.argtypes = [
+            c_void_p, c_int64, c_int64, *[c_void_p] * 6, c_int64, c_void_p, c_int,
+        ]  # fmt: skip
         functions.native_exclude.argtypes = [c_void_p, c_int64, *[c_void_p] * 3, c_int64, c_int64, c_int]
         if not functions.native_start():
             raise NativeError(f"the system gives no leave for {variant.name}")
@@ -146,6 +148,8 @@ class NativeLibrary:
         seeds: np.ndarray,
         answers: np.ndarray,
         positions: np.ndarray,
+        masks: np.ndarray | None = None,
+        rows: np.ndarray | None = None,
     ) -> Tensor:
         """The next token of each line, drawn or the likeliest, as `server.sampling.choice.Choose` has it."""
         scores = scores.contiguous()
@@ -153,6 +157,8 @@ class NativeLibrary:
         numbers = np.stack((seeds, answers, positions)).astype(np.int64, copy=False)  # in one piece
         divisors = np.ascontiguousarray(temperatures, np.float32)
         first, size = numbers.ctypes.data, numbers.strides[0]
+        words = np.empty((0, 0), np.int32) if masks is None else np.ascontiguousarray(masks)
+        mask_of = np.empty(0, np.int64) if rows is None else np.ascontiguousarray(rows, np.int64)
         self._functions.native_choose(
             scores.data_ptr(),
             *scores.shape,
@@ -160,6 +166,9 @@ class NativeLibrary:
             first,
             first + size,
             first + 2 * size,
+            words.ctypes.data if words.size else None,
+            mask_of.ctypes.data,
+            words.shape[1],
             tokens.data_ptr(),
             torch.get_num_threads(),
         )

@@ -26,6 +26,7 @@ class StructuredOutputs(Stage):
     """
 
     options = ("structured_outputs",)
+    masks_choice = True
     only_masks = True
     in_graph = True
 
@@ -54,9 +55,16 @@ class StructuredOutputs(Stage):
         keys = zip(sample.mask_slots.tolist(), sample.mask_positions.tolist(), strict=True)
         self._rows = {key: row for row, key in enumerate(keys)}
 
-    def apply(self, scores: Tensor, lines: Lines) -> None:
+    def _rows_of(self, lines: Lines) -> np.ndarray:
+        """int64 [lines]: the mask of each line."""
         keys = zip(lines.slots.tolist(), lines.positions.tolist(), strict=True)
-        rows = np.array([self._rows.get(key, _NO_MASK) for key in keys], np.int64)
+        return np.array([self._rows.get(key, _NO_MASK) for key in keys], np.int64)
+
+    def masks(self, lines: Lines) -> tuple[np.ndarray | None, np.ndarray | None]:
+        return (self._sample.masks, self._rows_of(lines)) if self._rows else (None, None)
+
+    def apply(self, scores: Tensor, lines: Lines) -> None:
+        rows = self._rows_of(lines)
         masked = np.flatnonzero(rows != _NO_MASK)
         if masked.size:
             self._exclude(scores, lines.at[masked], self._sample.masks, rows[masked])

@@ -76,8 +76,16 @@ class GrammarCompiler:
             raise GrammarError(_brief(matcher.get_error()))
         return Grammar(matcher, ends, self._ends, mask_words(self._vocab_size))
 
+    def prepare(self) -> None:
+        """Do what takes long before the first grammar is asked for: a second or two for 150,000 tokens.
+
+        Raises:
+            GrammarError: this model's tokenizer cannot follow grammars.
+        """
+        self._tokenizer()
+
     def _tokenizer(self) -> LLTokenizer:
-        """The vocabulary as llguidance has it: made once, in a second for 150,000 tokens."""
+        """The vocabulary as llguidance has it, made once."""
         from llguidance.hf import from_tokenizer
 
         with self._making:

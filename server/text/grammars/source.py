@@ -112,12 +112,24 @@ def _is_small(divisor: float) -> bool:
 
 
 def _objects(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], int]]:
-    """Every object within `schema`, with its depth; a stack of its own, for any depth."""
+    """Every object within `schema`, with its depth; a stack of its own, for any depth.
+
+    Stops early at a large schema: to write it down as a whole would keep the interpreter from other threads.
+
+    Raises:
+        GrammarError: its texts alone exceed the bytes that a grammar may have.
+    """
     waiting: list[tuple[Any, int]] = [(schema, 1)]
+    size = 0
     while waiting:
         node, depth = waiting.pop()
-        if isinstance(node, dict):
+        if isinstance(node, str):
+            size += len(node)
+        elif isinstance(node, dict):
             yield node, depth
+            size += sum(len(key) for key in node)
             waiting += [(child, depth + 1) for child in node.values()]
         elif isinstance(node, list):
             waiting += [(child, depth + 1) for child in node]
+        if size > MAX_BYTES:
+            raise GrammarError(f"json: over {size} bytes exceed the {MAX_BYTES} that a grammar may have")

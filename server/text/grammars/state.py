@@ -56,6 +56,35 @@ class GrammarState:
             raise GrammarError(self._problem())
         self._tokens += tokens
 
+    @staticmethod
+    def advance_all(
+        states: Sequence[GrammarState], tokens: Sequence[Sequence[int]], executor: LLExecutor
+    ) -> dict[int, GrammarError]:
+        """Take the next tokens of several answers, by several threads where each has one.
+
+        Args:
+            tokens: of each state.
+            executor: the threads.
+
+        Returns:
+            By the place of a state that cannot take its tokens, the error.
+        """
+        if any(len(new) != 1 for new in tokens):
+            taken = [
+                state._matcher.consume_tokens(list(new)) for state, new in zip(states, tokens, strict=True)
+            ]
+        else:
+            taken = executor.consume_token_par(
+                [(state._matcher, new[0]) for state, new in zip(states, tokens, strict=True)]
+            )
+        failed = {}
+        for index, (state, new, good) in enumerate(zip(states, tokens, taken, strict=True)):
+            if good:
+                state._tokens += new
+            else:
+                failed[index] = GrammarError(state._problem())
+        return failed
+
     def follow(self, tokens: Sequence[int]) -> None:
         """Be where an answer of `tokens` stands, whatever was there before.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -53,8 +55,8 @@ def test_the_kernel_excludes_what_torch_excludes(device: torch.device, vocab: in
     for line, mask in ((2, 0), (0, 1), (4, 2)):
         wanted[line, ~torch.from_numpy(allowed[mask])] = float("-inf")
     by_torch = scores.clone()
-    change_scores(by_torch[:5], state, Lines.of_step(slots, positions))
     (stage,) = (stage for stage in state.stages if isinstance(stage, StructuredOutputs))
+    stage.apply(by_torch, Lines.of_step(slots, positions).take(np.flatnonzero(slots != 2)))
     assert stage.needed(Lines.of_step(slots, positions))
     stage.send(Lines.of_step(slots, positions))
     lines = GpuLines(
@@ -70,9 +72,26 @@ def test_lines_that_follow_drafted_tokens_have_masks_of_their_own() -> None:
     state = state_of(64, torch.device("cpu"))
     sample, allowed = sample_of(64, [1, 1, 1], [3, 4, 5])
     state.take(sample)
+    lines = Lines.of_step(np.array([1, 1, 1]), np.array([5, 3, 4]))
+    masks, rows = state.masks(lines)
+    assert masks is sample.masks and rows is not None and rows.tolist() == [2, 0, 1]
     scores = torch.zeros(3, 64)
-    change_scores(scores, state, Lines.of_step(np.array([1, 1, 1]), np.array([5, 3, 4])))
+    (stage,) = (stage for stage in state.stages if isinstance(stage, StructuredOutputs))
+    stage.apply(scores, lines)
     assert (scores == 0.0).numpy().tolist() == allowed[[2, 0, 1]].tolist()
+
+
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"num_beams": 2}])
+def test_masks_are_applied_where_scores_are_looked_at_before_the_choice(more: dict[str, Any]) -> None:
+    state = state_of(64, torch.device("cpu"))
+    asked = params_of(structured_outputs=FORM, do_sample="top_k" in more, **more)
+    state.prepare(StepInput(starts=[SlotStart(1, asked, 0, 1, np.arange(4, dtype=np.int32))]))
+    sample, allowed = sample_of(64, [0, 1], [3, 3])
+    state.take(sample)
+    scores = torch.zeros(2, 64)
+    change_scores(scores, state, Lines.of_step(np.array([0, 1]), np.array([3, 3])))
+    assert (scores[0] == 0.0).all()
+    assert (scores[1] == 0.0).numpy().tolist() == (allowed[1] if more else np.full(64, True)).tolist()
 
 
 def test_a_step_without_masks_needs_nothing() -> None:

@@ -138,8 +138,9 @@ void native_attend(int dtype, const Layer* layer, const Batch* batch, const Cach
 
 // The next token of each line, see choose.h. scores [lines, vocab]; all else [lines], temperature 0 for the likeliest.
 void native_choose(const float* scores, int64_t lines, int64_t vocab, const float* temperatures, const int64_t* seeds,
-                   const int64_t* answers, const int64_t* positions, int64_t* tokens, int threads) {
-    choose_all(scores, lines, vocab, temperatures, seeds, answers, positions, tokens, threads);
+                   const int64_t* answers, const int64_t* positions, const uint32_t* masks, const int64_t* rows,
+                   int64_t words, int64_t* tokens, int threads) {
+    choose_all(scores, lines, vocab, temperatures, seeds, answers, positions, masks, rows, words, tokens, threads);
 }
 
 // Exclude tokens: lines at[i] of scores [lines, vocab] get -inf where mask rows[i] of masks [masks, words] has no bit.

@@ -128,13 +128,30 @@ struct BestToken {
     int64_t token = -1;
 };
 
+// A bit for each token that may be chosen, the lowest first; all may where there are no words.
+struct TokenMask {
+    const uint32_t* words = nullptr;
+    int64_t count = 0;
+
+    // The bits of tokens [block, block + 64).
+    uint64_t of(int64_t block) const {
+        if (!words) return ~uint64_t(0);
+        const int64_t first = block / 32;
+        return words[first] | (first + 1 < count ? uint64_t(words[first + 1]) << 32 : 0);
+    }
+};
+
 // Of scores [begin, end); begin is a multiple of 64. Without kDraw there is no noise, and no temperature.
+// Scores that `mask` does not allow are not looked at.
 template <bool kDraw>
-BestToken best_token(const float* scores, int64_t begin, int64_t end, float temperature, const NoiseKey& key) {
+BestToken best_token(const float* scores, int64_t begin, int64_t end, float temperature, const NoiseKey& key,
+                     const TokenMask& mask) {
     constexpr float kLn2 = 0.69314718f;
     BestToken found;
     uint32_t odd = 0;
     for (int64_t block = begin; block < end; block += 64) {
+        const uint64_t allowed = mask.of(block);
+        if (!allowed) continue;  // most of what a grammar leaves
         alignas(64) float tail[64];
         const float* source = scores + block;
         if (end - block < 64) {
@@ -143,10 +160,10 @@ BestToken best_token(const float* scores, int64_t begin, int64_t end, float temp
         }
         U16 words[4];
         if constexpr (kDraw) {
-            uint32_t open = 0;  // most of what a grammar leaves is excluded, whole blocks of it
+            uint32_t open = 0;  // most of what filters leave is excluded, whole blocks of it
             for (int part = 0; part < 4; ++part) {
                 const F16 score = load(source + 16 * part);
-                odd |= not_numbers(score);
+                odd |= not_numbers(score) & uint32_t(allowed >> 16 * part & 0xFFFF);
                 open |= above(score, splat(-std::numeric_limits<float>::infinity()));
             }
             if (!open) continue;
@@ -159,8 +176,9 @@ BestToken best_token(const float* scores, int64_t begin, int64_t end, float temp
                 // 33 - exponent: once more than needed, which covers all rounding
                 most = score + fma(exponents(words[part]), splat(-kLn2), splat(33 * kLn2));
             }
-            odd |= not_numbers(score);
-            uint32_t candidates = above(most, splat(found.best));
+            const uint32_t open = uint32_t(allowed >> 16 * part & 0xFFFF);
+            odd |= not_numbers(score) & open;
+            uint32_t candidates = above(most, splat(found.best)) & open;
             if (!candidates) continue;
             alignas(64) float values[16];
             alignas(64) uint32_t bits[16];
@@ -177,10 +195,11 @@ BestToken best_token(const float* scores, int64_t begin, int64_t end, float temp
     return found;
 }
 
-// Tokens of lines [lines, vocab]: the first of the best; -1 where the best is not finite.
+// Tokens of lines [lines, vocab]: the first of the best; -1 where the best is not finite. `masks` [any, words] may be
+// missing; line i has mask rows[i], or none where that is negative.
 inline void choose_all(const float* scores, int64_t lines, int64_t vocab, const float* temperatures,
-                       const int64_t* seeds, const int64_t* answers, const int64_t* positions, int64_t* tokens,
-                       int threads) {
+                       const int64_t* seeds, const int64_t* answers, const int64_t* positions, const uint32_t* masks,
+                       const int64_t* rows, int64_t words, int64_t* tokens, int threads) {
     constexpr int64_t kPart = 16384;  // of a line, so that a single one keeps several threads busy
     const int64_t parts = (vocab + kPart - 1) / kPart;
     std::vector<BestToken> found(size_t(lines * parts));
@@ -191,7 +210,9 @@ inline void choose_all(const float* scores, int64_t lines, int64_t vocab, const 
         const NoiseKey key{seeds[line], answers[line], positions[line]};
         const bool draws = temperatures[line] > 0.0f;
         const auto best = draws ? best_token<true> : best_token<false>;
-        found[size_t(task)] = best(scores + line * vocab, begin, end, temperatures[line], key);
+        TokenMask mask;
+        if (masks && rows[line] >= 0) mask = {masks + rows[line] * words, words};
+        found[size_t(task)] = best(scores + line * vocab, begin, end, temperatures[line], key, mask);
     }
     for (int64_t line = 0; line < lines; ++line) {
         BestToken best;
