@@ -138,9 +138,9 @@ def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
 def float8_tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling:
     """Of FP8, in sizes that are multiples of 16.
 
-    From `benchmarks.gpu.fp8` on an H200. Each byte is a weight here, so that instructions count as much as bytes
-    in flight: a thread has several columns, whose products it sums up itself, and several rows, which share what
-    is done with x.
+    From `benchmarks.gpu.fp8` on an H200. Each byte is a weight here, so that instructions count as much as
+    bytes in flight: a thread has several columns, whose products it sums up itself, and several rows, which
+    share what is done with x.
     """
     rows, columns, ahead = (4, 1024, 4) if gated else (8, 1024, 2) if inputs <= 8192 else (16, 512, 4)
     columns = min(columns, next_power_of_two(inputs))
