@@ -49,8 +49,8 @@ def load(path: Path, layers: int) -> tuple[Any, int]:
     from server.continuous_batching import LLM
 
     config = OlmoeConfig(
-        num_hidden_layers=layers, intermediate_size=1_024, architectures=["OlmoeForCausalLM"], dtype="bfloat16",
-        bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False,
+        num_hidden_layers=layers, intermediate_size=1_024, architectures=["OlmoeForCausalLM"],
+        dtype="bfloat16", bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
     byte_tokenizer(path, 1024)
     config.save_pretrained(path)
