@@ -45,7 +45,6 @@ def test_a_wrong_arrow_is_found(tmp_path: Path) -> None:
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 60
 LONG_FUNCTIONS = {
-    ("server/ops/triton/decode_kernel.py", "decode"): "a kernel, which Triton compiles as one function",
     ("server/ops/triton/fixed_decode.py", "decode_in_pieces"): "a kernel",
 }
 """Functions that may be longer, each with the reason."""

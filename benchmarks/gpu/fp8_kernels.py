@@ -33,12 +33,13 @@ CONTEXTS = ((16, 16_000), (1, 16_000), (1, 512), (64, 2_000), (256, 512))
 LONG_WAYS = [
     Tuning(*way)
     for way in (
+        (16384, 256, 4, 4), (16384, 384, 4, 3),
         (8192, 256, 4, 4), (8192, 384, 4, 4), (8192, 512, 4, 4), (8192, 1024, 4, 4), (8192, 2048, 4, 4),
         (8192, 1024, 4, 3), (8192, 512, 4, 5), (16384, 256, 4, 3), (16384, 512, 4, 4), (16384, 256, 8, 4),
         (16384, 512, 8, 3),
     )
 ]  # fmt: skip
-SHORT_WAYS = [Tuning(8192, 512, 4, 4), Tuning(8192, 512, 4, 3)]
+SHORT_WAYS = [Tuning(8192, 512, 4, 3), Tuning(16384, 512, 4, 3)]
 
 
 def tried(ways: dict[str, Callable[[], None]], launches: int) -> dict[str, Any]:
@@ -196,11 +197,11 @@ def quantizing(directory: Path, shape: str) -> dict[str, Any]:
         x = torch.randn(count, sizes.hidden, device=DEVICE, dtype=torch.bfloat16)
         y = torch.randn(count, 2 * sizes.inner, device=DEVICE, dtype=torch.bfloat16)
         residual = torch.zeros_like(x)
-        ways: dict[str, Callable[[], None]] = {
-            "norm": lambda x=x: quantize(x, RowScales(), norm=norm, eps=1e-5) and None,
-            "gate": lambda y=y: quantize(y, RowScales(), gated=True) and None,
-            "alone": lambda x=x: quantize(x, RowScales()) and None,
-            "adding": lambda x=x, r=residual: r.add_(x) and None,
+        ways: dict[str, Callable[[], Any]] = {
+            "norm": partial(quantize, x, RowScales(), norm=norm, eps=1e-5),
+            "gate": partial(quantize, y, RowScales(), gated=True),
+            "alone": partial(quantize, x, RowScales()),
+            "adding": partial(residual.add_, x),
         }
         found[f"{count} rows"] = {name: round(graph_us(way, 1), 2) for name, way in ways.items()}
         print(f"quantizing {count} rows: {found[f'{count} rows']}", flush=True)

@@ -138,11 +138,13 @@ def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
 def float8_tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling:
     """Of FP8, in sizes that are multiples of 16.
 
-    Each byte is a weight here, so that instructions count as much as bytes in flight: a thread has several
-    columns, whose products it sums up itself, and several rows, which share what is done with x.
+    From `benchmarks.gpu.fp8` on an H200. Each byte is a weight here, so that instructions count as much as
+    bytes in flight: a thread has several columns, whose products it sums up itself, and several rows, which
+    share what is done with x.
     """
-    columns = min(1024, next_power_of_two(inputs))
-    return Tiling(4 if gated else 8, columns, max(columns // 256, 1), min(4, -(-inputs // columns)))
+    rows, columns, ahead = (4, 1024, 4) if gated else (8, 1024, 2) if inputs <= 8192 else (16, 512, 4)
+    columns = min(columns, next_power_of_two(inputs))
+    return Tiling(rows, columns, min(max(columns // 128, 1), 4), min(ahead, -(-inputs // columns)))
 
 
 def gemv(

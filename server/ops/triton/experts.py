@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from server.device.triton_support import launch_options
+from server.device.triton_support import INTERPRETED, launch_options
 from server.layers.microscaled import Microscaled
 from server.ops.triton.routing import Assignments
 
@@ -38,6 +38,7 @@ FEW, SOME, MANY = Tiling(16, 64, 128, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(12
 """Where experts get few rows, so that reading weights is all that counts; some; and many, of long prompts."""
 _SOME_ROWS, _MANY_ROWS = 32, 256
 """Rows that an expert gets on average, from which on there are some, or many."""
+_ASSEMBLY = tl.constexpr(not INTERPRETED)
 _MIXED = 1024
 """Columns of a program that adds up."""
 
@@ -63,6 +64,47 @@ def _codes_as_floats(codes, scales, dtype: tl.constexpr):
 
 
 @triton.jit
+def _unpack(pairs, scales, dtype: tl.constexpr):
+    """The (first, second) numbers of bytes of two codes, by the exponents of their scales."""
+    if _ASSEMBLY and dtype == tl.bfloat16:
+        # as in `_codes_as_floats`, four bytes at a time: bits of bfloat16 that is 2**126 times too small
+        first, second = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 low, high, sign, rest;
+            prmt.b32 low, $4, $4, 0x1100;
+            prmt.b32 high, $4, $4, 0x3322;
+            shl.b32 sign, low, 12;
+            shl.b32 rest, low, 6;
+            and.b32 sign, sign, 0x80008000;
+            and.b32 rest, rest, 0x01c001c0;
+            or.b32 $0, sign, rest;
+            shl.b32 sign, high, 12;
+            shl.b32 rest, high, 6;
+            and.b32 sign, sign, 0x80008000;
+            and.b32 rest, rest, 0x01c001c0;
+            or.b32 $1, sign, rest;
+            shl.b32 sign, low, 8;
+            shl.b32 rest, low, 2;
+            and.b32 sign, sign, 0x80008000;
+            and.b32 rest, rest, 0x01c001c0;
+            or.b32 $2, sign, rest;
+            shl.b32 sign, high, 8;
+            shl.b32 rest, high, 2;
+            and.b32 sign, sign, 0x80008000;
+            and.b32 rest, rest, 0x01c001c0;
+            or.b32 $3, sign, rest;
+            }""",
+            "=r,=r,=r,=r,r", [pairs], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+        )  # fmt: skip
+        factors = (tl.maximum(scales.to(tl.int32) - 1, 0) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        first, second = first * factors, second * factors
+    else:
+        first = _codes_as_floats(pairs & 15, scales, dtype)
+        second = _codes_as_floats(pairs >> 4, scales, dtype)
+    return first, second
+
+
+@triton.jit
 def _load_weights(
     weight, scales, row, begin, wanted, dtype: tl.constexpr, INPUTS: tl.constexpr, DEPTH: tl.constexpr
 ):  # fmt: skip
@@ -75,10 +117,13 @@ def _load_weights(
         byte = begin // 2 + tl.arange(0, DEPTH // 2)
         mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
         pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
-        at = scales + row[:, None] * (INPUTS // 32) + byte[None, :] // 16
-        factors = tl.load(at, mask=mask, other=0)
-        first = _codes_as_floats(pairs & 15, factors, dtype)
-        found = tl.interleave(first, _codes_as_floats(pairs >> 4, factors, dtype))
+        group = begin // 32 + tl.arange(0, DEPTH // 32)
+        mask = wanted[:, None] & (group < INPUTS // 32)[None, :]
+        factors = tl.load(scales + row[:, None] * (INPUTS // 32) + group[None, :], mask=mask, other=0)
+        factors = tl.broadcast_to(factors[:, :, None], (row.shape[0], DEPTH // 32, 16))
+        factors = tl.reshape(factors, (row.shape[0], DEPTH // 2))
+        first, second = _unpack(pairs, factors, dtype)
+        found = tl.interleave(first, second)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from server.layers.linear import empty_parameter
-from server.quantization.fp8.product import FEW, product
+from server.quantization.fp8.product import pays, product
 from server.quantization.fp8.rows import FLOAT8, Rows, RowScales, quantize
 from server.quantization.fp8.scheme import BLOCK, Activations
 from server.quantization.gemv import gemv
@@ -84,7 +84,7 @@ class Float8Linear(QuantizedLinear):
             layer.settle()
         way = "an own kernel"
         if cls.block is None:
-            way += f" up to {FEW} rows, torch._scaled_mm beyond"
+            way += " for few rows, torch._scaled_mm for many"
         return {
             "name": f"{cls.format_name} ({len(layers)} layers)",
             "reason": f"kept in FP8; one row is multiplied in float32, of more the rows are quantized and "
@@ -124,7 +124,7 @@ class Float8Linear(QuantizedLinear):
         Args:
             residual: contiguous; is added and then holds the result.
         """
-        if self.block is not None or len(rows.numbers) <= FEW:
+        if self.block is not None or pays(len(rows.numbers), len(self.weight)):
             scales, block = self.weight_scale, self.block
             return product(rows, self.weight, scales, self.bias, dtype, block=block, residual=residual)
         y: Tensor = torch._scaled_mm(

@@ -34,8 +34,10 @@ class Tiling:
     stages: int = 4
 
 
-FEW = 64
-"""Rows up to which weights are divided finely, for they fill no machine otherwise."""
+_FEW, _SOME = 64, 128
+"""Rows of one tile, and of two."""
+_WIDE = 16_384
+"""Outputs from which on tiles of 128 of them are as many as a data-centre GPU can run at once."""
 _DEPTH = 128
 _AHEAD = 1024
 """Inputs whose weights are asked for before the kernel in front has ended."""
@@ -91,6 +93,18 @@ def _product(
     tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
 
 
+def pays(rows: int, outputs: int) -> bool:
+    """Whether this kernel is faster than torch's for scales by row and output, as measured on an H200."""
+    return rows <= (_SOME if outputs < _WIDE else _FEW)
+
+
+def tiling(rows: int, outputs: int, block: int | None) -> Tiling:
+    """From `benchmarks.gpu.fp8` on an H200: narrow tiles, until there are enough of wide ones."""
+    if rows <= _FEW:
+        return Tiling(64, 128, stages=4) if outputs >= _WIDE else Tiling(64, 32, stages=6)
+    return Tiling(64, 64) if pays(rows, outputs) and block is None else Tiling(64, BLOCK)
+
+
 def product(
     rows: Rows,
     weight: Tensor,
@@ -115,7 +129,7 @@ def product(
     """
     count, (outputs, inputs) = len(rows.numbers), weight.shape
     if shape is None:
-        shape = Tiling(64, 32) if count <= FEW else Tiling(64, BLOCK)
+        shape = tiling(count, outputs, block)
     y = residual
     if y is None:
         y = torch.empty((count, outputs), dtype=dtype, device=weight.device)
