@@ -42,6 +42,8 @@ class Group:
 
     def __init__(self, directory: Path, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size, self.device = rank, size, device
+        self._directory = directory
+        self._shared: list[Tensor] = []
         store = FileStore(str(directory / "group"), size)
         on_gpu = device.type == "cuda"
         self._group = _nccl(store, rank, size, device) if on_gpu else _gloo(store, rank, size)
@@ -108,6 +110,19 @@ class Group:
             return out
         return out.copy_(beside.reshape(rows, width)[:, : out.shape[1]])
 
+    def share(self, size: int) -> Tensor | None:
+        """uint8 [size], zeros: memory that all ranks on CPUs have in common. None: these are on GPUs.
+
+        `abort` sets the first byte.
+        """
+        if self.device.type != "cpu":
+            return None
+        path = self._directory / f"shared-{len(self._shared)}"
+        self._shared.append(torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8))
+        self.smallest([0])  # all have it
+        path.unlink(missing_ok=True)
+        return self._shared[-1]
+
     def smallest(self, numbers: list[int]) -> list[int]:
         """Of each number, the least that any rank has."""
         least = torch.tensor(numbers, dtype=torch.int64, device=self.device)
@@ -121,6 +136,8 @@ class Group:
 
     def abort(self) -> None:
         """Let go of what waits for ranks that are gone; the group is of no use afterwards."""
+        for memory in self._shared:
+            memory[0] = 1
         if self._peers is not None:
             self._peers.abort()
         self._group.abort()

@@ -32,6 +32,12 @@ class Communication(Protocol):
             parts: contiguous; whoever asks for the next one computes it.
         """
 
+    def share(self, size: int) -> Tensor | None:
+        """uint8 [size], zeros: memory that all ranks have in common. None: those of GPUs have none.
+
+        Each rank calls it at the same place. Once a rank is gone, the first byte is no zero any more.
+        """
+
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``[rows, n]`` of each rank → ``[rows, columns]`` on all of them, side by side.
 

@@ -2,9 +2,9 @@
 
 Collectives alone; W1 to W4 of the 8b shape on all GPUs and on one; vLLM with as many GPUs; while that starts,
 tokens in float32 of all ranks beside those of one, and a rank that is killed; W2 and W3 of the 70b shape; and
-W4, W2 and W1 with NCCL alone and large sums in one piece. Each part is a process, in the order of what matters;
-its figures and its log are in the directory OUT, and ``ranks.json`` there has what all of them come to, written
-anew after each. A part that fails or finds no time is left out.
+W4, W2 and W1 with NCCL alone and large sums in one piece. Each part is a process, in the order of what
+matters; its figures and its log are in the directory OUT, and ``ranks.json`` there has what all come to,
+written anew after each. A part that fails or finds no time is left out.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ from torch import Tensor
 from utils.commands import with_interpreter
 
 SIZES = [8 << 10 << doublings for doublings in range(11)]
+LARGE_SIZES = [32 << 20, 128 << 20]
+PROMPT, HIDDEN, INNER = 16_384, 4_096, 14_336
 LARGEST = 8 << 20
 CHUNKS = (128, 512, 1024)
 CALLS, REPLAYS = 20, 15
@@ -30,7 +32,10 @@ LOGITS = 128_256
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Microseconds of a call in a graph of `CALLS`; the median of replays."""
+    """Microseconds of a call in a graph of `CALLS`; the median of replays.
+
+    All ranks are in step after the first replays, for every one waits for the others.
+    """
     call()
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -74,7 +79,7 @@ class Rank:
     def sums(self, reduce: Callable[[Tensor], object], largest: int = SIZES[-1]) -> dict[str, float]:
         """Microseconds by size."""
         found = {}
-        for size in SIZES:
+        for size in [*SIZES, *LARGE_SIZES]:
             if size <= largest:
                 x = torch.zeros(max(size >> 13, 1), 4096, dtype=torch.bfloat16, device=self.device)
                 found[f"{size >> 10} KiB"] = timed(lambda x=x: reduce(x))
@@ -84,7 +89,7 @@ class Rank:
         """The sums of `Group` without peers."""
         peers, self.group._peers = self.group._peers, None
         try:
-            return self.sums(self.group.reduce)
+            return self.sums(self.group.reduce, LARGE_SIZES[-1])
         finally:
             self.group._peers = peers
 
@@ -137,6 +142,49 @@ class Rank:
         run = getattr(torch.ops.symm_mem, operator)
         return self.sums(lambda x: run(memory[: x.numel()], "sum", name))
 
+    def product(self, pieces: int) -> float:
+        """Milliseconds of the product and the sum at the end of a layer of 16,384 tokens, 8b on two ranks.
+
+        Args:
+            pieces: of the product, each summed while the next is computed; 0: no sum at all.
+        """
+        x = torch.zeros(PROMPT, INNER // self.ranks, dtype=torch.bfloat16, device=self.device)
+        weight = torch.zeros(HIDDEN, x.shape[1], dtype=x.dtype, device=self.device)
+        y = torch.zeros(PROMPT, HIDDEN, dtype=x.dtype, device=self.device)
+
+        def run() -> None:
+            rows = zip(x.tensor_split(max(pieces, 1)), y.tensor_split(max(pieces, 1)), strict=True)
+            parts = (torch.mm(inner, weight.t(), out=part) for inner, part in rows)
+            if pieces:
+                self.group.reduce_each(parts)
+            else:
+                list(parts)
+
+        times = []
+        for _ in range(REPLAYS):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        return statistics.median(times)
+
+    def copy_engine(self) -> float:
+        """GB/s of a copy to the next GPU, all GPUs at once."""
+        other = torch.device("cuda", (self.rank + 1) % self.ranks)
+        a = torch.zeros(1 << 28, dtype=torch.uint8, device=self.device)
+        b = torch.zeros(1 << 28, dtype=torch.uint8, device=other)
+        self.group.smallest([0])
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        b.copy_(a)
+        begin.record()
+        for _ in range(20):
+            b.copy_(a, non_blocking=True)
+        end.record()
+        torch.cuda.synchronize()
+        return 20 * a.nbytes / begin.elapsed_time(end) / 1e6
+
     def store(self, name: str) -> Any:
         """A store of its own for what is measured."""
         from torch._C._distributed_c10d import FileStore
@@ -157,6 +205,9 @@ class Rank:
             self.note(f"peers, {chunk} words a program", lambda chunk=chunk: self.peers(chunk))
         self.note("logits by nccl", lambda: self.logits(alone=True))
         self.note("logits", lambda: self.logits(alone=False))
+        for pieces in (0, 1, 2, 4, 8):
+            self.note(f"product in {pieces} pieces, ms", lambda pieces=pieces: self.product(pieces))
+        self.note("copies to the next GPU, GB/s", self.copy_engine)
         for operator in ("one_shot_all_reduce", "two_shot_all_reduce_"):
             self.note(f"symm_mem.{operator}", lambda operator=operator: self.symmetric(operator))
 
