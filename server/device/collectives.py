@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -54,9 +53,7 @@ class Group:
             options.asyncOp = False  # on the stream of the steps itself
         self.smallest([0])  # connects
         self._peers, self._reason = None, "ranks on CPUs"
-        self._sums_stream: torch.cuda.Stream | None = None
         if on_gpu:
-            self._sums_stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             self._peers, self._reason = _peers(_exchange(store, rank, size), rank, size, device)
 
     def describe(self) -> dict[str, str]:
@@ -71,23 +68,6 @@ class Group:
             return self._peers.reduce(x)
         self._wait(self._group.allreduce([x], self._sum))
         return x
-
-    def reduce_each(self, parts: Iterable[Tensor]) -> None:
-        """`reduce` each part in its place, while the next ones are computed; not for graphs.
-
-        On a GPU the sums run in a stream of their own, of high priority: it gets the first multiprocessors
-        that a product leaves.
-        """
-        if self._sums_stream is None:
-            for part in parts:
-                self.reduce(part)
-            return
-        steps = torch.cuda.current_stream(self.device)
-        for part in parts:
-            self._sums_stream.wait_stream(steps)
-            with torch.cuda.stream(self._sums_stream):
-                self.reduce(part)
-        steps.wait_stream(self._sums_stream)
 
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``[rows, n]`` of each rank → ``[rows, size · n]``, or as many columns as `out` has, in that."""
@@ -159,18 +139,16 @@ def _peers(
 ) -> tuple[PeerCollectives | None, str]:
     """(collectives over the memory of all ranks, or None, why), the same on all of them."""
     try:
-        from server.device.peer_collectives import LARGEST_BYTES, PeerCollectives, inbox_bytes
+        from server.device.peer_collectives import PeerCollectives, inbox_bytes, largest_bytes
     except ImportError as error:  # on all of them: they are of one installation
         return None, f"Triton cannot be imported ({error})"
     try:
-        boxes = share(device, inbox_bytes(size), exchange)
+        boxes = share(device, inbox_bytes(size, largest_bytes(size)), exchange)
     except PeerMemoryError as error:
         return None, f"GPUs do not write to each other's memory: {error}"
-    found = PeerCollectives(boxes, rank, device)
-    return (
-        found,
-        f"up to {LARGEST_BYTES >> 10} KiB are written to the other GPUs' memory, more goes over NCCL",
-    )
+    most = largest_bytes(size) >> 10
+    reason = f"up to {most} KiB are written to the other GPUs' memory, more goes over NCCL"
+    return PeerCollectives(boxes, rank, device), reason
 
 
 def _gloo(store: Store, rank: int, size: int) -> Any:

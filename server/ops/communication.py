@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -23,13 +22,6 @@ class Communication(Protocol):
         """The sum of `x` over all ranks, to the bit the same on each of them; may reuse `x`.
 
         Each rank calls it for the same products in the same order.
-        """
-
-    def reduce_each(self, parts: Iterable[Tensor]) -> None:
-        """`reduce` each part in its place, while the next ones are computed.
-
-        Args:
-            parts: contiguous; whoever asks for the next one computes it.
         """
 
     def share(self, size: int) -> Tensor | None:

@@ -57,10 +57,9 @@ class ModelRunner:
         """Start the step's swaps, which run beside its forward pass; the one before has been waited for."""
         self._storage.settle()
         if len(step.swap_out) or len(step.swap_in):
-            timings = self.timings
 
-            def note(size: int, seconds: float) -> None:
-                timings.copies.append((size, seconds))
+            def note(size: int, seconds: float) -> None:  # some steps later, when others were taken away
+                self.timings.copies.append((size, seconds))
 
             swap_out, swap_in = ([*map(tuple, moves.tolist())] for moves in (step.swap_out, step.swap_in))
             self._storage.swap(swap_out, swap_in, step.written_blocks, note)
@@ -84,9 +83,9 @@ class ModelRunner:
         self._stopwatch.start()
         batch = self._builder.build(step)
         logits = self._compute(batch)
-        known_tokens, timings = step.known_tokens, self.timings
+        known_tokens = step.known_tokens
         if known_tokens > len(step.decode_slots):
-            self._stopwatch.stop(lambda seconds: timings.prompts.append((known_tokens, seconds)))
+            self._stopwatch.stop(lambda seconds: self.timings.prompts.append((known_tokens, seconds)))
         scored = int((step.scored_ends - step.scored_starts).sum())
         lines = len(logits) - scored
         return StepLogits(

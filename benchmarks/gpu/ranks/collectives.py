@@ -24,7 +24,6 @@ from utils.commands import with_interpreter
 
 SIZES = [8 << 10 << doublings for doublings in range(11)]
 LARGE_SIZES = [32 << 20, 128 << 20]
-PROMPT, HIDDEN, INNER = 16_384, 4_096, 14_336
 LARGEST = 8 << 20
 CHUNKS = (128, 512, 1024)
 CALLS, REPLAYS = 20, 15
@@ -142,34 +141,6 @@ class Rank:
         run = getattr(torch.ops.symm_mem, operator)
         return self.sums(lambda x: run(memory[: x.numel()], "sum", name))
 
-    def product(self, pieces: int) -> float:
-        """Milliseconds of the product and the sum at the end of a layer of 16,384 tokens, 8b on two ranks.
-
-        Args:
-            pieces: of the product, each summed while the next is computed; 0: no sum at all.
-        """
-        x = torch.zeros(PROMPT, INNER // self.ranks, dtype=torch.bfloat16, device=self.device)
-        weight = torch.zeros(HIDDEN, x.shape[1], dtype=x.dtype, device=self.device)
-        y = torch.zeros(PROMPT, HIDDEN, dtype=x.dtype, device=self.device)
-
-        def run() -> None:
-            rows = zip(x.tensor_split(max(pieces, 1)), y.tensor_split(max(pieces, 1)), strict=True)
-            parts = (torch.mm(inner, weight.t(), out=part) for inner, part in rows)
-            if pieces:
-                self.group.reduce_each(parts)
-            else:
-                list(parts)
-
-        times = []
-        for _ in range(REPLAYS):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            run()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end))
-        return statistics.median(times)
-
     def copy_engine(self) -> float:
         """GB/s of a copy to the next GPU, all GPUs at once."""
         other = torch.device("cuda", (self.rank + 1) % self.ranks)
@@ -192,10 +163,17 @@ class Rank:
         return FileStore(str(self.directory / name), self.ranks)
 
     def bandwidth(self) -> float:
-        """TB/s that a copy on the device moves, read and written."""
-        a = torch.zeros(1 << 30, dtype=torch.uint8, device=self.device)
-        b = torch.empty_like(a)
-        return 2 * a.nbytes / timed(lambda: b.copy_(a)) / 1e6
+        """TB/s that are read and written, without a graph, whose copies are slower."""
+        a = torch.zeros(1 << 30, dtype=torch.bfloat16, device=self.device)
+        b, times = torch.empty_like(a), []
+        for _ in range(REPLAYS):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            torch.neg(a, out=b)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        return 2 * a.nbytes / statistics.median(times) / 1e9
 
     def run(self) -> None:
         """All there is to find."""
@@ -205,8 +183,6 @@ class Rank:
             self.note(f"peers, {chunk} words a program", lambda chunk=chunk: self.peers(chunk))
         self.note("logits by nccl", lambda: self.logits(alone=True))
         self.note("logits", lambda: self.logits(alone=False))
-        for pieces in (0, 1, 2, 4, 8):
-            self.note(f"product in {pieces} pieces, ms", lambda pieces=pieces: self.product(pieces))
         self.note("copies to the next GPU, GB/s", self.copy_engine)
         for operator in ("one_shot_all_reduce", "two_shot_all_reduce_"):
             self.note(f"symm_mem.{operator}", lambda operator=operator: self.symmetric(operator))
