@@ -1,7 +1,8 @@
 """What several processes on one host compute together: sums, and what each has side by side.
 
 Where each has a GPU, small tensors are written to the others' memory directly (`peer_collectives.py`) and
-large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs: gloo.
+large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs all goes over
+gloo, but for what the C++ pass exchanges in memory that it has `share` make.
 The processes find each other by a file in a directory that is theirs alone, and their sockets are bound to
 the loopback interface: nothing listens where others could call.
 """
@@ -58,6 +59,8 @@ class Group:
 
     def describe(self) -> dict[str, str]:
         """What carries it and why, for the operator."""
+        if self._shared:
+            return {"name": "shared memory, gloo", "reason": "the C++ pass adds up in memory of all ranks"}
         name = "nccl" if self.device.type == "cuda" else "gloo"
         return {"name": name if self._peers is None else f"peer memory, {name}", "reason": self._reason}
 
