@@ -1,7 +1,8 @@
 """What several processes on one host compute together: sums, and what each has side by side.
 
 Where each has a GPU, small tensors are written to the others' memory directly (`peer_collectives.py`) and
-large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs: gloo.
+large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs all goes over
+gloo, but for what the C++ pass exchanges in memory that it has `share` make.
 The processes find each other by a file in a directory that is theirs alone, and their sockets are bound to
 the loopback interface: nothing listens where others could call.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -42,6 +42,8 @@ class Group:
 
     def __init__(self, directory: Path, rank: int, size: int, device: torch.device) -> None:
         self.rank, self.size, self.device = rank, size, device
+        self._directory = directory
+        self._shared: list[Tensor] = []
         store = FileStore(str(directory / "group"), size)
         on_gpu = device.type == "cuda"
         self._group = _nccl(store, rank, size, device) if on_gpu else _gloo(store, rank, size)
@@ -52,13 +54,13 @@ class Group:
             options.asyncOp = False  # on the stream of the steps itself
         self.smallest([0])  # connects
         self._peers, self._reason = None, "ranks on CPUs"
-        self._sums_stream: torch.cuda.Stream | None = None
         if on_gpu:
-            self._sums_stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
             self._peers, self._reason = _peers(_exchange(store, rank, size), rank, size, device)
 
     def describe(self) -> dict[str, str]:
         """What carries it and why, for the operator."""
+        if self._shared:
+            return {"name": "shared memory, gloo", "reason": "the C++ pass adds up in memory of all ranks"}
         name = "nccl" if self.device.type == "cuda" else "gloo"
         return {"name": name if self._peers is None else f"peer memory, {name}", "reason": self._reason}
 
@@ -69,23 +71,6 @@ class Group:
             return self._peers.reduce(x)
         self._wait(self._group.allreduce([x], self._sum))
         return x
-
-    def reduce_each(self, parts: Iterable[Tensor]) -> None:
-        """`reduce` each part in its place, while the next ones are computed; not for graphs.
-
-        On a GPU the sums run in a stream of their own, of high priority: it gets the first multiprocessors
-        that a product leaves.
-        """
-        if self._sums_stream is None:
-            for part in parts:
-                self.reduce(part)
-            return
-        steps = torch.cuda.current_stream(self.device)
-        for part in parts:
-            self._sums_stream.wait_stream(steps)
-            with torch.cuda.stream(self._sums_stream):
-                self.reduce(part)
-        steps.wait_stream(self._sums_stream)
 
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """``[rows, n]`` of each rank → ``[rows, size · n]``, or as many columns as `out` has, in that."""
@@ -108,6 +93,19 @@ class Group:
             return out
         return out.copy_(beside.reshape(rows, width)[:, : out.shape[1]])
 
+    def share(self, size: int) -> Tensor | None:
+        """uint8 [size], zeros: memory that all ranks on CPUs have in common. None: these are on GPUs.
+
+        `abort` sets the first byte.
+        """
+        if self.device.type != "cpu":
+            return None
+        path = self._directory / f"shared-{len(self._shared)}"
+        self._shared.append(torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8))
+        self.smallest([0])  # all have it
+        path.unlink(missing_ok=True)
+        return self._shared[-1]
+
     def smallest(self, numbers: list[int]) -> list[int]:
         """Of each number, the least that any rank has."""
         least = torch.tensor(numbers, dtype=torch.int64, device=self.device)
@@ -121,6 +119,8 @@ class Group:
 
     def abort(self) -> None:
         """Let go of what waits for ranks that are gone; the group is of no use afterwards."""
+        for memory in self._shared:
+            memory[0] = 1
         if self._peers is not None:
             self._peers.abort()
         self._group.abort()
@@ -142,18 +142,16 @@ def _peers(
 ) -> tuple[PeerCollectives | None, str]:
     """(collectives over the memory of all ranks, or None, why), the same on all of them."""
     try:
-        from server.device.peer_collectives import LARGEST_BYTES, PeerCollectives, inbox_bytes
+        from server.device.peer_collectives import PeerCollectives, inbox_bytes, largest_bytes
     except ImportError as error:  # on all of them: they are of one installation
         return None, f"Triton cannot be imported ({error})"
     try:
-        boxes = share(device, inbox_bytes(size), exchange)
+        boxes = share(device, inbox_bytes(size, largest_bytes(size)), exchange)
     except PeerMemoryError as error:
         return None, f"GPUs do not write to each other's memory: {error}"
-    found = PeerCollectives(boxes, rank, device)
-    return (
-        found,
-        f"up to {LARGEST_BYTES >> 10} KiB are written to the other GPUs' memory, more goes over NCCL",
-    )
+    most = largest_bytes(size) >> 10
+    reason = f"up to {most} KiB are written to the other GPUs' memory, more goes over NCCL"
+    return PeerCollectives(boxes, rank, device), reason
 
 
 def _gloo(store: Store, rank: int, size: int) -> Any:

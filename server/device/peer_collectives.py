@@ -24,8 +24,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import launch_options
 
-LARGEST_BYTES = 1 << 20
-"""What a rank sends in a call at most: beyond, NCCL is as fast."""
+SENT_BYTES = 4 << 20
+"""What a rank sends to all others in a call at most. Beyond, NCCL is as fast: between two H200s, 4 MiB take
+27 µs here and 35 µs with NCCL, 8 MiB take 50 and 48."""
 CHUNK = 512
 """Words of a program: 4 for each of its threads, so that they load 16 bytes at once."""
 _WARPS = 4
@@ -144,7 +145,7 @@ class PeerCollectives:
         boxes: the address of each rank's inbox of `inbox_bytes`, which was zeros.
         rank: which of them is this one's.
         device: where it computes.
-        largest: bytes that a rank sends in a call at most.
+        largest: bytes of a tensor at most; None: `largest_bytes`.
         chunk: words of a program, a power of two.
     """
 
@@ -153,14 +154,14 @@ class PeerCollectives:
         boxes: list[int],
         rank: int,
         device: torch.device,
-        largest: int = LARGEST_BYTES,
+        largest: int | None = None,
         chunk: int = CHUNK,
     ) -> None:
         self._rank, self._ranks = rank, len(boxes)
-        self._largest, self._chunk = largest, chunk
+        self._largest, self._chunk = largest or largest_bytes(len(boxes)), chunk
         self._boxes = tuple(boxes)
         # counts from 1: what was never sent is zero
-        self._epochs = torch.ones(self._programs(largest), dtype=torch.int32, device=device)
+        self._epochs = torch.ones(self._programs(self._largest), dtype=torch.int32, device=device)
         self._stop = torch.zeros(1, dtype=torch.int32, device=device)
 
     def takes(self, x: Tensor) -> bool:
@@ -220,6 +221,12 @@ def _words(x: Tensor) -> Tensor:
     return x.view(torch.int32)
 
 
-def inbox_bytes(ranks: int, largest: int = LARGEST_BYTES) -> int:
+def largest_bytes(ranks: int) -> int:
+    """Of a tensor that pays to be sent to every one of so many ranks, of whole programs."""
+    program = _WORD_BYTES * CHUNK
+    return max(SENT_BYTES // (ranks - 1) // program, 1) * program
+
+
+def inbox_bytes(ranks: int, largest: int) -> int:
     """Of an inbox in which so many ranks put at most so many bytes."""
     return _PLACES * ranks * largest * 2

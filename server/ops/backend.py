@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Backend(ABC):
             neither on the rows beside it nor on how many threads there are.
     """
 
-    same_bits: ClassVar[bool] = False
+    same_bits = False
 
     def __init__(self, attention: AttentionChoice, name: str, reason: str) -> None:
         self._attention = attention

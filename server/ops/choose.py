@@ -135,9 +135,7 @@ def _choose_cpu(
     model: DecoderWeights, dtype: torch.dtype, block_size: int, comm: Communication | None
 ) -> Backend:
     unable = NativeAttention.capabilities.objection(model.spec, dtype, block_size)
-    obstacle = unable or native.objection(model, dtype)
-    if comm is not None:
-        obstacle = f"{comm.size} ranks add up their products within each layer, the C++ pass is one call"
+    obstacle = unable or native.objection(model, dtype, ranks=1 if comm is None else comm.size)
     if unable is None:
         try:
             library = load()
@@ -150,7 +148,7 @@ def _choose_cpu(
         make, able = partial(NativeAttention, library=library), NativeAttention.capabilities
         attention = AttentionChoice(NativeAttention.name, make, able, "own C++ kernels")
         if obstacle is None:
-            return native.NativeBackend(attention, library)
+            return native.NativeBackend(attention, library, comm)
     unpacked = packed.objection(dtype)
     if unpacked is None:
         reason = f"weights packed by oneDNN; no own C++ kernels: {obstacle}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -25,11 +24,10 @@ class Communication(Protocol):
         Each rank calls it for the same products in the same order.
         """
 
-    def reduce_each(self, parts: Iterable[Tensor]) -> None:
-        """`reduce` each part in its place, while the next ones are computed.
+    def share(self, size: int) -> Tensor | None:
+        """uint8 [size], zeros: memory that all ranks have in common. None: those of GPUs have none.
 
-        Args:
-            parts: contiguous; whoever asks for the next one computes it.
+        Each rank calls it at the same place. Once a rank is gone, the first byte is no zero any more.
         """
 
     def gather(self, x: Tensor, out: Tensor | None = None) -> Tensor:

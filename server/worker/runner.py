@@ -61,10 +61,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _swap(self, step: StepInput) -> None:
-        timings = self.timings
 
-        def note(size: int, seconds: float) -> None:
-            timings.copies.append((size, seconds))
+        def note(size: int, seconds: float) -> None:  # some steps later, when others were taken away
+            self.timings.copies.append((size, seconds))
 
         swap_out, swap_in = ([*map(tuple, moves.tolist())] for moves in (step.swap_out, step.swap_in))
         self._storage.swap(swap_out, swap_in, step.written_blocks, note)
@@ -89,9 +88,9 @@ class ModelRunner:
         self._stopwatch.start()
         batch = self._builder.build(step)
         logits = self._compute(batch)
-        known_tokens, timings = step.known_tokens, self.timings
+        known_tokens = step.known_tokens
         if known_tokens > len(step.decode_slots):
-            self._stopwatch.stop(lambda seconds: timings.prompts.append((known_tokens, seconds)))
+            self._stopwatch.stop(lambda seconds: self.timings.prompts.append((known_tokens, seconds)))
         scored = step.num_scored
         lines = len(logits) - scored
         return StepLogits(

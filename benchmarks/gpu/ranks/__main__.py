@@ -2,9 +2,9 @@
 
 Collectives alone; W1 to W4 of the 8b shape on all GPUs and on one; vLLM with as many GPUs; while that starts,
 tokens in float32 of all ranks beside those of one, and a rank that is killed; W2 and W3 of the 70b shape; and
-W4, W2 and W1 with NCCL alone and large sums in one piece. Each part is a process, in the order of what matters;
-its figures and its log are in the directory OUT, and ``ranks.json`` there has what all of them come to, written
-anew after each. A part that fails or finds no time is left out.
+W2 and W1 with NCCL alone. Each part is a process, in the order of what matters; its figures and its log are
+in the directory OUT, and ``ranks.json`` there has what all come to, written anew after each. A part that
+fails or finds no time is left out.
 """
 
 from __future__ import annotations
@@ -153,8 +153,7 @@ class Suite:
         self.measure(one)
         self._beside(peer, many)
         large = self.times("70b-all", "70b", "W2,W3", many, "--rows", 32, "--traces", "W2")
-        plain = ("--nccl-alone", "--pieces", 1, "--traces", "W2,W4")
-        nccl = self.times("8b-nccl", "8b", "W4,W2,W1", many, *plain)
+        nccl = self.times("8b-nccl", "8b", "W2,W1", many, "--nccl-alone", "--traces", "W2")
         self.measure(large)
         self.measure(nccl)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from utils.commands import with_interpreter
 
 SIZES = [8 << 10 << doublings for doublings in range(11)]
+LARGE_SIZES = [32 << 20, 128 << 20]
 LARGEST = 8 << 20
 CHUNKS = (128, 512, 1024)
 CALLS, REPLAYS = 20, 15
@@ -30,7 +31,10 @@ LOGITS = 128_256
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Microseconds of a call in a graph of `CALLS`; the median of replays."""
+    """Microseconds of a call in a graph of `CALLS`; the median of replays.
+
+    All ranks are in step after the first replays, for every one waits for the others.
+    """
     call()
     torch.cuda.synchronize()
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -74,7 +78,7 @@ class Rank:
     def sums(self, reduce: Callable[[Tensor], object], largest: int = SIZES[-1]) -> dict[str, float]:
         """Microseconds by size."""
         found = {}
-        for size in SIZES:
+        for size in [*SIZES, *LARGE_SIZES]:
             if size <= largest:
                 x = torch.zeros(max(size >> 13, 1), 4096, dtype=torch.bfloat16, device=self.device)
                 found[f"{size >> 10} KiB"] = timed(lambda x=x: reduce(x))
@@ -84,7 +88,7 @@ class Rank:
         """The sums of `Group` without peers."""
         peers, self.group._peers = self.group._peers, None
         try:
-            return self.sums(self.group.reduce)
+            return self.sums(self.group.reduce, LARGE_SIZES[-1])
         finally:
             self.group._peers = peers
 
@@ -137,6 +141,21 @@ class Rank:
         run = getattr(torch.ops.symm_mem, operator)
         return self.sums(lambda x: run(memory[: x.numel()], "sum", name))
 
+    def copy_engine(self) -> float:
+        """GB/s of a copy to the next GPU, all GPUs at once."""
+        other = torch.device("cuda", (self.rank + 1) % self.ranks)
+        a = torch.zeros(1 << 28, dtype=torch.uint8, device=self.device)
+        b = torch.zeros(1 << 28, dtype=torch.uint8, device=other)
+        self.group.smallest([0])
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        b.copy_(a)
+        begin.record()
+        for _ in range(20):
+            b.copy_(a, non_blocking=True)
+        end.record()
+        torch.cuda.synchronize()
+        return 20 * a.nbytes / begin.elapsed_time(end) / 1e6
+
     def store(self, name: str) -> Any:
         """A store of its own for what is measured."""
         from torch._C._distributed_c10d import FileStore
@@ -144,10 +163,17 @@ class Rank:
         return FileStore(str(self.directory / name), self.ranks)
 
     def bandwidth(self) -> float:
-        """TB/s that a copy on the device moves, read and written."""
-        a = torch.zeros(1 << 30, dtype=torch.uint8, device=self.device)
-        b = torch.empty_like(a)
-        return 2 * a.nbytes / timed(lambda: b.copy_(a)) / 1e6
+        """TB/s that are read and written, without a graph, whose copies are slower."""
+        a = torch.zeros(1 << 30, dtype=torch.bfloat16, device=self.device)
+        b, times = torch.empty_like(a), []
+        for _ in range(REPLAYS):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            torch.neg(a, out=b)
+            end.record()
+            torch.cuda.synchronize()
+            times.append(begin.elapsed_time(end))
+        return 2 * a.nbytes / statistics.median(times) / 1e9
 
     def run(self) -> None:
         """All there is to find."""
@@ -157,6 +183,7 @@ class Rank:
             self.note(f"peers, {chunk} words a program", lambda chunk=chunk: self.peers(chunk))
         self.note("logits by nccl", lambda: self.logits(alone=True))
         self.note("logits", lambda: self.logits(alone=False))
+        self.note("copies to the next GPU, GB/s", self.copy_engine)
         for operator in ("one_shot_all_reduce", "two_shot_all_reduce_"):
             self.note(f"symm_mem.{operator}", lambda operator=operator: self.symmetric(operator))
 

@@ -12,7 +12,6 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.gpu.own import random_weights
-from server.ops.triton.layer_ops import MOST_PIECES
 
 _VARIABLE = "BENCHMARKED_RANK"
 PROCESS = "benchmarks.gpu.ranks.rank"
@@ -25,13 +24,11 @@ class Switches:
     Attributes:
         made_up: weights are made up in place, not read from files.
         nccl_alone: small tensors go over NCCL, too.
-        pieces: that large sums are cut into at most, to be on their way while the next piece is computed.
         copies: a file for the times of swaps, to which each rank adds its number; none: they are not kept.
     """
 
     made_up: bool = True
     nccl_alone: bool = False
-    pieces: int = MOST_PIECES
     copies: str = ""
 
 
@@ -61,7 +58,6 @@ def _apply(switches: Switches, patches: ExitStack) -> None:
     if switches.nccl_alone:
         nobody = (None, "switched off, to compare")
         patches.enter_context(mock.patch("server.device.collectives._peers", lambda *_: nobody))
-    patches.enter_context(mock.patch("server.ops.triton.layer_ops.MOST_PIECES", switches.pieces))
 
 
 def _kept_copies(path: Path) -> Any:

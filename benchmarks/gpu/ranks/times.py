@@ -25,7 +25,6 @@ from benchmarks.gpu.profile_engine import covered, gpu_events
 from benchmarks.gpu.ranks.switches import Switches, switched
 from benchmarks.gpu.workloads import workload
 from server.continuous_batching import LLM
-from server.ops.triton.layer_ops import MOST_PIECES
 from server.scheduling.step import StepInput
 
 TRACED_TOKENS = {"W1": 24, "W2": 48, "W3": 24, "W4": 1}
@@ -116,7 +115,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256, help="sequences of a step at most")
     parser.add_argument("--traces", type=lambda names: names.split(","), default=[])
     parser.add_argument("--nccl-alone", action="store_true", help="for small tensors, too")
-    parser.add_argument("--pieces", type=int, default=MOST_PIECES, help="of a large sum, at most")
     parser.add_argument("--host-blocks", type=int, default=0, help="of the swap pool; 0: no swaps are timed")
     parser.add_argument("--gate", action="store_true")
     arguments = parser.parse_args()
@@ -127,7 +125,7 @@ def main() -> None:
     copies.unlink(missing_ok=True)
     path.mkdir(parents=True, exist_ok=True)
     describe_llama(path, SHAPES[arguments.shape])
-    switches = Switches(nccl_alone=arguments.nccl_alone, pieces=arguments.pieces, copies=str(copies))
+    switches = Switches(nccl_alone=arguments.nccl_alone, copies=str(copies))
     sizes = {"enable_prefix_cache": False, "num_blocks_cpu": arguments.host_blocks}
     llm = load(path, arguments.ranks, arguments.rows, switches, **sizes)
     result: dict[str, Any] = {

@@ -16,6 +16,7 @@ from server.layers.weights import DecoderWeights, ExpertsWeights, LayerWeights
 from server.ops.attention import AttentionBackend, AttentionShape
 from server.ops.backend import AttentionChoice, Backend
 from server.ops.capabilities import Feature, layer_needs, missing
+from server.ops.communication import Communication
 from server.ops.cpu import structs
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_layer
@@ -25,6 +26,8 @@ from server.ops.hidden_states import HiddenStates
 
 WIDTH_MULTIPLE = 32
 """The inputs of a product must be a multiple of this wide."""
+EXCHANGED = 1 << 18
+"""Numbers that a rank of a split model passes to the others at once, at least."""
 FEATURES: frozenset[Feature] = frozenset(
     (
         "unequal layers",
@@ -48,12 +51,18 @@ FEATURES: frozenset[Feature] = frozenset(
 """What the whole pass can do beyond a Llama."""
 
 
-def objection(model: DecoderWeights, dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot run a model whose attention they can compute, or None."""
+def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str | None:
+    """Why the kernels cannot run a model whose attention they can compute, or None.
+
+    Args:
+        ranks: that the model is split over.
+    """
     if dtype not in DTYPES:
         return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
     if model.own_forward:
         return "the model has a forward pass of its own"
+    if ranks > 1 and any(layer.attention.norm_scope == "joint" for layer in model.spec.layers):
+        return "it does not normalise the heads of several ranks as one"
     lacking = missing(FEATURES, layer_needs(model.spec))
     if lacking is not None:
         return lacking
@@ -104,13 +113,19 @@ class NativeBackend(Backend):
     Args:
         attention: reason and capabilities of its attention.
         library: the kernels.
+        comm: with the other ranks of a split model; they exchange their parts within the call.
+
+    Attributes:
+        same_bits: of a model in one piece; what ranks add up has another order than theirs.
     """
 
-    same_bits = True
-
-    def __init__(self, attention: AttentionChoice, library: NativeLibrary) -> None:
+    def __init__(
+        self, attention: AttentionChoice, library: NativeLibrary, comm: Communication | None = None
+    ) -> None:
         name = f"native ({library.variant.name})"
         super().__init__(attention, name, "all layers in one call of own C++ kernels")
+        self.same_bits = comm is None
+        self._comm = comm
         self._library = library
         self._wide_copies: list[Tensor] = []
         self._logits = torch.empty(0)
@@ -129,6 +144,7 @@ class NativeBackend(Backend):
             layers=len(self._layers),
             hidden=spec.hidden_size,
             vocab=spec.vocab_size,
+            vocab_part=len(model.embedding),
             groups=1,
             threads=torch.get_num_threads(),
             # rounded to the type of the weights, as transformers has it
@@ -140,6 +156,7 @@ class NativeBackend(Backend):
             norm=self._norm(model.norm),
             head=self._weights.pack(model.head).data,
             head_bias=self._wide(model.head.bias),
+            ranks=self._ranks(max(spec.hidden_size, len(model.embedding))),
         )
         count = sum(not linear.dense for linear in linears_of(decoder))
         if not count:
@@ -148,6 +165,15 @@ class NativeBackend(Backend):
             "name": f"native-int4 ({count} layers)",
             "reason": "dequantized in the registers of own kernels",
         }
+
+    def _ranks(self, widest: int) -> structs.Ranks:
+        """Where the ranks exchange rows of at most `widest` numbers."""
+        if self._comm is None:
+            return structs.Ranks()
+        room, ranks = -(-max(widest, EXCHANGED) // 16) * 16, self._comm.size
+        self._shared = self._comm.share((1 + ranks) * 64 + 2 * ranks * room * 4)
+        assert self._shared is not None, "ranks on CPUs have memory in common"
+        return structs.Ranks(self._comm.rank, ranks, room, self._shared.data_ptr())
 
     @property
     def packed_bytes(self) -> int:

@@ -50,6 +50,7 @@ class NativeLibrary:
         functions.native_model.argtypes = [c_int, c_void_p, c_void_p]
         functions.native_free.argtypes = [c_void_p]
         functions.native_forward.argtypes = [c_void_p] * 3
+        functions.native_forward.restype = c_bool
         functions.native_attend.argtypes = [c_int, *[c_void_p] * 5, c_int]
         functions.native_choose.argtypes = [
             c_void_p, c_int64, c_int64, *[c_void_p] * 6, c_int64, c_void_p, c_int,
@@ -198,8 +199,13 @@ class NativeModel:
         self._handle = handle
 
     def forward(self, step: Step, logits: Tensor) -> None:
-        """Compute the tokens of `step`: its caches and `logits` (float32 [rows, vocab]) are written."""
-        self._functions.native_forward(self._handle, ctypes.byref(step), logits.data_ptr())
+        """Compute the tokens of `step`: its caches and `logits` (float32 [rows, vocab]) are written.
+
+        Raises:
+            RuntimeError: another rank of a split model is gone.
+        """
+        if not self._functions.native_forward(self._handle, ctypes.byref(step), logits.data_ptr()):
+            raise RuntimeError("another rank is gone")
 
     def __del__(self) -> None:
         self._functions.native_free(self._handle)

@@ -72,14 +72,21 @@ class Layer(Structure):
     )
 
 
+class Ranks(Structure):
+    """Which of several ranks this is, and the memory that they have in common (``ranks.h``)."""
+
+    _fields_ = (("rank", c_int32), ("count", c_int32), ("room", c_int64), ("memory", c_void_p))
+
+
 class ModelSpec(Structure):
     """What is around the layers (``spec.h``)."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("layers", "hidden", "vocab", "groups", "threads")),
+        *((name, c_int32) for name in ("layers", "hidden", "vocab", "vocab_part", "groups", "threads")),
         *((name, c_float) for name in ("embedding_scale", "logit_scale", "logit_softcap")),
         *((name, c_void_p) for name in ("embedding", "positions", "head", "head_bias")),
         ("norm", Norm),
+        ("ranks", Ranks),
     )
 
 

@@ -71,8 +71,8 @@ def cut_for(rows: int, outputs: int, gated: bool) -> Cut:
             return cut
 
     def cost(cut: Cut) -> float:
-        programs = triton.cdiv(outputs, cut.outputs) * triton.cdiv(rows, cut.rows)
-        return triton.cdiv(programs, _MULTIPROCESSORS) * cut.cost
+        programs = -(-outputs // cut.outputs) * -(-rows // cut.rows)
+        return -(-programs // _MULTIPROCESSORS) * cut.cost
 
     return min(_MANY_GATED if gated else _MANY, key=cost)
 

@@ -20,9 +20,6 @@ from server.quantization.gemv import gemv, tiling
 _SPLIT_ROWS = 64
 """Up to this number of rows, cuBLAS may split a product along its inputs; the kernel that adds the pieces
 lets its successor start early, as products of own kernels do and cuBLAS's otherwise do not."""
-PIECE_BYTES = 16 << 20
-"""From twice so much on, what ranks add up is cut in pieces: one is on its way while the next is computed."""
-MOST_PIECES = 4
 
 
 class TritonLayerOps(LayerOps):
@@ -69,28 +66,15 @@ class TritonLayerOps(LayerOps):
     ) -> Tensor:
         if norm is not None or scale != 1.0:
             return super().linear_add(x, linear, residual, norm, scale, comm)
-        if comm is not None:
-            return self._linear_add_over_ranks(x, linear, residual, comm)
+        if comm is not None and comm.rank > 0:
+            return comm.reduce(gemv(x, linear.weight) if _single(x, linear) else self.linear(x, linear))
+        if comm is not None:  # the residual is added once, on the first rank, within its product
+            return comm.reduce(self.linear_add(x, linear, residual))
         if _single(x, linear):
             return gemv(x, linear.weight, residual=residual)
         if _plain(linear):
             return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
         return linear.add_to(x, residual)
-
-    def _linear_add_over_ranks(
-        self, x: Tensor, linear: LinearLayer, residual: Tensor, comm: Communication
-    ) -> Tensor:
-        """The residual is added once, on the first rank, within its product."""
-        pieces = min(residual.nbytes // PIECE_BYTES, MOST_PIECES)
-        if pieces > 1 and _plain(linear):
-            y = residual if comm.rank == 0 else torch.empty_like(residual)
-            rows = zip(x.tensor_split(pieces), y.tensor_split(pieces), strict=True)
-            beta = int(comm.rank == 0)
-            comm.reduce_each(part.addmm_(inner, linear.weight.t(), beta=beta) for inner, part in rows)
-            return y
-        if comm.rank == 0:
-            return comm.reduce(self.linear_add(x, linear, residual))
-        return comm.reduce(gemv(x, linear.weight) if _single(x, linear) else self.linear(x, linear))
 
     def route(self, scores: Tensor, spec: ExpertsSpec) -> tuple[Tensor, Tensor]:
         return route(scores, spec)

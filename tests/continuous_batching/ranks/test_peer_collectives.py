@@ -19,10 +19,10 @@ import sys
 
 import torch
 
-from server.device.peer_collectives import PeerCollectives, inbox_bytes
+from server.device.peer_collectives import PeerCollectives, inbox_bytes, largest_bytes
 
 path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-size = inbox_bytes(ranks)
+size = inbox_bytes(ranks, largest_bytes(ranks))
 memory = torch.from_file(path, shared=True, size=ranks * size, dtype=torch.uint8)
 peers = PeerCollectives([memory.data_ptr() + i * size for i in range(ranks)], rank, torch.device("cpu"))
 found_by_rank = hashlib.sha256()
@@ -45,7 +45,7 @@ for call, (rows, columns, dtype) in enumerate([
         found = peers.gather(parts[rank].contiguous(), out)
         assert found is out and torch.equal(found, torch.cat(tuple(parts), 1)[:, : out.shape[1]]), call
 for other in (torch.zeros(1, 3, dtype=torch.bfloat16), torch.zeros(2, 2, dtype=torch.int64),
-              torch.zeros(4, 4).t()[:2], torch.zeros(0, 4), torch.zeros(300_000)):
+              torch.zeros(4, 4).t()[:2], torch.zeros(0, 4), torch.zeros(1 << 20 | 4)):
     assert not peers.takes(other)
 print(found_by_rank.hexdigest())
 """

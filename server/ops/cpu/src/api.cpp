@@ -14,13 +14,13 @@ namespace {
 
 struct AnyModel {
     virtual ~AnyModel() = default;
-    virtual void forward(const Step& step, float* logits) = 0;
+    virtual bool forward(const Step& step, float* logits) = 0;
 };
 
 template <class T>
 struct ModelOf final : AnyModel {
     ModelOf(const ModelSpec& spec, const Layer* layers) : model(spec, layers) {}
-    void forward(const Step& step, float* logits) override { model.forward(step, logits); }
+    bool forward(const Step& step, float* logits) override { return model.forward(step, logits); }
     Model<T> model;
 };
 
@@ -127,7 +127,8 @@ AnyModel* native_model(int dtype, const ModelSpec* spec, const Layer* layers) {
 
 void native_free(AnyModel* model) { delete model; }
 
-void native_forward(AnyModel* model, const Step* step, float* logits) { model->forward(*step, logits); }
+// false: a rank of a split model is gone, and the logits hold anything.
+bool native_forward(AnyModel* model, const Step* step, float* logits) { return model->forward(*step, logits); }
 
 // Norm, rotate, store and attend for one layer. qkv [tokens, (heads + 2 × kv_heads) × head_dim] is changed;
 // out is [tokens, heads × head_dim].

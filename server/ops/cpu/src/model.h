@@ -28,21 +28,30 @@ template <class T>
 class Model {
    public:
     Model(const ModelSpec& spec, const Layer* layers)
-        : spec_(spec), layers_(layers, layers + spec.layers), team_(spec.threads), scratch_(spec.threads) {}
+        : spec_(spec),
+          layers_(layers, layers + spec.layers),
+          team_(spec.threads),
+          exchange_(spec.ranks),
+          scratch_(spec.threads) {}
 
-    // logits: [num_logits, vocab].
-    void forward(const Step& step, float* logits) {
+    // logits: [num_logits, vocab]; false: a rank is gone, and they hold anything.
+    bool forward(const Step& step, float* logits) {
         std::vector<AttentionStep<T>> attention;
         for (int group = 0; group < spec_.groups; ++group)
             attention.emplace_back(step.batches[group], step.caches[group]);
         const int rows = int(step.batches[0].num_tokens);
         arrange(rows);
+        float* part = exchange_.split() ? logits_part_.floats(size_t(step.num_logits) * spec_.vocab_part) : logits;
 #pragma omp parallel num_threads(team_.size)
         {
             [[maybe_unused]] const TileRegisters tiles;
             const int rank = omp_get_thread_num();
             Member me(team_, rank);
             me.share(rows, [&](int t) { embed_token(step, t); });
+            if (exchange_.split()) {
+                add_up(me, x_, rows);
+                if (spec_.positions) me.share(rows, [&](int t) { add_position(step, t); });
+            }
             for (const Layer& layer : layers_)
                 run_layer(me, layer, attention[layer.cache_group], rows, scratch_[rank]);
             if (step.num_states)
@@ -54,20 +63,71 @@ class Model {
                 pack_normalized(x_ + step.logit_rows[row] * spec_.hidden, spec_.norm, spec_.hidden, normed_, row);
             });
             linear_to<false>(me, normed_, int(step.num_logits),
-                             packed_weight<T>(spec_.head, spec_.vocab, spec_.hidden), scratch_[rank],
-                             spec_.head_bias, logits);
+                             packed_weight<T>(spec_.head, spec_.vocab_part, spec_.hidden), scratch_[rank],
+                             spec_.head_bias, part);
+            if (exchange_.split()) join_logits(me, part, int(step.num_logits), logits);
             if (spec_.logit_scale != 1.0f || spec_.logit_softcap)
                 me.share(int(step.num_logits), [&](int row) { finish_logits(logits + int64_t(row) * spec_.vocab); });
         }
+        return !exchange_.split() || !exchange_.broken();
     }
 
    private:
+    // Of several ranks, each knows some of the tokens, and has zeros for the others.
     void embed_token(const Step& step, int token) {
+        const int64_t hidden = spec_.hidden, own = step.token_ids[token] - int64_t(spec_.ranks.rank) * spec_.vocab_part;
+        float* x = x_ + token * hidden;
+        if (own < 0 || own >= spec_.vocab_part) {
+            std::fill(x, x + hidden, 0.0f);
+            return;
+        }
+        embed(static_cast<const T*>(spec_.embedding) + own * hidden, int(hidden), spec_.embedding_scale, x);
+        if (spec_.positions && !exchange_.split()) add_position(step, token);
+    }
+
+    void add_position(const Step& step, int token) {
         const int64_t hidden = spec_.hidden, position = step.batches[0].positions[token];
-        const T* learned = static_cast<const T*>(spec_.positions);
-        embed(static_cast<const T*>(spec_.embedding) + step.token_ids[token] * hidden,
-              learned ? learned + position * hidden : nullptr, int(hidden), spec_.embedding_scale,
-              x_ + token * hidden);
+        add_row(static_cast<const T*>(spec_.positions) + position * hidden, int(hidden), x_ + token * hidden);
+    }
+
+    // Call take(row, place, offset) for each row of y [rows, width], a part of each rank, when all parts of it are in
+    // the places of the ranks, `offset` numbers from the beginning.
+    template <class Take>
+    void exchange(Member& me, const float* y, int rows, int64_t width, const Take& take) {
+        const int most = exchange_.rows(width);
+        for (int begin = 0; begin < rows; begin += most) {
+            const int count = std::min(most, rows - begin);
+            me.share(count, [&](int row) {
+                const float* part = y + (begin + row) * width;
+                std::copy(part, part + width, exchange_.own() + row * width);
+            });
+            me.share(1, [&](int) { exchange_.meet(); });
+            me.share(count, [&](int row) { take(begin + row, row * width); });
+        }
+    }
+
+    // y [rows, hidden], a part on each rank, becomes the sum over the ranks, in their order.
+    void add_up(Member& me, float* y, int rows) {
+        const int hidden = spec_.hidden;
+        exchange(me, y, rows, hidden, [&](int row, int64_t offset) {
+            for (int i = 0; i < hidden; i += 16) {
+                F16 total = load(exchange_.of(0) + offset + i);
+                for (int rank = 1; rank < exchange_.count(); ++rank)
+                    total = total + load(exchange_.of(rank) + offset + i);
+                store(y + int64_t(row) * hidden + i, total);
+            }
+        });
+    }
+
+    // logits [rows, vocab] of the parts [rows, vocab_part] of all ranks.
+    void join_logits(Member& me, const float* part, int rows, float* logits) {
+        const int64_t width = spec_.vocab_part, vocab = spec_.vocab;
+        exchange(me, part, rows, width, [&](int row, int64_t offset) {
+            for (int rank = 0; rank * width < vocab; ++rank) {
+                const float* from = exchange_.of(rank) + offset;
+                std::copy(from, from + std::min(width, vocab - rank * width), logits + row * vocab + rank * width);
+            }
+        });
     }
 
     void run_layer(Member& me, const Layer& w, const AttentionStep<T>& attention, int rows, Scratch& scratch) {
@@ -89,14 +149,18 @@ class Model {
                                w.residual_scale);
             });
         };
-        // The last product of a part, into the stream, or aside where something comes before that.
+        // The last product of a part, into the stream, or aside where something comes before that; of several ranks,
+        // aside and added up.
         const auto leave = [&](const Matrix& matrix, int inputs, PackedRows<T> x, const float* bias, bool aside) {
             product(matrix, hidden, inputs, x, [&](PackedRows<T> input, const auto& weight) {
-                if (aside)
+                if (aside || exchange_.split())
                     linear_to<false>(me, input, rows, weight, scratch, bias, branch_);
                 else
                     linear_to<true>(me, input, rows, weight, scratch, bias, x_, w.residual_scale);
             });
+            if (!exchange_.split()) return;
+            add_up(me, branch_, rows);
+            if (!aside) add_branch(Norm{});
         };
         enter(w.attention_norm);
         product(w.qkv, int(w.attention.row_size()), hidden, normed_, [&](PackedRows<T> input, const auto& weight) {
@@ -108,6 +172,7 @@ class Model {
         enter(w.feed_forward_norm);
         if (w.experts.count) {
             run_experts(me, w, rows, scratch);
+            if (exchange_.split()) add_up(me, branch_, rows);
             add_branch(w.feed_forward_post_norm);
             return;
         }
@@ -197,6 +262,7 @@ class Model {
     void arrange(int64_t rows) {
         int64_t qkv = 0, attended = 0, inner = 0, branch = 0, scores = 0, shared = 0;
         bool reorders = false;
+        if (exchange_.split()) branch = spec_.hidden;
         for (const Layer& w : layers_) {
             qkv = std::max(qkv, w.attention.row_size());
             attended = std::max<int64_t>(attended, w.attention.width());
@@ -233,8 +299,9 @@ class Model {
     const ModelSpec spec_;
     const std::vector<Layer> layers_;
     Team team_;
+    Exchange exchange_;
     std::vector<Scratch> scratch_;
-    Scratch buffers_;
+    Scratch buffers_, logits_part_;
     float *x_ = nullptr, *qkv_ = nullptr, *branch_ = nullptr;
     float *attended_ = nullptr, *inner_ = nullptr, *ordered_ = nullptr;  // packed, as wide as each layer is
     float *scores_ = nullptr, *shared_ = nullptr;                         // of experts: [rows, experts], [rows, hidden]

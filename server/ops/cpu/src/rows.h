@@ -6,14 +6,16 @@
 #include "layout.h"
 #include "spec.h"
 
-// x = scale · (one row of the embedding) + (one of the learned positions, where there are any)
+// x = scale · (one row of the embedding)
 template <class T>
-void embed(const T* embedding, const T* positions, int hidden, float scale, float* x) {
-    for (int i = 0; i < hidden; i += 16) {
-        F16 value = load(embedding + i) * splat(scale);
-        if (positions) value = value + load(positions + i);
-        store(x + i, value);
-    }
+void embed(const T* embedding, int hidden, float scale, float* x) {
+    for (int i = 0; i < hidden; i += 16) store(x + i, load(embedding + i) * splat(scale));
+}
+
+// x += row
+template <class T>
+void add_row(const T* row, int hidden, float* x) {
+    for (int i = 0; i < hidden; i += 16) store(x + i, load(x + i) + load(row + i));
 }
 
 // Call put(i, lanes) with each sixteen of the normalized x; of x itself where there is no norm.

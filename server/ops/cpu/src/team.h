@@ -7,6 +7,13 @@
 #include <chrono>
 #include <memory>
 
+// Between two looks at what another processor is to change.
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
 // Where all threads of a team wait for each other: spinning, and then asleep. On an idle machine the
 // others are microseconds away; on a busy one a thread that spun on would keep them from running.
 class Barrier {
@@ -33,12 +40,6 @@ class Barrier {
 
    private:
     static constexpr int kSpinMicroseconds = 100;
-
-    static void relax() {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#endif
-    }
 
     const int size_;
     alignas(64) std::atomic<int> arrived_{0};
