@@ -204,7 +204,7 @@ def run_fleet(args: argparse.Namespace, directories: Directories) -> int:
     services = [fleet.services[name].name for name in names]
     if args.status:
         labels = {service.name: name for name, service in fleet.services.items()}
-        return report_status(directories, names=services, labels=labels)
+        return report_status(directories, sys.stdout, names=services, labels=labels)
     if args.stop:
         return stop_services(directories, names=services)
     check_fleet(fleet, names)
@@ -242,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     directories = Directories(args.run_dir, args.log_dir)
     if args.fleet is None and args.status:
-        return report_status(directories, names=chosen_names(flags))
+        return report_status(directories, sys.stdout, names=chosen_names(flags))
     if args.fleet is None and args.stop:
         return stop_services(directories, names=chosen_names(flags))
     try:

@@ -31,8 +31,9 @@ from benchmarks.loadgen.measures import Objective, Summary, summarise
 from benchmarks.loadgen.run import run
 from benchmarks.loadgen.traffic import parse_traffic
 from benchmarks.machine import processor, today
+from benchmarks.processes import family
 from utils.commands import ROOT, command, with_interpreter
-from utils.process import port_is_free, processes
+from utils.process import port_is_free
 from utils.running import Directories, find
 
 MODEL_ID = "layouts"
@@ -115,10 +116,9 @@ def host_memory(directory: Path) -> dict[str, int]:
     found = {}
     for service in find(Directories(directory / "run")):
         total = 0
-        for process in processes():
-            if process.group == service.pid:
-                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-                total += int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:")))
+        for pid in family(service.pid):
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:")))
         found[service.name] = total // 1024
     return found
 

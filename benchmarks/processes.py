@@ -104,3 +104,20 @@ def wait_until_ready(
 def tail(log: Path, lines: int = 10) -> str:
     """The last lines of `log`."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def family(pid: int) -> set[int]:
+    """`pid` and all processes that descend from it, also in sessions of their own (Linux)."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    found, unseen = set(), [pid]
+    while unseen:
+        found.add(member := unseen.pop())
+        unseen += children.get(member, [])
+    return found
