@@ -14,10 +14,12 @@ import argparse
 import asyncio
 import json
 import os
+import platform
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.cpu.served import time_served
@@ -31,31 +33,28 @@ WORKLOAD = "C1"
 PAUSE_SECONDS = 1.0
 
 
-def measure(server: str, repetitions: int, directory: Path) -> dict[str, list[float]]:
+def measure(server: str, repetitions: int, directory: Path) -> Iterator[dict[str, float]]:
     """Output tokens a second of each round, by who answered, and the processors' share of the gateway."""
     config, log, port = directory / "client_config.json", directory / "gateway.log", free_port()
     config.write_text(json.dumps({"openai_compatible_server_urls": [server]}))
     gateway = f"http://127.0.0.1:{port}"
     urls = {"engine": server, "gateway": gateway}
-    figures: dict[str, list[float]] = {name: [] for name in (*urls, "processors")}
     cores = len(os.sched_getaffinity(0))
     app = [sys.executable, ROOT / "client_app.py"]
     with running([*app, "--port", str(port), "--client_config_file_path", config], log) as process:
         wait_until_ready("the gateway", gateway, process, log, 60.0)
         for repetition in range(-1, repetitions):  # the first one warms up
             work = requests(WORKLOAD, repetition)
+            figures: dict[str, float] = {}
             for name in sorted(urls, reverse=bool(repetition % 2)):
                 time.sleep(PAUSE_SECONDS)
                 before = cpu_seconds(process.pid)
                 seconds = asyncio.run(time_served(urls[name], work))
-                spent = (cpu_seconds(process.pid) - before) / seconds / cores
-                if repetition < 0:
-                    continue
-                figures[name].append(round(figure(WORKLOAD, seconds, 0.0), 1))
+                figures[name] = round(figure(WORKLOAD, seconds, 0.0), 1)
                 if name == "gateway":
-                    figures["processors"].append(round(spent, 4))
-                print(f"round {repetition + 1}/{repetitions}: {name} {figures[name][-1]}", flush=True)
-    return figures
+                    figures["processors"] = round((cpu_seconds(process.pid) - before) / seconds / cores, 4)
+            if repetition >= 0:
+                yield figures
 
 
 def main() -> None:
@@ -69,16 +68,19 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "local")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        figures = measure(options.server, options.repetitions, Path(directory))
-    medians = {name: statistics.median(values) for name, values in figures.items()}
-    share = medians["gateway"] / medians["engine"]
     options.output.mkdir(parents=True, exist_ok=True)
-    result = {"date": today(), "workload": WORKLOAD, "figures": figures, "share": round(share, 3)}
-    (options.output / "engine.json").write_text(json.dumps(result, indent=1) + "\n")
+    rounds: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory() as directory:
+        for figures in measure(options.server, options.repetitions, Path(directory)):
+            rounds.append(figures)
+            print(f"round {len(rounds)}/{options.repetitions}: {figures}", flush=True)
+            result = {"date": today(), "machine": platform.platform(), "workload": WORKLOAD, "rounds": rounds}
+            (options.output / "engine.json").write_text(json.dumps(result, indent=1) + "\n")
+    share = statistics.median(each["gateway"] / each["engine"] for each in rounds)
     for name in ("engine", "gateway"):
-        print(f"{name}: {medians[name]:,.0f} output tok/s")
-    print(f"through the gateway: {share:.1%}; it took {medians['processors']:.1%} of the processors")
+        print(f"{name}: {statistics.median(each[name] for each in rounds):,.0f} output tok/s")
+    spent = statistics.median(each["processors"] for each in rounds)
+    print(f"through the gateway, median of the rounds: {share:.1%}; it took {spent:.1%} of the processors")
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ class TokenStream(EngineStream):
                 try:
                     changed = self._continued(one, ids)
                 except _ODD:
+                    self._blind = True  # what came before it in `events` is lost
                     raise BadAnswer("an event is none of a completion") from None
                 if changed:
                     shown.append(b"data: " + orjson.dumps(changed) + _END)

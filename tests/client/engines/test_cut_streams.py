@@ -227,3 +227,19 @@ async def test_a_comment_is_no_beginning_of_an_answer(make_gateway: MakeGateway)
     async with stubs(first, second), make_gateway([first, second]) as client:
         assert text_in(await stream(client, temperature=1)) == text_of(WORDS, 40)
         assert len(first.calls) == len(second.calls) == 1
+
+
+async def test_a_server_that_goes_on_with_something_odd_ends_the_stream(make_gateway: MakeGateway) -> None:
+    first, second = FakeEngine(die_after=20), Odd(others=30)
+    async with stubs(first, second), make_gateway([first, second]) as client:
+        events = await stream(client)
+        assert events.pop()["error"]["code"] == "upstream_failed"
+        assert text_of(WORDS, 40).startswith(text_in(events))
+
+
+class Odd(FakeEngine):
+    """Its fifth event is no chunk of a completion."""
+
+    def _events(self, call: Any) -> Any:
+        for number, data in enumerate(super()._events(call)):
+            yield b'{"odd":1}' if number == 4 else data
