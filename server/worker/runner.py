@@ -61,7 +61,6 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _swap(self, step: StepInput) -> None:
-
         def note(size: int, seconds: float) -> None:  # some steps later, when others were taken away
             self.timings.copies.append((size, seconds))
 

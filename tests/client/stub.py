@@ -1,8 +1,7 @@
 """A server of the stack without a model, on real sockets, whose every misbehaviour can be scripted.
 
-What it generates is a function of the prompt alone, so answers can be compared across servers,
-deaths and retries. It speaks HTTP by hand: what it sends when it misbehaves is no HTTP library's
-idea of an answer.
+What it generates is a function of the prompt alone, so answers can be compared across servers, deaths and
+retries. It speaks HTTP by hand: what it sends when it misbehaves is no HTTP library's idea of an answer.
 """
 
 from __future__ import annotations
