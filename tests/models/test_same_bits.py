@@ -24,6 +24,7 @@ ASKED = [
 NATIVE = [name for name in MODELS if name.endswith("-even")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_answers_alone_and_in_any_company(name: str, tmp_path: Path) -> None:
     path = save(tmp_path, *MODELS[name])
