@@ -179,7 +179,7 @@ class Boaster(FakeEngine):
     """Tells of itself what cannot be."""
 
     async def _get(self, path: str, headers: dict[str, str], writer: asyncio.StreamWriter) -> bool:
-        huge = 10**400
+        huge = 2**70
         answer: Any = {
             "/v1/models": {"data": [{"id": "m", "owned_by": "llamacpp", "meta": {"n_ctx": huge}}]},
             "/props": {"build_info": "v" * 5000, "total_slots": huge},
