@@ -85,8 +85,8 @@ def _bad_words(package: Package) -> list[list[int]]:
 def _min_new_tokens(package: Package) -> Processor:
     prompts, least, ends = package.prompts, package.config.min_new_tokens, package.eos_token_ids
     device = str(prompts.input_ids.device)
-    processor: Processor = hf.MinNewTokensLengthLogitsProcessor(prompts.width, least, ends, device=device)
-    return processor
+    made: Processor = hf.MinNewTokensLengthLogitsProcessor(prompts.width, least, ends, device=device)
+    return made
 
 
 def build_processors(package: Package) -> hf.LogitsProcessorList:

@@ -185,7 +185,7 @@ async def test_what_a_server_does_not_tell_it_judges_itself(make_gateway: MakeGa
     server.accepts = None
     async with stubs(server), make_gateway([server]) as client:
         status, error = await ask(client, "/v1/completions", TEXT | {"stream": True})
-        assert status == 400 and b"answers whole" in error and len(server.calls) == 1
+        assert status == 422 and b"answers whole" in error and len(server.calls) == 1
         assert (await ask(client, "/tokenize", TEXT))[0] == 404 and len(server.calls) == 1
 
 
