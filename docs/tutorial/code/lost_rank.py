@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 
 from docs.tutorial.code.common import CPU, DEMO, chat, tokenizer
 from protocol.generation import GenerationConfig
@@ -43,13 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     tokens = ask(split)
     print(f"{tokenizer().decode(tokens)} The same as in one piece: {tokens == ask(whole)}")
     os.kill(ranks["pids"][1], signal.SIGKILL)
-    begin = time.monotonic()
     try:
-        while True:
+        while True:  # one that is killed may answer what it has begun
             ask(split)
     except (GenerationError, RankLostError) as error:
-        noticed = time.monotonic() - begin
-        print(f"{error}. Noticed within 2 s: {noticed < 2}")
+        print(f"asked again: {error}")
     finally:
         logging.disable(logging.NOTSET)
 

@@ -15,9 +15,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from server.ops.cpu.variants import Variant
+from server.ops.cpu.variants import VARIANTS, Variant
 
 SOURCES = Path(__file__).parent / "src"
+PREBUILT = Path(__file__).parent / "prebuilt"
+"""Of an image whose user can write nowhere (`build_ahead`)."""
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fno-math-errno")
 """Without contraction: fma() is written where it is meant, so that no copy of a loop rounds differently."""
 _TIMEOUT_SECONDS = 300
@@ -82,32 +84,52 @@ def _private(directory: Path) -> Path:
 
 
 def build(variant: Variant) -> Path:
-    """The library of `variant`, compiled if it is not in the cache.
+    """The library of `variant`, compiled if it is neither built ahead nor in the cache.
 
     Raises:
         NativeError: it cannot be compiled; says why.
     """
+    ahead = PREBUILT / _name(variant)
+    if ahead.is_file():
+        return ahead
     compiler = find_compiler()
-    runtime = _loaded_openmp()
-    sources = sorted(SOURCES.iterdir())
     version = _run([*compiler, "--version"])
-    content = hashlib.sha256(repr((compiler, version, _FLAGS, variant.flags, runtime)).encode())
-    for source in sources:
+    library = cache_directory() / _name(variant, compiler, version)
+    if not library.is_file():
+        _compile(compiler, variant, library)
+    return library
+
+
+def build_ahead() -> None:
+    """Compile all variants for machines without a compiler, which have the same packages at the same place.
+
+    Raises:
+        NativeError: one cannot be compiled.
+    """
+    PREBUILT.mkdir(exist_ok=True)
+    for variant in VARIANTS:
+        _compile(find_compiler(), variant, PREBUILT / _name(variant))
+
+
+def _name(variant: Variant, *compiled_by: object) -> str:
+    """Of a library: another one for whatever would change it."""
+    content = hashlib.sha256(repr((compiled_by, _FLAGS, variant.flags, _loaded_openmp())).encode())
+    for source in sorted(SOURCES.iterdir()):
         content.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    directory = cache_directory()
-    library = directory / f"kernels-{variant.name}-{content.hexdigest()[:16]}.so"
-    if library.is_file():
-        return library
+    return f"kernels-{variant.name}-{content.hexdigest()[:16]}.so"
+
+
+def _compile(compiler: list[str], variant: Variant, library: Path) -> None:
+    directory = library.parent
     try:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
             _run([*compiler, *_FLAGS, *variant.flags, "-c", str(SOURCES / "api.cpp"), "-o", str(compiled)])
-            openmp = runtime or "-fopenmp"
+            openmp = _loaded_openmp() or "-fopenmp"
             _run([*compiler, "-shared", str(compiled), openmp, "-o", str(linked)])
             linked.replace(library)  # atomic: another process may do the same at the same time
     except OSError as error:
         raise NativeError(f"{directory} cannot be written: {error.strerror}") from error
-    return library
 
 
 def _run(command: list[str]) -> str:

@@ -51,6 +51,19 @@ def test_a_changed_source_is_built_anew(
     assert build(PORTABLE) != first
 
 
+def test_what_is_built_ahead_needs_no_compiler_and_no_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "VARIANTS", [PORTABLE])
+    monkeypatch.setattr(build_module, "PREBUILT", tmp_path / "prebuilt")
+    build_module.build_ahead()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/1")
+    found = build(PORTABLE)
+    assert list((tmp_path / "prebuilt").iterdir()) == [found]
+    assert NativeLibrary(found, PORTABLE).packed_bytes(torch.float32, 32, 16) == 32 * 16 * 4
+
+
 def test_best_first_and_one_for_every_processor() -> None:
     names = [variant.name for variant in usable_variants()]
     assert names == [variant.name for variant in VARIANTS if variant.name in names]
