@@ -146,6 +146,7 @@ def test_feed_forward_parts(device: torch.device, kind: type[Float8Linear], rows
     part.down, outward = layer_of(kind, device, 128, [256])
     biases = [layer.bias.double() for layer in (part.gate_up, part.down) if layer.bias is not None]
     norm = RMSNorm(256, NormSpec(EPS), dtype=HALF, device=device)
+    norm.weight.data.normal_()
     x = torch.randn(rows, 256, device=device, dtype=HALF)
     gate, up = (norm(x).double() @ inward.T + biases[0]).chunk(2, -1)
     expected = (functional.silu(gate) * up) @ outward.T + biases[1]
