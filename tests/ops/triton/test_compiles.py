@@ -138,8 +138,8 @@ if dtype != torch.float32:
     assert "_quantize" in names and "wgmma" in compiled[-1][1]
 names = {name for name, _, _ in compiled}
 assert names >= {
-    "_gemv", "_rms_norm", "_reduce", "_gather", "_silu_mul", "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode",
-    "decode_in_pieces",
+    "_gemv", "_rms_norm", "_reduce", "_gather", "_silu_mul", "_draw_in_tile", "_draw_in_line",
+    "_rotate_and_store", "decode", "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
     "_add_bias", "_penalise", "_count_tokens",
