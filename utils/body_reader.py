@@ -35,18 +35,25 @@ class BodyReader:
                         return await receive()
                     return {"type": "http.request", "body": whole.pop(), "more_body": False}
 
-                return await self._app(_said_to_be_json(scope), replay, send)
+                _say_that_it_is_json(scope)
+                return await self._app(scope, replay, send)
         except ApiError as error:  # what the app raises it answers itself
             return await error_response(error, scope["path"])(scope, receive, send)
         except ClientLeft:
             return None
 
 
-def _said_to_be_json(scope: Scope) -> Scope:
-    """`scope` with the type that a body has here, where its sender says none or a default one of clients:
-    FastAPI parses no other. `utils.cross_site` has refused those that say something else."""
-    others = [field for field in scope["headers"] if field[0] != b"content-type"]
-    return {**scope, "headers": [*others, (b"content-type", b"application/json")]}
+_JSON = (b"content-type", b"application/json")
+
+
+def _say_that_it_is_json(scope: Scope) -> None:
+    """Give the body its type where its sender says none or a default one of clients: FastAPI parses no other.
+
+    `utils.cross_site` has refused those that say something else. The scope stays the same object, for what
+    stands in front looks up which route it took.
+    """
+    if _JSON not in scope["headers"]:
+        scope["headers"] = [*(field for field in scope["headers"] if field[0] != _JSON[0]), _JSON]
 
 
 def _has_body(scope: Scope) -> bool:

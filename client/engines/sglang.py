@@ -1,4 +1,4 @@
-"""SGLang (``python -m sglang.launch_server``); its load is known where it runs with ``--enable-metrics``."""
+"""SGLang (``sglang.launch_server``); its load is known where it runs with ``--enable-metrics``."""
 
 from __future__ import annotations
 

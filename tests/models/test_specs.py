@@ -115,6 +115,7 @@ def test_a_family_with_a_forward_pass_of_its_own(monkeypatch: pytest.MonkeyPatch
             ops: Any,
             out: Any = None,
             comm: Any = None,
+            states: Any = None,
         ) -> Tensor:
             x = self.embed(token_ids, attention.positions)
             for layer in reversed(list(self.layers)):

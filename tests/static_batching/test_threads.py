@@ -11,8 +11,8 @@ from server.continuous_batching.environment import engine_environment
 from server.static_batching.config import WorkerConfig
 from server.static_batching.model import load_model
 from tests.checkpoints import tiny_llama
-from utils import services
 from utils.options import SbServerAppOptions
+from utils.services import Service
 
 
 @pytest.mark.parametrize("threads", [None, 1, 3])
@@ -28,7 +28,7 @@ def test_the_configuration_sets_the_threads(
 def test_threads_of_a_started_service_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those of the engine do not."""
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    environment = services._environment(SbServerAppOptions())
-    assert environment["GOMP_SPINCOUNT"] == engine_environment({})["GOMP_SPINCOUNT"]
+    service = Service("sb_server_app", "static_batching_server_app", SbServerAppOptions())
+    assert service.variables()["GOMP_SPINCOUNT"] == engine_environment({})["GOMP_SPINCOUNT"]
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert services._environment(SbServerAppOptions())["GOMP_SPINCOUNT"] == "7"
+    assert service.variables()["GOMP_SPINCOUNT"] == "7"

@@ -34,7 +34,7 @@ def native(path: Path, monkeypatch: pytest.MonkeyPatch) -> LLM:
 
 
 def layered(path: Path, monkeypatch: pytest.MonkeyPatch) -> LLM:
-    monkeypatch.setattr(choose.native, "objection", lambda *_: "a test")
+    monkeypatch.setattr(choose.native, "objection", lambda *_, **__: "a test")
     return small_llm(path)
 
 

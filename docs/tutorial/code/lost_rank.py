@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable(logging.CRITICAL)  # what a server writes to its log
     whole, split = load(1), load(2)
     ranks = split.capabilities["ranks"]
-    print(f"{ranks['count']} ranks over {ranks['collectives']}, bytes of weights: {ranks['weights_bytes']}")
+    means = ranks["collectives"]["name"]
+    print(f"{ranks['count']} ranks over {means}, bytes of weights: {ranks['weights_bytes']}")
     tokens = ask(split)
     print(f"{tokenizer().decode(tokens)} The same as in one piece: {tokens == ask(whole)}")
     os.kill(ranks["pids"][1], signal.SIGKILL)
