@@ -4,8 +4,9 @@
     .venv/bin/python -m benchmarks.layouts --gpus 0,1 --shape 8b    of two GPUs
 
 Each layout is a fleet, started by `start_app.py --fleet`, asked through its gateway, and stopped before the
-next one starts. Of each: the time per token of a request alone, and output tokens a second of several
-clients. `layouts.json` has what was measured so far, whatever happens to the rest.
+next one starts. Of each: the time of an answer by its tokens (the prompt's time included: random weights
+make tokens without text, so that a first token is not seen), and output tokens a second of all clients.
+`layouts.json` has what was measured so far, whatever happens to the rest.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from utils.running import Directories, find
 
 MODEL_ID = "layouts"
 LAYOUTS = ("one", "replicas", "split")
+ANSWER_TOKENS = 64
 """One server on the first GPU (of processors: with a thread on each); one on each; one split over all."""
 
 
@@ -101,7 +103,8 @@ def ask(url: str, clients: int, count: int, seed: int) -> Summary:
     Raises:
         RuntimeError: a request failed.
     """
-    requests = parse_traffic("exponential", answer="fixed:64", prompt="uniform:64:192").requests(count, seed)
+    traffic = parse_traffic("exponential", answer=f"fixed:{ANSWER_TOKENS}", prompt="uniform:64:192")
+    requests = traffic.requests(count, seed)
     endpoint = Endpoint("layout", url, MODEL_ID)
     summary = summarise(
         asyncio.run(run(endpoint, requests, parse_arrivals(f"closed:{clients}"))), Objective()
@@ -137,7 +140,7 @@ def measure(layout: str, options: argparse.Namespace, model: Path) -> dict[str, 
                 count = max(4, 3 * clients)
                 runs = [ask(url, clients, count, seed) for seed in range(1, 1 + options.repetitions)]
                 rates = [each.tokens_per_second for each in runs]
-                per_token = [1000 * each.tpot["p50"] for each in runs]
+                per_token = [1000 * each.latency["p50"] / ANSWER_TOKENS for each in runs]
                 found["clients"][clients] = {
                     "tokens_per_second": statistics.median(rates),
                     "tokens_per_second_all": rates,

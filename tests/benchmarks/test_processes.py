@@ -16,7 +16,7 @@ MEASURE = """
 import signal, sys, time
 from pathlib import Path
 from benchmarks.processes import running
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run in the background
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 with running(["sleep", "60"], Path(sys.argv[1])) as process:
     print(process.pid, flush=True)
     time.sleep(60)
