@@ -42,7 +42,7 @@ async def test_every_rank_that_is_lost_comes_back(tiny_model: Path, tmp_path: Pa
     async def ask(prompt: list[int]) -> Any:
         """An answer, asked for again while the server says that it has no engine."""
         while True:
-            status, body = await post(http, server, prompt, max_new_tokens=60, ignore_eos=True)
+            status, body = await post(http, server, prompt, max_new_tokens=300, ignore_eos=True)
             if status == 200:
                 return body["choices"][0]["token_ids"]
             assert status == 503, body
@@ -56,6 +56,7 @@ async def test_every_rank_that_is_lost_comes_back(tiny_model: Path, tmp_path: Pa
                 pids = (await ranks_of(http, server))["pids"]
                 asked = [asyncio.create_task(ask(prompt)) for prompt in PROMPTS * 4]
                 await asyncio.sleep(0.2)
+                assert not any(task.done() for task in asked)
                 os.kill(pids[rank], how)
                 assert await asyncio.wait_for(asyncio.gather(*asked), 90) == expected * 4, (rank, how)
                 assert not any(map(exists, pids)), f"{rank} {how}"
@@ -75,7 +76,7 @@ async def test_nothing_is_lost_behind_a_gateway(tiny_model: Path, tmp_path: Path
 
     async def ask(session: aiohttp.ClientSession, number: int) -> tuple[int, str]:
         async with limit:
-            return await complete(session, f"request {number % 20}", 40, bool(number % 2))
+            return await complete(session, f"request {number % 20}", 100, bool(number % 2))
 
     limit = asyncio.Semaphore(16)
     try:
@@ -89,6 +90,7 @@ async def test_nothing_is_lost_behind_a_gateway(tiny_model: Path, tmp_path: Path
                     pids = (await ranks_of(http, servers[0]))["pids"]
                     asked = [asyncio.create_task(ask(session, number)) for number in range(200)]
                     await asyncio.sleep(0.5)
+                    assert sum(task.done() for task in asked) < 150
                     os.kill(pids[rank], how)
                     assert await asyncio.gather(*asked) == expected * 5, (rank, how)
                     await servers[0].ready(http)
