@@ -89,9 +89,10 @@ def fleet_of(layout: str, options: argparse.Namespace, model: Path, directory: P
 @contextmanager
 def started(fleet: Path, directory: Path) -> Iterator[None]:
     """The fleet, ready while the block lasts."""
-    start = [sys.executable, ROOT / "start_app.py", "--fleet", fleet, "--run_dir", directory / "run"]
+    start = [sys.executable, str(ROOT / "start_app.py"), "--fleet", str(fleet)]
+    start += ["--run_dir", str(directory / "run")]
     try:
-        subprocess.run([*start, "--log_dir", directory / "logs"], check=True)
+        subprocess.run([*start, "--log_dir", str(directory / "logs")], check=True)
         yield
     finally:
         subprocess.run([*start, "--stop"], check=False)
