@@ -161,7 +161,7 @@ def try_instances(form: Form, grammar: Grammar, llm: LLM, tally: Tally) -> None:
 
 
 def check(forms: list[Form], llm: LLM, answers: int) -> Tally:
-    """Let the model answer under each of `forms`, so many times."""
+    """Let the model answer under each of `forms`, `answers` times."""
     tally, asked = Tally(forms=len(forms)), list[Form]()
     vocab_size = llm.engine.worker.vocab_size
     compiler = GrammarCompiler(llm.tokenizer.hf, vocab_size, [END])

@@ -32,24 +32,14 @@ from benchmarks.loadgen.measures import Objective, Summary, summarise
 from benchmarks.loadgen.run import run
 from benchmarks.loadgen.traffic import parse_traffic
 from benchmarks.machine import processor, today
-from benchmarks.processes import family
+from benchmarks.processes import family, neighbouring_ports
 from utils.commands import ROOT, command, with_interpreter
-from utils.process import port_is_free
 from utils.running import Directories, find
 
 MODEL_ID = "layouts"
 LAYOUTS = ("one", "replicas", "split")
-ANSWER_TOKENS = 64
 """One server on the first GPU (of processors: with a thread on each); one on each; one split over all."""
-
-
-def first_free_port(count: int) -> int:
-    """The first of so many free ports in a row."""
-    return next(
-        first
-        for first in range(20_000, 60_000, 100)
-        if all(port_is_free("127.0.0.1", first + i) for i in range(count))
-    )
+ANSWER_TOKENS = 64
 
 
 def fleet_of(layout: str, options: argparse.Namespace, model: Path, directory: Path) -> tuple[Path, int]:
@@ -69,7 +59,7 @@ def fleet_of(layout: str, options: argparse.Namespace, model: Path, directory: P
     }
     (directory / "cb_server_config.json").write_text(json.dumps(config))
     (directory / "client_config.json").write_text("{}")
-    port = first_free_port(1 + replicas)
+    port = neighbouring_ports(1 + replicas)
     # all processors for the one server, one for each replica and each rank
     threads = len(devices) if layout == "one" else 1
     entry = {
@@ -99,7 +89,7 @@ def started(fleet: Path, directory: Path) -> Iterator[None]:
 
 
 def ask(url: str, clients: int, count: int, seed: int) -> Summary:
-    """What so many clients measured.
+    """The measurements of `clients` clients at a time.
 
     Raises:
         RuntimeError: a request failed.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.process import port_is_free
 from utils.readiness import health
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +31,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def neighbouring_ports(count: int) -> int:
+    """The first of `count` consecutive unused ports of 127.0.0.1."""
+    while True:
+        first = free_port()
+        if first + count < 65536 and all(port_is_free("127.0.0.1", first + i) for i in range(count)):
+            return first
 
 
 @contextmanager

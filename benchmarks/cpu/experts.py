@@ -29,7 +29,7 @@ BAR = 1.15
 
 
 def random_weights(path: Path, model: Decoder, quantized: None = None) -> None:
-    """Norms 1, others small: repeated, for making so many numbers up would take longer than all else."""
+    """Norms of 1; all other weights repeat a million random numbers: drawing each would take too long."""
     torch.manual_seed(0)
     numbers = torch.randn(999_983) * 0.02
     for name, target in model.weights().items():

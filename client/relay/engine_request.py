@@ -1,7 +1,7 @@
 """What engines that are not ours are sent: the client's body, and only where it must be another one.
 
 An engine is asked for token ids where the stream can go on elsewhere by them, and for the prefix cache of the
-client's tenant where clients are told apart by their keys.
+client's tenant where API keys identify clients.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 An engine that tells token ids (`client.engines.engine.TokenIds`) is asked for them; the client is not shown
 them. A cut greedy completion goes on at another server of the same engine, which gets prompt and answer so
-far as token ids. It begins at the last place where text and tokens are known to agree, for text may be held
-back (half a character) while its tokens are told. What it says again of what the client has is compared with
-that, and left out. Where an option looks at the answer as a whole (a penalty, a grammar, a stop string) that
+far as token ids. It begins at the last place where text and tokens are known to agree, because an engine may
+hold back text (half a character) whose tokens it has sent. Text that the client already has is compared and
+not sent again. Where an option looks at the answer as a whole (a penalty, a grammar, a stop string) that
 place is the answer's beginning.
 """
 

@@ -170,7 +170,7 @@ def of_error(error: Exception) -> Verdict:
             return FAULTY
         return of_status(503, error.body) if error.retryable else REFUSED
     if isinstance(error, Diverged):
-        return REFUSED  # nobody is to blame: sums in another order round otherwise
+        return REFUSED  # not a fault of the server: a different order of sums rounds differently
     if isinstance(error, aiohttp.ClientError | AttemptFailed | OSError):
         return BROKEN
     raise error

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import family
+from benchmarks.processes import family, neighbouring_ports
 from tests.checkpoints import tiny_llama
-from tests.e2e.stack import ROOT, Answer, Done, call, free_ports
-from utils.process import port_is_free
+from tests.e2e.stack import ROOT, Answer, Done, call
 from utils.running import Directories, Running, find
 
 MODELS = ("a", "b", "c")
@@ -62,14 +61,6 @@ def streamed(answer: Answer) -> str:
     assert answer.text.endswith("data: [DONE]\n\n"), answer.text
     events = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line.startswith("data: {")]
     return "".join(choice["text"] for event in events for choice in event["choices"])
-
-
-def neighbouring_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    while True:
-        first = free_ports(1)[0]
-        if first + count < 65536 and all(port_is_free("127.0.0.1", first + i) for i in range(count)):
-            return first
 
 
 @pytest.fixture(scope="module")

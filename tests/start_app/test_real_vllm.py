@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 import start_app
+from benchmarks.processes import neighbouring_ports
 from client.config import GatewayConfig
 from tests.e2e.stack import MODEL_DIRECTORY, call
-from tests.e2e.test_fleet import neighbouring_ports
 from utils.config import load_config
 from utils.launch import FOREIGN_LIST
 from utils.options import VllmAppOptions

@@ -66,7 +66,7 @@ class Part:
             self._process.stdin.flush()
 
     def wait_until_it_says(self, words: str, seconds: float) -> bool:
-        """Whether its log has `words` within so many seconds."""
+        """Whether `words` appear in its log within `seconds`."""
         end = time.monotonic() + seconds
         while self._process.poll() is None and time.monotonic() < end:
             if words in self.log.read_text(errors="replace"):
@@ -75,7 +75,7 @@ class Part:
         return False
 
     def end(self, seconds: float) -> dict[str, Any]:
-        """What it found within so many seconds; nothing of it is left."""
+        """Wait for it up to `seconds`, kill what still runs, and return what it found."""
         status: int | str = "out of time"
         try:
             status = self._process.wait(max(seconds, 0.1))

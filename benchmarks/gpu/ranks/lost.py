@@ -52,7 +52,7 @@ class Server:
             )
 
     def call(self, route: str, body: Any = None) -> tuple[int, Any]:
-        """(status, body); status 0: nobody answers."""
+        """(status, body); status 0: no server answered."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + route, data, {"content-type": "application/json"})
         try:

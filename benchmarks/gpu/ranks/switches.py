@@ -56,8 +56,8 @@ def _apply(switches: Switches, patches: ExitStack) -> None:
     if switches.made_up:
         patches.enter_context(mock.patch("server.models.load.load_weights", random_weights))
     if switches.nccl_alone:
-        nobody = (None, "switched off, to compare")
-        patches.enter_context(mock.patch("server.device.collectives._peers", lambda *_: nobody))
+        no_peers = (None, "switched off, to compare")
+        patches.enter_context(mock.patch("server.device.collectives._peers", lambda *_: no_peers))
 
 
 def _kept_copies(path: Path) -> Any:
