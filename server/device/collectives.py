@@ -1,8 +1,9 @@
 """What several processes on one host compute together: sums, and what each has side by side.
 
-Where each has a GPU, small tensors are written to the others' memory directly (`peer_collectives.py`) and
-large ones go over NCCL, both in the order of the stream, so that graphs can hold them. On CPUs all goes over
-gloo, but for what the C++ pass exchanges in memory that it has `share` make.
+Where each has a GPU and these can write to each other's memory, sums go that way: small tensors whole
+(`peer_collectives.py`), large ones part by part (`two_shot_sums.py`); the rest goes over NCCL. All of it is
+in the order of the stream, so that graphs can hold it. On CPUs all goes over gloo, but for what the C++ pass
+exchanges in memory that it has `share` make.
 The processes find each other by a file in a directory that is theirs alone, and their sockets are bound to
 the loopback interface: nothing listens where others could call.
 """
@@ -25,6 +26,7 @@ from server.device.peer_memory import Exchange, PeerMemoryError, share
 
 if TYPE_CHECKING:
     from server.device.peer_collectives import PeerCollectives
+    from server.device.two_shot_sums import TwoShotSums
 
 _PATIENCE = timedelta(days=1)
 """A rank that is gone is found out by its beats; one that computes may take its time."""
@@ -53,9 +55,15 @@ class Group:
         for options in (self._sum, self._least, self._side_by_side):
             options.asyncOp = False  # on the stream of the steps itself
         self.smallest([0])  # connects
-        self._peers, self._reason = None, "ranks on CPUs"
+        self._peers: PeerCollectives | None = None
+        self._large: TwoShotSums | None = None
+        self._reason = "ranks on CPUs"
         if on_gpu:
-            self._peers, self._reason = _peers(_exchange(store, rank, size), rank, size, device)
+            try:
+                self._peers, self._large = _over_peers(_exchange(store, rank, size), rank, size, device)
+                self._reason = "GPUs write to each other's memory; large parts side by side go over NCCL"
+            except (ImportError, PeerMemoryError) as error:  # the same on all of them
+                self._reason = f"GPUs do not write to each other's memory: {error}"
 
     def describe(self) -> dict[str, str]:
         """What carries it and why, for the operator."""
@@ -69,6 +77,8 @@ class Group:
         x = x.contiguous()
         if self._peers is not None and self._peers.takes(x):
             return self._peers.reduce(x)
+        if self._large is not None and self._large.takes(x):
+            return self._large.reduce(x)
         self._wait(self._group.allreduce([x], self._sum))
         return x
 
@@ -137,21 +147,21 @@ def _exchange(store: Store, rank: int, size: int) -> Exchange:
     return exchange
 
 
-def _peers(
+def _over_peers(
     exchange: Exchange, rank: int, size: int, device: torch.device
-) -> tuple[PeerCollectives | None, str]:
-    """(collectives over the memory of all ranks, or None, why), the same on all of them."""
-    try:
-        from server.device.peer_collectives import PeerCollectives, inbox_bytes, largest_bytes
-    except ImportError as error:  # on all of them: they are of one installation
-        return None, f"Triton cannot be imported ({error})"
-    try:
-        boxes = share(device, inbox_bytes(size, largest_bytes(size)), exchange)
-    except PeerMemoryError as error:
-        return None, f"GPUs do not write to each other's memory: {error}"
-    most = largest_bytes(size) >> 10
-    reason = f"up to {most} KiB are written to the other GPUs' memory, more goes over NCCL"
-    return PeerCollectives(boxes, rank, device), reason
+) -> tuple[PeerCollectives, TwoShotSums]:
+    """Collectives over the memory of all ranks.
+
+    Raises:
+        ImportError: Triton is not there.
+        PeerMemoryError: as `share` does.
+    """
+    from server.device import peer_collectives, two_shot_sums
+
+    small = share(device, peer_collectives.inbox_bytes(size, peer_collectives.largest_bytes(size)), exchange)
+    large = share(device, two_shot_sums.inbox_bytes(size), exchange)
+    peers = peer_collectives.PeerCollectives(small, rank, device)
+    return peers, two_shot_sums.TwoShotSums(large, rank, device, peers.stop)
 
 
 def _gloo(store: Store, rank: int, size: int) -> Any:

@@ -3,7 +3,8 @@
 A collective of NCCL takes some 10 µs however little it moves, and a decode step has two of them a layer. Here
 each rank sends what it has to all others at once, in words of 8 bytes: 4 of data, and 4 that tell which call
 they belong to (as NCCL's protocol LL does). So the data is its own signal: there is one way over the link, no
-barrier before it and none after it. It takes twice the traffic, which is why large tensors go by NCCL.
+barrier before it and none after it. It takes twice the traffic, which is why large tensors go another way
+(`two_shot_sums.py`).
 
 **Why no word is overwritten before it was read.** Every program of a kernel has two places of its own in each
 inbox, which it uses in turn. When it sends for the third time, it has received what all ranks sent for the
@@ -24,9 +25,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import launch_options
 
-SENT_BYTES = 4 << 20
-"""What a rank sends to all others in a call at most. Beyond, NCCL is as fast: between two H200s, 4 MiB take
-27 µs here and 35 µs with NCCL, 8 MiB take 50 and 48."""
+SENT_BYTES = 1 << 20
+"""What a rank sends to all others in a call at most. Beyond, two shots are faster: between two H200s, 1 MiB
+takes 9.4 µs here and 10.6 in two shots, 2 MiB take 15.7 and 13.6."""
 CHUNK = 512
 """Words of a program: 4 for each of its threads, so that they load 16 bytes at once."""
 _WARPS = 4
@@ -147,6 +148,9 @@ class PeerCollectives:
         device: where it computes.
         largest: bytes of a tensor at most; None: `largest_bytes`.
         chunk: words of a program, a power of two.
+
+    Attributes:
+        stop: int32 [1] on the device: not zero once ranks are gone.
     """
 
     def __init__(
@@ -162,7 +166,7 @@ class PeerCollectives:
         self._boxes = tuple(boxes)
         # counts from 1: what was never sent is zero
         self._epochs = torch.ones(self._programs(self._largest), dtype=torch.int32, device=device)
-        self._stop = torch.zeros(1, dtype=torch.int32, device=device)
+        self.stop = torch.zeros(1, dtype=torch.int32, device=device)
 
     def takes(self, x: Tensor) -> bool:
         """Whether `x` is a tensor for these kernels: floats, not many, contiguous, rows of whole words."""
@@ -177,7 +181,7 @@ class PeerCollectives:
         """The sum of `x` over all ranks, in its place; float32 within, rounded once."""
         words = _words(x)
         _reduce[(self._programs(x.nbytes),)](
-            words, self._boxes, self._epochs, self._stop, words.numel(),
+            words, self._boxes, self._epochs, self.stop, words.numel(),
             dtype=_NUMBERS[x.dtype], **self._constants(x),
         )  # fmt: skip
         return x
@@ -190,7 +194,7 @@ class PeerCollectives:
         """
         words, found = _words(x), _words(out)
         _gather[(self._programs(x.nbytes),)](
-            words, found, self._boxes, self._epochs, self._stop,
+            words, found, self._boxes, self._epochs, self.stop,
             words.numel(), words.shape[1], found.shape[1], **self._constants(x),
         )  # fmt: skip
         return out
@@ -210,8 +214,8 @@ class PeerCollectives:
 
     def abort(self) -> None:
         """Let kernels end that wait for ranks that are gone; the inboxes are of no use afterwards."""
-        with torch.cuda.stream(torch.cuda.Stream(self._stop.device)):  # type: ignore[no-untyped-call]
-            self._stop.fill_(1)
+        with torch.cuda.stream(torch.cuda.Stream(self.stop.device)):  # type: ignore[no-untyped-call]
+            self.stop.fill_(1)
 
 
 _NUMBERS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}

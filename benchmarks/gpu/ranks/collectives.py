@@ -1,7 +1,8 @@
 """Collectives alone, each in a graph: ``python -m benchmarks.gpu.ranks.collectives OUT.json``.
 
-Sums of 8 KiB to 8 MiB by NCCL, by writing to peers (`server.device.peer_collectives`) and by torch's
-symmetric memory; the parts of one token's logits side by side; and whether sums are right. One process a GPU.
+Sums of 8 KiB to 128 MiB by NCCL, by writing to peers whole (`server.device.peer_collectives`) and in two
+shots (`server.device.two_shot_sums`), and by torch's symmetric memory; the parts of one token's logits side
+by side; and whether sums are right. One process a GPU.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ SIZES = [8 << 10 << doublings for doublings in range(11)]
 LARGE_SIZES = [32 << 20, 128 << 20]
 LARGEST = 8 << 20
 CHUNKS = (128, 512, 1024)
+CHUNK_BYTES = (8 << 10, 16 << 10, 32 << 10)
 CALLS, REPLAYS = 20, 15
 LOGITS = 128_256
 
@@ -86,11 +90,8 @@ class Rank:
 
     def nccl(self) -> dict[str, float]:
         """The sums of `Group` without peers."""
-        peers, self.group._peers = self.group._peers, None
-        try:
+        with mock.patch.multiple(self.group, _peers=None, _large=None):
             return self.sums(self.group.reduce, LARGE_SIZES[-1])
-        finally:
-            self.group._peers = peers
 
     def peers(self, chunk: int) -> dict[str, float]:
         """Sums by writing to peers, whatever their size."""
@@ -103,6 +104,19 @@ class Rank:
         made = PeerCollectives(boxes, self.rank, self.device, LARGEST, chunk)
         self.check(made.reduce)
         return self.sums(made.reduce)
+
+    def two_shots(self, chunk_bytes: int) -> dict[str, float]:
+        """Sums in two shots, of 512 KiB and more."""
+        from server.device.collectives import _exchange
+        from server.device.peer_memory import share
+        from server.device.two_shot_sums import TwoShotSums, inbox_bytes
+
+        exchange = _exchange(self.store(f"two-shots-{chunk_bytes}"), self.rank, self.ranks)
+        boxes = share(self.device, inbox_bytes(self.ranks, chunk_bytes=chunk_bytes), exchange)
+        stop = torch.zeros(1, dtype=torch.int32, device=self.device)
+        made = TwoShotSums(boxes, self.rank, self.device, stop, chunk_bytes=chunk_bytes)
+        self.check(made.reduce)
+        return self.sums(made.reduce, LARGE_SIZES[-1])
 
     def check(self, reduce: Callable[[Tensor], Tensor]) -> None:
         """Raise unless 300 sums of changing sizes are right."""
@@ -118,12 +132,8 @@ class Rank:
         """Microseconds to put one token's logits side by side."""
         part = torch.zeros(1, LOGITS // self.ranks, dtype=torch.bfloat16, device=self.device)
         out = torch.empty(1, LOGITS, dtype=torch.bfloat16, device=self.device)
-        peers = self.group._peers
-        self.group._peers = None if alone else peers
-        try:
+        with mock.patch.object(self.group, "_peers", None) if alone else nullcontext():
             return timed(lambda: self.group.gather(part, out))
-        finally:
-            self.group._peers = peers
 
     def symmetric(self, operator: str) -> dict[str, float]:
         """Sums of torch's own operators on symmetric memory."""
@@ -181,6 +191,8 @@ class Rank:
         self.note("nccl", self.nccl)
         for chunk in CHUNKS:
             self.note(f"peers, {chunk} words a program", lambda chunk=chunk: self.peers(chunk))
+        for size in CHUNK_BYTES:
+            self.note(f"two shots, {size >> 10} KiB a chunk", lambda size=size: self.two_shots(size))
         self.note("logits by nccl", lambda: self.logits(alone=True))
         self.note("logits", lambda: self.logits(alone=False))
         self.note("copies to the next GPU, GB/s", self.copy_engine)

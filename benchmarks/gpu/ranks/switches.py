@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.gpu.own import random_weights
+from server.device.peer_memory import PeerMemoryError
 
 _VARIABLE = "BENCHMARKED_RANK"
 PROCESS = "benchmarks.gpu.ranks.rank"
@@ -23,7 +24,7 @@ class Switches:
 
     Attributes:
         made_up: weights are made up in place, not read from files.
-        nccl_alone: small tensors go over NCCL, too.
+        nccl_alone: all sums go over NCCL.
         copies: a file for the times of swaps, to which each rank adds its number; none: they are not kept.
     """
 
@@ -56,8 +57,8 @@ def _apply(switches: Switches, patches: ExitStack) -> None:
     if switches.made_up:
         patches.enter_context(mock.patch("server.models.load.load_weights", random_weights))
     if switches.nccl_alone:
-        no_peers = (None, "switched off, to compare")
-        patches.enter_context(mock.patch("server.device.collectives._peers", lambda *_: no_peers))
+        switched_off = PeerMemoryError("switched off, to compare")
+        patches.enter_context(mock.patch("server.device.collectives._over_peers", side_effect=switched_off))
 
 
 def _kept_copies(path: Path) -> Any:

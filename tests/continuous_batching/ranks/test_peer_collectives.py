@@ -51,10 +51,46 @@ print(found_by_rank.hexdigest())
 """
 
 
+LARGE = """
+import hashlib
+import sys
+
+import torch
+
+from server.device.two_shot_sums import TwoShotSums, inbox_bytes
+
+path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+largest, chunk_bytes = 4096, 64
+size = inbox_bytes(ranks, largest, chunk_bytes)
+memory = torch.from_file(path, shared=True, size=ranks * size, dtype=torch.uint8)
+boxes, cpu = [memory.data_ptr() + i * size for i in range(ranks)], torch.device("cpu")
+sums = TwoShotSums(boxes, rank, cpu, torch.zeros(1, dtype=torch.int32), largest, chunk_bytes, programs=3)
+found_by_rank = hashlib.sha256()
+for call, (rows, columns, dtype) in enumerate([
+    (1, 1, torch.float32), (7, 33, torch.bfloat16), (3, 700, torch.float16), (9, 250, torch.float32),
+    (2, 16, torch.bfloat16), (20, 150, torch.bfloat16),
+] * 2):
+    torch.manual_seed(call)
+    parts = torch.randn(ranks, rows, columns).to(dtype)
+    own = parts[rank].clone()
+    assert sums.takes(own)
+    total = sums.reduce(own)
+    expected = sum(part.float() for part in parts).to(dtype)
+    assert total is own
+    # the interpreter cuts off what the GPU rounds
+    torch.testing.assert_close(total, expected, rtol=2**-7 if dtype == torch.bfloat16 else 0, atol=0)
+    found_by_rank.update(total.view(torch.uint8).numpy().tobytes())
+for other in (torch.zeros(2, 2, dtype=torch.int64), torch.zeros(4, 4).t()[:2], torch.zeros(0, 4)):
+    assert not sums.takes(other)
+print(found_by_rank.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("collectives", [RANK, LARGE], ids=["whole", "in-two-shots"])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_sums_and_parts(tmp_path: Path, ranks: int) -> None:
+def test_sums_and_parts(tmp_path: Path, ranks: int, collectives: str) -> None:
     """Calls of many sizes in turn, so that places are used again, by ranks that are not in step."""
-    command = [sys.executable, "-c", RANK, str(tmp_path / "memory")]
+    command = [sys.executable, "-c", collectives, str(tmp_path / "memory")]
     processes = [
         subprocess.Popen([*command, str(rank), str(ranks)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for rank in range(ranks)

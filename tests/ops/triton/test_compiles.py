@@ -38,6 +38,7 @@ triton_support.overlaps_launches = lambda device: True
 
 from benchmarks.gpu.skinny import Tiling, skinny
 from server.device.peer_collectives import PeerCollectives
+from server.device.two_shot_sums import TwoShotSums
 from server.ops.attention import AttentionShape
 from server.ops.triton.attention import FixedOrderAttention, TritonAttention
 from server.ops.triton.fixed_product import product as fixed_product
@@ -76,6 +77,7 @@ rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 peers = PeerCollectives([1 << 40, 3 << 40], 0, cpu)
 peers.reduce(tensor(1, 4096))
 peers.gather(tensor(1, 512), tensor(1, 1022))
+TwoShotSums([1 << 40, 3 << 40], 0, cpu, peers.stop).reduce(tensor(1000, 4096))
 silu_mul(tensor(3, 4096))
 drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, 20, dtype=torch.int32))
 draw(*drawing)
@@ -138,16 +140,16 @@ if dtype != torch.float32:
     assert "_quantize" in names and "wgmma" in compiled[-1][1]
 names = {name for name, _, _ in compiled}
 assert names >= {
-    "_gemv", "_rms_norm", "_reduce", "_gather", "_silu_mul", "_draw_in_tile", "_draw_in_line",
-    "_rotate_and_store", "decode", "decode_in_pieces",
+    "_gemv", "_rms_norm", "_reduce", "_reduce_in_two_shots", "_gather", "_silu_mul",
+    "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode", "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
     "_add_bias", "_penalise", "_count_tokens",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor; but for the first of a graph, and
-# for routes to experts, which stand behind a product of cuBLAS
+# for routes to experts and sums of prompts, which stand behind products of cuBLAS
 for name, ptx, _ in compiled:
-    if name not in ("_begin_decodes", "_route"):
+    if name not in ("_begin_decodes", "_route", "_reduce_in_two_shots"):
         assert "griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx
 assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiprocessor of Hopper has"
 """
