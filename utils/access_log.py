@@ -21,6 +21,9 @@ from utils.http_errors import CLIENT_CLOSED_REQUEST
 
 logger = logging.getLogger("access")
 
+Note = Callable[[Scope, int, float, str, bytes], None]
+"""`AccessLog.note`"""
+
 BURST = 100
 LINES_PER_SECOND = 10.0
 LONGEST_TARGET = 200
@@ -81,16 +84,16 @@ class AccessLog:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         start = time.perf_counter()
-        status, head, fault = CLIENT_CLOSED_REQUEST, None, ""
+        status, head, error = CLIENT_CLOSED_REQUEST, None, b""
         ended = False
 
         def noted(message: Message) -> Awaitable[None]:
-            nonlocal status, head, fault, ended
+            nonlocal status, head, error, ended
             if message["type"] == "http.response.start":
                 status, head = message["status"], message
             else:
-                if status >= 400 and not fault:
-                    fault = _fault(message.get("body", b""))
+                if status >= 400 and not error:
+                    error = message.get("body", b"")
                 ended = not message.get("more_body", False)
             return send(message)
 
@@ -102,11 +105,19 @@ class AccessLog:
         finally:
             if not ended and status < 400:
                 status = CLIENT_CLOSED_REQUEST  # within its answer
-            mode = self._config().access_log
-            if mode != "none" and (status >= 400 or mode == "all" or logger.isEnabledFor(logging.DEBUG)):
-                request_id = "-" if head is None else _header(head, _REQUEST_ID)
-                said = f"{request_id} {fault}".rstrip()
-                self._write(scope, mode, status, time.perf_counter() - start, said)
+            request_id = "-" if head is None else _header(head, _REQUEST_ID)
+            self.note(scope, status, time.perf_counter() - start, request_id, error)
+
+    def note(self, scope: Scope, status: int, seconds: float, request_id: str, error: bytes) -> None:
+        """Write a line for a request that ended, where the configuration asks for one.
+
+        Args:
+            error: the body of its answer, or the beginning of it, if that is an error.
+        """
+        mode = self._config().access_log
+        if mode != "none" and (status >= 400 or mode == "all" or logger.isEnabledFor(logging.DEBUG)):
+            said = f"{request_id} {_fault(error)}" if error else request_id
+            self._write(scope, mode, status, seconds, said)
 
     def _write(self, scope: Scope, mode: str, status: int, seconds: float, said: str) -> None:
         refused = status >= 400 and scope["path"] not in _PROBES

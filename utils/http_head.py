@@ -54,6 +54,8 @@ def check_head(
     if b"%" in path and not unquote(path).isprintable():
         # a router's pattern may end before a line break: one route would have two paths
         raise not_found("no path here has control characters")
+    if len(headers) > limits.limit_request_fields:
+        raise head_too_large(f"more than {limits.limit_request_fields} header fields")
     longest = limits.limit_request_field_size
     if most > min(longest, HEAD_BYTES):  # it rarely is
         size = len(target) + sum([len(name) + len(value) for name, value in headers])

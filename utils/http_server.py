@@ -167,7 +167,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Go on with HTTP/1.1 after a request that offers another protocol, as clients that would
         like HTTP/2 do. httptools has stopped before the body: another parser reads it."""
-        framing = [f for f in self.headers if f[0] in (b"content-length", b"transfer-encoding")]
+        framing = [f for f in self.scope["headers"] if f[0] in (b"content-length", b"transfer-encoding")]
         self.cycle.more_body, self.cycle.keep_alive = True, False
         self.parser = httptools.HttpRequestParser(self)
         self._in_head, self._replaying = False, True
@@ -220,14 +220,6 @@ class HttpProtocol(HttpToolsProtocol):
                 self._refusal = target_too_long(self.limits.limit_request_line)
                 raise self._refusal
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head or self._replaying:
-            return  # a trailer is no header (RFC 9110, 6.5.1)
-        super().on_header(name, value)
-        if len(self.headers) > self.limits.limit_request_fields:
-            self._refusal = head_too_large(f"more than {self.limits.limit_request_fields} header fields")
-            raise self._refusal
-
     def on_headers_complete(self) -> None:
         if self._replaying:
             return
@@ -238,6 +230,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise
         take_host_from_target(self.url, self.headers)
         super().on_headers_complete()
+        self.headers = []  # of trailers, which are no headers (RFC 9110, 6.5.1)
         frame_as_asked(self.cycle)
         self._in_head = False
         # an answer that does not wait for the end of the request is the last one

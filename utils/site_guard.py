@@ -43,6 +43,10 @@ class SiteGuard:
         app = self._guarded(scope) if scope["type"] == "http" else self._app
         return app(scope, receive, send)
 
+    def passes(self, scope: Scope) -> bool:
+        """Whether the request goes to the guarded application, and the answer to the client, as they are."""
+        return self._guarded(scope) is self._app
+
     def _guarded(self, scope: Scope) -> ASGIApp:
         """What answers the request; requests of one client are nearly always alike, and checked once."""
         config = self._config()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
+from client.config import GatewayConfig
 from client.gateway import Gateway, shutting_down
 from client.http.cache_salt import cache_salt
 from client.http.keys import Caller, caller
@@ -19,7 +20,7 @@ from client.requests.reply import Reply, Send
 from client.requests.request import RELAYED, read_request
 from protocol.errors import ApiError, loop_detected, queue_full, status_on
 from protocol.headers import CACHE_SALT, HOPS, REQUEST_ID, STREAM_CHECKPOINT
-from utils.access_log import AccessLog
+from utils.access_log import AccessLog, Note
 from utils.answers import HeadAsGet, closing
 from utils.bodies import ClientLeft
 from utils.http_errors import CLIENT_CLOSED_REQUEST, unexpected
@@ -57,9 +58,14 @@ class Headers:
         """As the module of this name says."""
         return cache_salt(sender, self._values.get(_CACHE_SALT))
 
-    @property
-    def authorization(self) -> bytes:
-        return authorization(self._values.items())
+    def sender(self, config: GatewayConfig) -> Caller:
+        """As `caller` says."""
+        return caller(authorization(self._values.items()) if config.api_keys else b"", config)
+
+
+def _is_completion(scope: Scope) -> bool:
+    # the exact paths: whatever else a router might take for one of them meets the gate
+    return scope["type"] == "http" and scope["path"] in RELAYED and scope["method"] == "POST"
 
 
 class CompletionFront:
@@ -74,19 +80,21 @@ class CompletionFront:
         self._app = HeadAsGet(app)
         self._new_ids = random_ids()
         self._answering = 0
-        guarded = SiteGuard(self._route, lambda: gateway.settings.config, host)
-        self._logged = AccessLog(guarded, lambda: gateway.settings.config)
+        self._guard = SiteGuard(self._route, lambda: gateway.settings.config, host)
+        self._log = AccessLog(self._guard, lambda: gateway.settings.config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._logged(scope, receive, send)
+        if _is_completion(scope) and self._guard.passes(scope):
+            return await self._complete(scope, receive, send, self._log.note)
+        return await self._log(scope, receive, send)
 
     def _route(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        # the exact paths: whatever else a router might take for one of them meets the gate
-        if scope["type"] == "http" and scope["path"] in RELAYED and scope["method"] == "POST":
+        if _is_completion(scope):
             return self._complete(scope, receive, send)
         return self._app(scope, receive, closing(send) if self.gateway.draining else send)
 
-    async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _complete(self, scope: Scope, receive: Receive, send: Send, note: Note | None = None) -> None:
+        """Answer a request, and `note` what came of it if nothing around this does."""
         gateway, route = self.gateway, scope["path"]
         gateway.metrics.received[route] += 1
         headers = Headers(scope["headers"], self._new_ids)
@@ -105,7 +113,10 @@ class CompletionFront:
             reply.failed = True  # the server closes the connection if it still stands
         finally:
             gateway.deadlines.close(deadline)
-            gateway.metrics.finish(route, status, gateway.clock() - deadline.started, reply.failed)
+            seconds = gateway.clock() - deadline.started
+            gateway.metrics.finish(route, status, seconds, reply.failed)
+            if note is not None:
+                note(scope, status, seconds, headers.request_id, reply.error_body)
 
     async def _fail(self, error: Exception, route: str, deadline: Deadline, reply: Reply) -> None:
         """Tell the client of `error`."""
@@ -127,7 +138,7 @@ class CompletionFront:
         config = gateway.settings.config
         if gateway.draining:
             raise shutting_down()
-        sender = caller(headers.authorization, config)
+        sender = headers.sender(config)
         deadline.owner = sender.key
         if headers.fault is not None:
             raise headers.fault

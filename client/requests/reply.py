@@ -31,7 +31,7 @@ class Reply:
         is_last: returns whether to close the connection after this answer; called when the answer begins.
     """
 
-    __slots__ = ("_is_last", "_on_end", "_request_id", "_route", "_send", "failed", "status")
+    __slots__ = ("_is_last", "_on_end", "_request_id", "_route", "_send", "error_body", "failed", "status")
 
     def __init__(
         self,
@@ -50,6 +50,8 @@ class Reply:
         """0 until the answer has begun."""
         self.failed = False
         """Whether the answer is an error, or a stream that ended with one."""
+        self.error_body = b""
+        """The answer, if it is an error and no stream."""
 
     async def _message(self, message: dict[str, Any]) -> None:
         try:
@@ -69,7 +71,8 @@ class Reply:
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
         self.status = status
-        self.failed = status >= 400
+        if status >= 400:
+            self.failed, self.error_body = True, body
         start: RawHeaders = [
             (b"content-type", JSON),
             (b"content-length", b"%d" % len(body)),

@@ -37,14 +37,15 @@ async def read_whole(response: aiohttp.ClientResponse, limit: int) -> bytes:
     Raises:
         aiohttp.ClientPayloadError: it has more than `limit` bytes.
     """
-    parts: list[bytes] = []
+    content, parts = response.content, list[bytes]()
     size = 0
-    while max(size, response.content_length or 0) <= limit:
-        part = await response.content.readany()
-        if not part:
-            return b"".join(parts)
+    announced = response.content_length or 0
+    while max(size, announced) <= limit:
+        part = await content.readany()
         parts.append(part)
         size += len(part)
+        if content.at_eof():
+            return b"".join(parts)
     raise aiohttp.ClientPayloadError(f"a body of more than {limit} bytes")
 
 
