@@ -11,9 +11,6 @@ import pytest
 import torch
 
 from protocol.generation import GenerationConfig
-from server.checkpoints.errors import ModelError
-from server.continuous_batching import LLM
-from server.continuous_batching.llm import GenerationError
 from server.ops.triton.attention import TritonAttention
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.sampling.step_logits import StepLogits
@@ -147,22 +144,6 @@ def test_the_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (alone,) = llm.generate([[5, 7, 9]], [config])
     assert worst_miss(reference.model, [[5, 7, 9]], [config], [alone.answers[0].token_ids]) < 1e-3
     llm.engine.check()
-
-
-def test_drafts_are_refused_by_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens of the last step are not known when the next one is planned."""
-    llm = overlapped_llm(tiny_model, monkeypatch, num_blocks=100)
-    assert llm.capabilities["speculation"]["name"] == "none"
-    with pytest.raises(GenerationError, match="prompt_lookup_num_tokens"):
-        llm.generate([[5, 6]], GenerationConfig(prompt_lookup_num_tokens=4))
-    assert len(llm.generate([[5, 6]], GenerationConfig(ignore_eos=True))[0].answers[0].token_ids) == 32
-    with pytest.raises(ModelError, match=r"speculation_config\.prompt_lookup_num_tokens"):
-        LLM(
-            tiny_model,
-            model_loading_config={"torch_dtype": "float32", "device": "cpu"},
-            cache_config={"num_blocks": 50},
-            speculation_config={"prompt_lookup_num_tokens": 4},
-        )
 
 
 def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(
