@@ -165,13 +165,11 @@ class StepInput:
         the last tokens of chunks that sample. The position is that of the token a line follows."""
         if not (len(self.draft_lines) or len(self.chunk_slots)):
             return self.decode_slots.astype(np.int64), self.decode_positions.astype(np.int64)
-        slots, positions = [self.decode_slots], [self.decode_positions]
+        lines = [(self.decode_slots, self.decode_positions)]
         if len(self.draft_lines):
-            drafted = self.drafted()
-            slots.append(drafted[0])
-            positions.append(drafted[1])
-        slots.append(self.chunk_slots[self.chunk_samples])
-        positions.append(self.chunk_ends[self.chunk_samples] - 1)
+            lines.append(self.drafted())
+        lines.append((self.chunk_slots[self.chunk_samples], self.chunk_ends[self.chunk_samples] - 1))
+        slots, positions = zip(*lines, strict=True)
         return np.concatenate(slots, dtype=np.int64), np.concatenate(positions, dtype=np.int64)
 
     def drafted(self) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from server.ops.triton.layer_ops import TritonLayerOps
 from server.sampling.step_logits import StepLogits
 from server.scheduling.plan import Plan
 from server.scheduling.step import StepInput
+from server.worker.decode_graphs import Size
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching.engines import small_llm
@@ -105,7 +106,7 @@ def test_a_replay_that_fails_loses_no_news_of_block_tables(
     replay = runner._graphs.replay
     until_failure = 0
 
-    def fail_once(size: int) -> StepLogits:
+    def fail_once(size: Size) -> StepLogits:
         nonlocal until_failure
         until_failure -= 1
         if until_failure == 0:

@@ -10,12 +10,13 @@ import torch
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
 from server.sampling.step_logits import StepLogits
-from server.worker.decode_graphs import DRAFTED_SIZES
+from server.worker.decode_graphs import DRAFTED_SIZES, Size
 from server.worker.runner import PagedModelRunner
 from tests.continuous_batching.drafts import (
     KINDS,
     PROMPT,
     FreeDrafts,
+    Options,
     options,
     repetitive,
     with_lookup,
@@ -65,7 +66,8 @@ def test_all_options_in_one_batch(
     llm = drafting(looping_model, monkeypatch, replayed=replayed)
     driver = Driver(llm)
     for kind in kinds:
-        driver.add(kind, PROMPT, options(kind, 6) | {"max_new_tokens": 24})
+        given = options(kind, 6) | {"max_new_tokens": 24}
+        driver.add(kind, PROMPT, given | {"min_new_tokens": min(given.get("min_new_tokens", 0), 24)})
     driver.finish()
     for kind in kinds:
         assert driver.answers(kind) == [answer[:24] for answer in plain[kind]]
@@ -105,7 +107,7 @@ def test_tokens_are_those_of_transformers(
 
 def test_a_form_holds(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each drafted token has a mask of its own, also where the draft crosses the end of the form."""
-    form = {"structured_outputs": {"regex": r"(ab ?){12}(cd){2}"}, "max_new_tokens": 100}
+    form: Options = {"structured_outputs": {"regex": r"(ab ?){12}(cd){2}"}, "max_new_tokens": 100}
     llm = drafting(tiny_model, monkeypatch)
     for given in (form, form | {"do_sample": True, "seed": 3}):
         plain, drafted = (
@@ -168,7 +170,7 @@ def test_steps_overlap_where_nothing_comes_twice(tiny_model: Path, monkeypatch: 
         return schedule(now)
 
     monkeypatch.setattr(llm.engine.scheduler, "schedule", note)
-    new = {"do_sample": True, "temperature": 50.0, "seed": 1}  # hardly any of its tokens comes twice
+    new: Options = {"do_sample": True, "temperature": 50.0, "seed": 1}  # hardly any of its tokens comes twice
     config = GenerationConfig(max_new_tokens=30, ignore_eos=True, prompt_lookup_num_tokens=6, **new)
     llm.generate([[5, 6, 7]], config)
     assert under_way.count(True) > 24
@@ -195,8 +197,13 @@ def test_steps_with_drafts_are_replayed(looping_model: Path, monkeypatch: pytest
     llm = drafting(looping_model, monkeypatch, replayed=True)
     runner = llm.engine.worker.runner
     assert isinstance(runner, PagedModelRunner) and runner._graphs is not None
-    replay, sizes = runner._graphs.replay, []
-    monkeypatch.setattr(runner._graphs, "replay", lambda size: sizes.append(size) or replay(size))
+    replay, sizes = runner._graphs.replay, list[Size]()
+
+    def note(size: Size) -> StepLogits:
+        sizes.append(size)
+        return replay(size)
+
+    monkeypatch.setattr(runner._graphs, "replay", note)
     llm.generate([PROMPT, PROMPT], GenerationConfig(**options("greedy", 10)))
     drafted = [size.lines for size in sizes if size.drafted]
     assert drafted and set(drafted) <= set(DRAFTED_SIZES)

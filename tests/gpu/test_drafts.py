@@ -9,6 +9,8 @@ import pytest
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
+from server.sampling.step_logits import StepLogits
+from server.scheduling.speculation.by_model import ModelSpeculator
 from server.worker.decode_graphs import Size
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
@@ -103,7 +105,34 @@ def test_drafted_steps_are_replayed(model: Path, monkeypatch: pytest.MonkeyPatch
     runner = llm.engine.worker.runner
     assert isinstance(runner, PagedModelRunner) and runner._graphs is not None
     replay, sizes = runner._graphs.replay, list[Size]()
-    monkeypatch.setattr(runner._graphs, "replay", lambda size: sizes.append(size) or replay(size))
+
+    def note(size: Size) -> StepLogits:
+        sizes.append(size)
+        return replay(size)
+
+    monkeypatch.setattr(runner._graphs, "replay", note)
     llm.generate([PROMPT], GenerationConfig(**options("greedy", 10)))
     assert any(size.drafted for size in sizes) and len(sizes) == llm.engine.stats().steps - 1
     assert llm.engine.stats().accepted_tokens > 20
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_draft_model(model: Path, reference: Reference, tmp_path: Path, knows: bool) -> None:
+    """The model itself, all of whose guesses are right but for roundings, or another one."""
+    draft = model if knows else tiny_llama(tmp_path, hidden=128, heads=2, kv_heads=1)
+    llm = LLM(
+        model,
+        model_loading_config={"torch_dtype": "float32", "model_max_length": 1024, "device": "cuda"},
+        batcher_config={"batch_max_tokens": 256, "batch_max_beams": 96},
+        cache_config={"num_blocks": 2000, "num_blocks_cpu": 0},
+        speculation_config={"draft_model": str(draft)},
+    )
+    speculator = llm.engine.scheduler.speculator
+    assert isinstance(speculator, ModelSpeculator)
+    speculator.cost = speculator._token_cost = FreeDrafts()
+    requests = mixed_requests(reference, 30, seed=21, longest=80, longest_prompt=40)
+    generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
+    assert reference.contradicted(requests, generations) == []
+    stats = llm.engine.stats()
+    assert stats.step_failures == 0 and stats.drafted_tokens > 200
+    assert (stats.accepted_tokens > 0.9 * stats.drafted_tokens) == knows
