@@ -46,8 +46,8 @@ NOISE = {
     "logit_bias": dict.fromkeys(range(1_000, 1_050), 100.0),
 }  # fmt: skip
 TEXTS: dict[str, dict[str, Any]] = {"repeats": {}, "new": {}, "noise": NOISE}
-EMBEDDED = 8.0
-"""Of the embedding: what the layers add to it is some tenths."""
+EMBEDDED = 32.0
+"""Standard deviation of the embedding: what all layers add to it has less than half of that."""
 
 
 def followers(vocab: int) -> torch.Tensor:
