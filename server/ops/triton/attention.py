@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,9 +59,9 @@ class TritonAttention(PagedAttention):
         if batch.chunks is not None and batch.redone:
             self._rotate_and_store(query, key, value, rotary, layer, batch)
         if batch.redone:  # they attend to each other: all of their keys and values are there before
-            some = slice(count - batch.redone, count)
-            part = PagedBatch(0, batch.rows[some], batch.positions[some], batch.tables)
-            self._rotate_and_store(query[some], key[some], value[some], rotary, layer, part, turns=False)
+            part = replace(batch, num_decodes=count - batch.redone)  # no slice: each alignment is a kernel
+            stored = (query[:count], key[:count], value[:count])
+            self._rotate_and_store(*stored, rotary, layer, part, turns=False)
         if count:
             decodes = (query[:count], key[:count], value[:count], output[:count])
             self._attend_decodes(layer, spec, rotary, batch, *decodes, sinks)
