@@ -217,5 +217,6 @@ class GpuSampler:
 
 
 def nothing_drafted(scores: Tensor) -> GpuDrafts:
-    """The drafts of a step that has none, for kernels that are to be compiled."""
-    return GpuDrafts(*torch.zeros((3, len(scores)), dtype=torch.int32, device=scores.device))
+    """The drafts of a step that has none, for kernels to be compiled; aligned, as those that are sent are."""
+    nothing = (torch.zeros(len(scores), dtype=torch.int32, device=scores.device) for _ in range(3))
+    return GpuDrafts(*nothing)

@@ -29,8 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     looping = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():
         for layer in looping.model.layers:
-            layer.self_attn.o_proj.weight *= 0.05
-            layer.mlp.down_proj.weight *= 0.05
+            layer.self_attn.o_proj.weight *= 0.0125
+            layer.mlp.down_proj.weight *= 0.0125
         looping.lm_head.weight[200:250] *= 3.0
     looping.save_pretrained(path)
     return path
@@ -47,11 +47,12 @@ def drafting(model: Path, **sizes: Any) -> LLM:
     return llm
 
 
-@pytest.mark.parametrize("num_blocks", [30, 2000])
-def test_tokens_are_those_of_transformers(model: Path, reference: Reference, num_blocks: int) -> None:
+@pytest.mark.parametrize("pressure", [False, True])
+def test_tokens_are_those_of_transformers(model: Path, reference: Reference, pressure: bool) -> None:
     requests = mixed_requests(reference, 60, seed=11, longest=80, longest_prompt=40)
     requests = with_lookup(requests[:30] + repetitive(reference, requests[30:], seed=12), seed=13)
-    llm = drafting(model, num_blocks=num_blocks)
+    needs = [c.num_rows * (len(p) + c.max_new_tokens) // 16 + c.num_rows for p, c in requests]
+    llm = drafting(model, num_blocks=max(needs) if pressure else 2000)
     generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
     assert reference.contradicted(requests, generations) == []
     stats = llm.engine.stats()
@@ -135,4 +136,4 @@ def test_a_draft_model(model: Path, reference: Reference, tmp_path: Path, knows:
     assert reference.contradicted(requests, generations) == []
     stats = llm.engine.stats()
     assert stats.step_failures == 0 and stats.drafted_tokens > 200
-    assert (stats.accepted_tokens > 0.9 * stats.drafted_tokens) == knows
+    assert (stats.accepted_tokens > 0.4 * stats.drafted_tokens) == knows
