@@ -120,7 +120,7 @@ class Speculator:
         return self._awaits(decodes, budget)
 
     def _awaits(self, decodes: Seq[Sequence], budget: int) -> bool:
-        rows = len(decodes)
+        rows, self._waited, self._granted = len(decodes), False, False
         hopeful, hopeless = self._sorted(self._guesses(decodes, ahead=True), rows, rows)
         if self._fruits > _LEAST_FRUITS and any(self._lengths(hopeful, rows, rows, budget)):
             self._waited = True
