@@ -111,9 +111,7 @@ def load(options: argparse.Namespace, *, threads: int | None = None, **cache: An
             batcher_config={"batch_max_beams": 64, "batch_max_tokens": 2048, "max_waiting": 100_000},
             cache_config={"num_blocks": blocks, "num_blocks_cpu": blocks, "watermark": 0.0} | cache,
         )  # fmt: skip
-    speculator = llm.engine.scheduler.speculator
-    if speculator is not None:
-        speculator.cost = FreeDrafts()
+    llm.engine.scheduler.speculator.cost = FreeDrafts()
     return llm
 
 

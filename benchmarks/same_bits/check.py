@@ -91,8 +91,6 @@ class Check:
                 return False
             engine = self._made(setting.engine, asked)
             setting.prepare(engine)
-            if setting.lookup and engine.llm.engine.scheduler.speculator is None:
-                return True  # steps overlap here, and nothing is drafted
             begin, before = time.perf_counter(), Counts.of(engine)
             told = self._answer(portion, engine)
             counts = Counts.of(engine).since(before)

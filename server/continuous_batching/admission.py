@@ -9,22 +9,13 @@ from server.continuous_batching.outputs import RequestFailure
 from server.scheduling.limits import Limits
 from server.scheduling.request import Request
 
-NO_DRAFTS = "steps overlap on this device, so that drafts cannot be made of the tokens of the last one"
 
-
-def objection(request: Request, limits: Limits, *, drafts: bool) -> RequestFailure | None:
-    """Why `request` can never run, whatever its tokens, or None.
-
-    Args:
-        drafts: whether the engine can make any.
-    """
+def objection(request: Request, limits: Limits) -> RequestFailure | None:
+    """Why `request` can never run, whatever its tokens, or None."""
     params = request.params
     problem = limits.objection(request.prompt_length, params.num_rows, params.max_new_tokens)
     if problem is not None:
         return RequestFailure(request.id, 422, "cannot_fit", problem[1])
-    if params.prompt_lookup.num_tokens and not drafts:
-        message = f"prompt_lookup_num_tokens is not supported: {NO_DRAFTS}"
-        return RequestFailure(request.id, 422, "unsupported_option", message)
     return None
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from server.checkpoints.errors import ModelError
 from server.checkpoints.fingerprint import fingerprint
-from server.continuous_batching.admission import NO_DRAFTS
+from server.continuous_batching.build_rank import BuiltRank
 from server.continuous_batching.collector import Collector
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.engine import Engine
@@ -20,10 +19,10 @@ from server.models.config import ModelConfig
 from server.ops.backend import Backend
 from server.scheduling.block_hash import cache_root
 from server.scheduling.cache_manager import CacheManager
-from server.scheduling.limits import Limits
 from server.scheduling.policies import POLICIES
 from server.scheduling.preemption import PreemptionCost
 from server.scheduling.scheduler import Scheduler
+from server.scheduling.speculation.by_model import ModelSpeculator
 from server.scheduling.speculation.speculator import Speculator
 from server.scheduling.step_builder import StepBuilder
 from server.text.grammars.compiler import GrammarCompiler
@@ -59,14 +58,11 @@ def build_engine(
     Raises:
         ModelError: the checkpoint cannot be served as configured.
     """
-    built, ranks = build_ranks(config, lost)
+    built, ranks = build_ranks(config, tokenizer, lost)
     loaded, specs, limits, worker = built.loaded, built.specs, built.limits, built.worker
     loading, storage, sampling = config.model_loading_config, built.storage, built.sampling
-    overlap = worker.overlaps
-    if overlap and config.speculation_config.prompt_lookup_num_tokens:
-        raise ModelError(f"speculation_config.prompt_lookup_num_tokens is not supported: {NO_DRAFTS}")
-    scheduler = _make_scheduler(config, limits, worker, loaded.backend)
-    builder = StepBuilder(longest_first=overlap)
+    scheduler = _make_scheduler(config, built)
+    builder = StepBuilder(longest_first=worker.overlaps)
     vocabulary = Vocabulary(tokenizer, loaded.config.vocab_size)
     collector = Collector(scheduler.queues, builder.moves, vocabulary)
     with phase("fingerprint"):
@@ -92,24 +88,25 @@ def build_engine(
         "same_bits": _same_bits(loaded.backend, worker),
         "block_copies": storage.block_copies.name,
         "speculation": {
-            "name": "none" if overlap else "prompt lookup",
-            "reason": NO_DRAFTS if overlap else "where a request or the configuration asks for it",
+            "name": "prompt lookup" if built.draft_model is None else "draft model, prompt lookup",
+            "reason": "where they pay; prompt lookup where a request or the configuration asks for it",
         },
     }
     return BuiltEngine(engine, loaded.config, capabilities, checkpoint)
 
 
-def _make_scheduler(config: ServerConfig, limits: Limits, worker: Worker, backend: Backend) -> Scheduler:
-    redecodes = not worker.chunks_like_decodes
+def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:
+    limits, redecodes = built.limits, not built.worker.chunks_like_decodes
     cache = CacheManager(
         limits.groups,
         limits.block_size,
         prefix_cache=config.cache_config.enable_prefix_cache,
-        separates_decoded=redecodes and backend.same_bits,
+        separates_decoded=redecodes and built.loaded.backend.same_bits,
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
-    speculator = None if worker.overlaps else Speculator()
     policy = POLICIES[config.batcher_config.policy]
+    model = built.draft_model
+    speculator = Speculator() if model is None else ModelSpeculator(model)
     return Scheduler(limits, cache, cost, policy, speculator, redecodes=redecodes)
 
 

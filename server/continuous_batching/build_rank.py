@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from server.checkpoints.errors import computes_nan
+from server.continuous_batching.build_draft import build_draft_model
 from server.continuous_batching.build_worker import build_storage, build_worker
 from server.continuous_batching.cache_size import size_cache
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.loaded_model import Join, LoadedModel, load
 from server.continuous_batching.phases import phase
 from server.layers.cache_spec import CacheSpec, cache_specs
@@ -31,6 +34,7 @@ class BuiltRank:
         specs: what its part of the cache holds.
         limits: the same on all ranks.
         sampling: how it chooses tokens and why.
+        draft_model: drafts for it, where one is configured.
     """
 
     loaded: LoadedModel
@@ -39,13 +43,17 @@ class BuiltRank:
     storage: CacheStorage
     worker: Worker
     sampling: dict[str, str]
+    draft_model: DraftModel | None = None
 
 
-def build_rank(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None) -> BuiltRank:
+def build_rank(
+    config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None, tokenizer: Any = None
+) -> BuiltRank:
     """Load the model, or a rank's part of it, and make what runs steps on it.
 
     Args:
         join: joins the ranks, where there are several: they do the same from then on.
+        tokenizer: of the model, which a draft model must have, too.
 
     Raises:
         ModelError: the checkpoint cannot be served as configured.
@@ -56,6 +64,7 @@ def build_rank(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = N
     elif shard.ranks > 1:  # which share the processors
         torch.set_num_threads(max(torch.get_num_threads() // shard.ranks, 1))
     loaded = load(config, shard, join)
+    draft_model = build_draft_model(config, loaded, tokenizer)
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
     limits = size_cache(config, loaded, specs)
     storage = build_storage(loaded, specs, limits)
@@ -63,4 +72,4 @@ def build_rank(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = N
     with phase("a short prompt"):
         if not worker.computes_numbers(min(_TRIED_TOKENS, limits.block_size, limits.model_max_length)):
             raise computes_nan(loading.model_name_or_path)
-    return BuiltRank(loaded, specs, limits, storage, worker, sampling)
+    return BuiltRank(loaded, specs, limits, storage, worker, sampling, draft_model)

@@ -43,11 +43,19 @@ def _memory(limits: Limits, specs: Sequence[CacheSpec], dtype: torch.dtype) -> I
 
 
 def build_worker(
-    loaded: LoadedModel, specs: Sequence[CacheSpec], storage: CacheStorage, limits: Limits
+    loaded: LoadedModel,
+    specs: Sequence[CacheSpec],
+    storage: CacheStorage,
+    limits: Limits,
+    *,
+    drafts: bool = True,
 ) -> tuple[Worker, dict[str, str]]:
     """(worker that suits the backend, how it chooses tokens and why).
 
     Tokens stay on the device where the backend walks block tables itself.
+
+    Args:
+        drafts: capture steps with drafts, too.
     """
     model, backend, device = loaded.model, loaded.backend, loaded.device
     with phase("attention kernels"):
@@ -62,14 +70,15 @@ def build_worker(
         decoder = Decoder(SamplingState(rows, vocab, device, tokens), choose)
         return Worker(runner, decoder, overlaps=False), reason
     tokens = TokenTable(rows, limits.model_max_length, device)
-    paged = PagedBatchBuilder(rows, max_blocks, limits.max_tokens, limits.block_size, tokens.tokens, groups)
-    state = SamplingState(rows, vocab, device, tokens)
+    lines, size = limits.max_lines, limits.block_size
+    paged = PagedBatchBuilder(rows, lines, max_blocks, limits.max_tokens, size, tokens.tokens, groups)
+    state = SamplingState(rows, vocab, device, tokens, num_lines=lines)
     sampler = GpuSampler(state)
     paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler)
     decoder = Decoder(state, sampler=sampler)
     if device.type == "cuda":
         with phase("graphs of decode steps"):
-            paged_runner.capture()
+            paged_runner.capture(drafts=drafts)
         with phase("a first prompt"):
             decoder.warm_up(paged_runner.warm_up(min(limits.chunk_tokens, limits.model_max_length)))
     return Worker(paged_runner, decoder, overlaps=True), {

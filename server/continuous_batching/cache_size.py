@@ -11,7 +11,7 @@ from server.continuous_batching.loaded_model import LoadedModel
 from server.device.collectives import Group
 from server.layers.cache_spec import CacheSpec
 from server.sampling.sampling_state import table_bytes
-from server.scheduling.limits import GroupSize, Limits
+from server.scheduling.limits import DRAFTED_LINES, GroupSize, Limits
 from server.worker.cache_sizing import CacheWishes, free_memory, size_groups
 
 CPU_CHUNK_TOKENS = 512
@@ -32,7 +32,7 @@ def size_cache(config: ServerConfig, loaded: LoadedModel, specs: Sequence[CacheS
     device, max_length = loaded.device, loaded.max_length
     reserved = 0
     if cache.num_blocks is None and device.type == "cuda":
-        reserved = table_bytes(batcher.batch_max_beams, loaded.config.vocab_size)
+        reserved = table_bytes(max(batcher.batch_max_beams, DRAFTED_LINES), loaded.config.vocab_size)
         reserved += SCORES_OF_PROMPTS * loaded.dtype.itemsize
         if reserved >= (free := free_memory(device)):
             raise ModelError(

@@ -134,13 +134,20 @@ class CacheConfig(ConfigModel):
     """Share of the device's free memory that `num_blocks: null` takes (of RAM: a third of it)."""
 
 
+MAX_DRAFT_TOKENS = 16
+
+
 class SpeculationConfig(ConfigModel):
-    """Speculative decoding by prompt lookup, for requests that do not say themselves."""
+    """Speculative decoding: prompt lookup for requests that do not say themselves, and a draft model."""
 
     prompt_lookup_num_tokens: Annotated[int, Field(ge=0, le=MAX_LOOKUP_TOKENS)] = 0
     """Most tokens drafted for a sequence and step; 0: none."""
     max_matching_ngram_size: Annotated[int, Field(ge=1, le=MAX_NGRAM_SIZE)] = 3
     """Tokens of the longest n-gram whose continuation is looked up."""
+    draft_model: ModelPath | None = None
+    """A smaller model with the same tokenizer, which drafts for every request but beams."""
+    draft_num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] = 4
+    """Most tokens that it drafts for a sequence and step."""
 
     @property
     def prompt_lookup(self) -> PromptLookup:
@@ -166,4 +173,8 @@ class ServerConfig(ApiConfig):
 
     def located(self) -> ServerConfig:
         """As `ModelLoadingConfig.located`."""
-        return self.model_copy(update={"model_loading_config": self.model_loading_config.located()})
+        found: dict[str, ConfigModel] = {"model_loading_config": self.model_loading_config.located()}
+        if (draft := self.speculation_config.draft_model) is not None:
+            place = {"draft_model": str(find_checkpoint(draft))}
+            found["speculation_config"] = self.speculation_config.model_copy(update=place)
+        return self.model_copy(update=found)

@@ -74,11 +74,11 @@ class Engine:
         self._launched: Launched | None = None
         self._requests: dict[str, Request] = {}
         self._dependent: set[str] = set()  # requests that have begun and whose tokens are chosen here: beams
+        self._settled = 0.0  # when the last step was, or when the one under way began
         self._steps = 0
         self._prompt_tokens = 0
         self._speculator = scheduler.speculator
-        if self._speculator is not None:
-            self._speculator.allowed = grammars.accepted
+        self._speculator.allowed = grammars.accepted
 
     @property
     def limits(self) -> Limits:
@@ -107,8 +107,7 @@ class Engine:
         try:
             self._collector.watch(request)
             self._grammars.watch(request)
-            if self._speculator is not None:
-                self._speculator.watch(request)
+            self._speculator.watch(request)
         except Exception as error:
             logger.exception("request %s cannot be set up", request.id)
             self.cancel(request.id)
@@ -117,7 +116,7 @@ class Engine:
 
     def objection(self, request: Request) -> RequestFailure | None:
         """Why the engine can never run `request`, whatever its tokens, or None."""
-        return objection(request, self.limits, drafts=self._speculator is not None)
+        return objection(request, self.limits)
 
     @property
     def has_room(self) -> bool:
@@ -136,10 +135,12 @@ class Engine:
 
         Where steps overlap, one is scheduled and launched before the tokens of the one before are
         read: the device always has work. An answer that ends by a token is then found out one step
-        late, and its surplus token dropped.
+        late, and its surplus token dropped. Where drafts are to follow the tokens, these are read first.
         """
         output, begin = StepOutput(), self._clock()
-        if not self._overlaps:
+        if self._launched is None:
+            self._settled = begin
+        if not self._overlaps or self._awaits_tokens:
             self._settle(output)
         if not self._grammars.is_idle:
             self._grammars.hold(partial(self._fail_grammar, output))
@@ -163,27 +164,25 @@ class Engine:
         self._launched = launched
         if not self._overlaps:
             self._settle(output)
-        if launched is not None and self._speculator is not None and not self._speculator.is_idle:
-            self._speculator.observe_step(plan.num_tokens, self._clock() - begin)
         if launched is None and not self._grammars.is_idle:
             self._grammars.rest()
-        self._observe_timings()
+        self.scheduler.cost.observe(self.worker.take_timings())
         for request_id in (*output.done, *(failure.request_id for failure in output.failures)):
             self._forget(request_id)
         output.seconds = self._clock() - begin
         return output
 
-    def _observe_timings(self) -> None:
-        timings, cost = self.worker.take_timings(), self.scheduler.cost
-        for size, seconds in timings.copies:
-            cost.observe_copy(size, seconds)
-        for tokens, seconds in timings.prompts:
-            cost.observe_prefill(tokens, seconds)
-
     @property
     def _overlaps(self) -> bool:
         """Whether the next step can be planned without knowing this one's tokens."""
         return self.worker.overlaps and not self._dependent
+
+    @property
+    def _awaits_tokens(self) -> bool:
+        """Whether the step under way has drafts, or the next one shall have some."""
+        if self._launched is None:
+            return False
+        return bool(self._launched.plan.drafts) or self._speculator.awaits(self.scheduler.queues.running)
 
     def _fail_grammar(self, output: StepOutput, request: Request, error: Exception) -> None:
         if isinstance(error, GrammarError):
@@ -194,8 +193,7 @@ class Engine:
     def _forget(self, request_id: str) -> Request | None:
         self._dependent.discard(request_id)
         self._grammars.forget(request_id)
-        if self._speculator is not None:
-            self._speculator.forget(request_id)
+        self._speculator.forget(request_id)
         return self._requests.pop(request_id, None)
 
     def _launch(self, plan: Plan, output: StepOutput) -> Launched | None:
@@ -263,13 +261,20 @@ class Engine:
         for draft in launched.plan.drafts:
             if draft.sequence.slot >= 0:
                 self.cache.shrink(draft.sequence, draft.sequence.num_computed)
+        self._observe_step(launched.plan)
+
+    def _observe_step(self, plan: Plan) -> None:
+        """Tell how long the step that was just settled took, counted from the end of the one before."""
+        begin, self._settled = self._settled, self._clock()
+        if not (self._speculator.is_idle or plan.is_empty):
+            self._speculator.observe_step(plan.num_tokens, self._settled - begin)
 
     def _accept(self, plan: Plan, result: StepResult) -> None:
         """Keep the keys and values of what is right of each draft."""
         for draft in plan.drafts:
-            assert self._speculator is not None
             accepted = int(result.counts[draft.line]) - 1
-            draft.sequence.num_computed += accepted
+            if draft.sequence.slot >= 0:
+                draft.sequence.num_computed += accepted
             self._speculator.observe_draft(draft, accepted)
 
     def _run_to_end(self, part: Plan, output: StepOutput) -> None:

@@ -58,6 +58,6 @@ def stats_of(scheduler: Scheduler) -> EngineStats:
         swapped_out_blocks=cache.counters.swapped_out_blocks,
         swapped_in_blocks=cache.counters.swapped_in_blocks,
         copies_on_write=cache.counters.copies_on_write,
-        drafted_tokens=0 if speculator is None else speculator.drafted_tokens,
-        accepted_tokens=0 if speculator is None else speculator.accepted_tokens,
+        drafted_tokens=speculator.drafted_tokens,
+        accepted_tokens=speculator.accepted_tokens,
     )

@@ -39,7 +39,7 @@ class PagedBatch:
     """Which token of a step sits where: the same for every layer, all of it on the device.
 
     The tokens are those of the decodes, then those of the chunks. The decodes are each of another sequence,
-    but for the last ones, which are computed again: those may be several of a sequence.
+    but for the last ones, which are drafted or computed again: those may be several of a sequence.
 
     Attributes:
         num_decodes: how many decodes.

@@ -12,6 +12,7 @@ from server.device.transfer import to_host
 from server.sampling.hidden_states import StepStates
 from server.sampling.logprobs import StepLogprobs
 from server.sampling.prompt_scores import PromptScores
+from server.sampling.verification import DraftLines
 from server.scheduling.step import StepResult
 
 
@@ -30,10 +31,11 @@ class PendingTokens:
     """Tokens that were chosen on the device and are on their way to the host.
 
     Args:
-        tokens: int32 [sequences] on the device.
+        tokens: int32 [lines] on the device.
         logprobs: to be reported with them; sent already.
         prompts: the same of prompts.
         states: hidden states, sent already.
+        drafts: which of the lines follow drafted tokens.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class PendingTokens:
         logprobs: StepLogprobs,
         prompts: PromptScores | None = None,
         states: StepStates | None = None,
+        drafts: DraftLines | None = None,
     ) -> None:
         self._tokens = to_host(tokens)
         self._logprobs = logprobs
         self._prompts = prompts
         self._states = states
+        self._drafts = drafts
         self._copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -56,14 +60,22 @@ class PendingTokens:
         """Wait for them."""
         if self._copied is not None:
             self._copied.synchronize()
-        result = one_token_each(self._tokens.numpy(), self._logprobs)
+        result = result_of(self._tokens.numpy(), self._logprobs, self._drafts)
         result.prompts = None if self._prompts is None else self._prompts.read()
         result.states = None if self._states is None else self._states.read()
         return result
 
 
-def one_token_each(tokens: np.ndarray, logprobs: StepLogprobs) -> StepResult:
-    """The result of a step without drafts; `tokens` are integers [sequences]."""
+def result_of(tokens: np.ndarray, logprobs: StepLogprobs, drafts: DraftLines | None = None) -> StepResult:
+    """The result of a step: of each draft, the tokens up to the first that it did not foresee.
+
+    Args:
+        tokens: integers [lines], chosen on every line.
+        logprobs: sent already.
+    """
+    if drafts is not None:
+        lines, counts = drafts.chosen_lines(tokens)
+        return StepResult(tokens[lines], counts, logprobs.report(lines))
     count = len(tokens)
     reports = logprobs.report(np.arange(count)[:, None]) if logprobs else None
     return StepResult(tokens[:, None], np.ones(count, np.int64), reports)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from server.sampling.beam_continuations import Continuations
 from server.sampling.choice import Choose, choose_by_torch, choose_tokens
-from server.sampling.chosen import ChosenTokens, PendingTokens, one_token_each
+from server.sampling.chosen import ChosenTokens, PendingTokens, result_of
 from server.sampling.gpu_sampler import GpuSampler
 from server.sampling.hidden_states import StepStates
 from server.sampling.lines import Lines
@@ -51,7 +51,7 @@ class Decoder:
 
         Args:
             forward: logits of the step's lines; overwritten.
-            step: what was computed; without drafts where the device keeps tokens.
+            step: what was computed.
             sample: what else is needed for it.
         """
         slots, positions = step.sampled()
@@ -76,10 +76,11 @@ class Decoder:
             tokens = self.sampler.choose(forward, slots, positions)[: len(slots)]
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
+        drafts = DraftLines.of_step(step)
         if not candidates:
-            return PendingTokens(tokens, logprobs, prompts, states)
+            return PendingTokens(tokens, logprobs, prompts, states, drafts)
         chosen = tokens.cpu().numpy()  # whatever was sent before is there, too
-        result = one_token_each(chosen, logprobs)
+        result = result_of(chosen, logprobs, drafts)
         result.candidates = candidates
         return ChosenTokens(_with(result, prompts, states))
 
@@ -123,10 +124,7 @@ class Decoder:
         """
         state = self.state
         slots, positions = step.sampled()
-        drafts = None
-        if len(step.draft_lines):
-            first = len(step.decode_slots)
-            drafts = DraftLines(step.draft_lines, step.draft_lengths, step.draft_tokens, first)
+        drafts = DraftLines.of_step(step)
         lines = Lines.of_step(slots, positions, drafts)
         logprobs = StepLogprobs(logits, state.logprobs[slots])
         beams = np.flatnonzero(state.beams[slots])
@@ -142,12 +140,9 @@ class Decoder:
         logprobs.send(torch.from_numpy(tokens).clamp(min=0))
         valid = tokens != FAILED
         valid[beams] = False  # theirs follow from the candidates
-        if drafts is None:
-            result = one_token_each(tokens, logprobs)
-        else:
-            accepted = drafts.accepted(tokens)
-            valid[drafts.rejected(accepted)] = False
-            result = _verified(tokens, drafts, accepted, logprobs)
+        if drafts is not None:
+            valid[drafts.rejected(drafts.accepted(tokens))] = False
+        result = result_of(tokens, logprobs, drafts)
         state.record(slots[valid], positions[valid] + 1, tokens[valid])
         if beams.size:
             scores = logits if beams.size == len(slots) else logits[beams]
@@ -164,21 +159,3 @@ def _with(result: StepResult, prompts: PromptScores | None, states: StepStates |
     if states is not None:
         result.states = states.read()
     return result
-
-
-def _verified(
-    tokens: np.ndarray, drafts: DraftLines, accepted: np.ndarray, logprobs: StepLogprobs
-) -> StepResult:
-    """The result of a step with drafts: of each, the tokens up to the first that it did not foresee.
-
-    Args:
-        tokens: int64 [lines], chosen on every line.
-        accepted: int64 [drafts], how many of each draft's tokens are right.
-    """
-    owned = np.delete(np.arange(len(tokens)), drafts.lines)  # the first line of each sequence
-    lines = np.repeat(owned[:, None], 1 + int(drafts.lengths.max()), axis=1)
-    counts = np.ones(len(owned), np.int64)
-    counts[drafts.owners] += accepted
-    for owner, start, length in zip(drafts.owners, drafts.starts, drafts.lengths, strict=True):
-        lines[owner, 1 : 1 + length] = start + np.arange(length)
-    return StepResult(tokens[lines], counts, logprobs.report(lines))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from server.sampling.sampling_state import SamplingState
 from server.sampling.slot_values import SlotTable
 from server.sampling.stage import EXCLUDED, Stage
 from server.sampling.step_logits import StepLogits
+from server.sampling.verification import GpuDrafts
 
 if TYPE_CHECKING:
     from server.sampling.triton.filters import Bounds
@@ -29,8 +31,9 @@ class GpuSampler:
     """Chooses the tokens of all sequences but beams.
 
     A token that was chosen on the device is the input of the next step: it goes to its place in the token
-    table, and the host learns of it later. Stages whose kernels can be captured run, with the choice, as one
-    CUDA graph for each set of them; where a line wants another stage, all are launched one by one.
+    table, and the host learns of it later. Where lines follow drafted tokens, the table gets of each sequence
+    the first token that its draft did not foresee. Stages whose kernels can be captured run, with the choice,
+    as one CUDA graph for each set of them; where a line wants another stage, all are launched one by one.
 
     Args:
         state: what each slot's request asks for.
@@ -43,23 +46,31 @@ class GpuSampler:
         if device.type == "cuda":
             self._captured = CapturedCalls(device)
         self._cannot_capture = False
-        self.room = SlotTable(state.num_slots, state.vocab_size, torch.float32, device)
-        self._tokens = torch.zeros(state.num_slots, dtype=torch.int32, device=device)
+        self.room = SlotTable(state.num_lines, state.vocab_size, torch.float32, device)
+        self._tokens = torch.zeros(state.num_lines, dtype=torch.int32, device=device)
+        self._accepted = torch.zeros(state.num_lines, dtype=torch.int32, device=device)
 
     def flush(self) -> None:
         """Carry what was assigned to slots to the device; before the next forward pass."""
         self._state.flush()
 
     def sample(
-        self, scores: Tensor, slots: Tensor, positions: Tensor, bounds: Bounds | None = None
+        self,
+        scores: Tensor,
+        slots: Tensor,
+        positions: Tensor,
+        bounds: Bounds | None = None,
+        *,
+        keep: bool = True,
     ) -> Tensor:
-        """Choose greedily or at random; the tokens go to their places in the token table, too.
+        """Choose greedily or at random.
 
         Args:
             scores: [lines, vocab].
             slots: int32 [lines].
             positions: int32 [lines], place of the token that each line follows.
             bounds: what filters keep of the scores.
+            keep: write the tokens to their places in the token table, too.
 
         Returns:
             int32 [lines], `FAILED` where the scores are not finite and for beams; stands until the next call.
@@ -70,7 +81,7 @@ class GpuSampler:
         sample(
             scores, slots, positions, state.draws.on_device[0],
             state.numbers.on_device[0], state.numbers.on_device[1],
-            state.tokens.tokens, tokens, bounds=bounds,
+            state.tokens.tokens, tokens, bounds=bounds, keep=keep,
         )  # fmt: skip
         return tokens
 
@@ -88,6 +99,8 @@ class GpuSampler:
         lines = Lines.of_step(slots, positions)
         wanted = self._wanted(lines)
         if not wanted and forward.tokens is not None:
+            if forward.drafts is not None:
+                self._accept(forward.tokens, self._gpu_lines(forward, self.room))
             return forward.tokens
         for stage, wanting in wanted.values():
             stage.send(wanting)
@@ -95,7 +108,7 @@ class GpuSampler:
         captures = forward.tokens is not None and all(stage.in_graph for stage, _ in wanted.values())
         if self._captured is None or not captures:
             return run()
-        key = len(forward.logits), *wanted
+        key = len(forward.logits), forward.drafts is not None, *wanted
         if key not in self._captured:
             self._make_tables([stage for stage, _ in wanted.values()])
         return self._replay(key, run)
@@ -144,8 +157,7 @@ class GpuSampler:
         room: SlotTable | None = None,
     ) -> Tensor:
         """Launch the stages and the choice."""
-        assert forward.slots is not None and forward.positions is not None
-        scores, lines = forward.logits, GpuLines(forward.slots, forward.positions, room or self.room)
+        scores, lines = forward.logits, self._gpu_lines(forward, room or self.room)
         for stage, wanting in wanted.values():
             if stage.in_graph:
                 scores = stage.launch(scores, lines)
@@ -155,11 +167,26 @@ class GpuSampler:
                 if not stage.only_masks and scores.dtype != torch.float32:
                     scores = lines.float_scores(scores).copy_(scores)
                 stage.apply(scores, wanting)
-        tokens = self.sample(scores, lines.slots, lines.positions, lines.bounds)
+        keep = lines.drafts is None
+        tokens = self.sample(scores, lines.slots, lines.positions, lines.bounds, keep=keep)
+        self._accept(tokens, lines)
         for stage, _ in wanted.values():
             if stage.in_graph:
                 stage.note(tokens, lines)
         return tokens
+
+    @staticmethod
+    def _gpu_lines(forward: StepLogits, room: SlotTable) -> GpuLines:
+        assert forward.slots is not None and forward.positions is not None
+        return GpuLines(forward.slots, forward.positions, room, drafts=forward.drafts)
+
+    def _accept(self, tokens: Tensor, lines: GpuLines) -> None:
+        """Find out how far drafts are right, if there are any."""
+        if lines.drafts is not None:
+            from server.sampling.triton.drafts import accept
+
+            lines.accepted, table = self._accepted[: len(tokens)], self._state.tokens.tokens
+            accept(tokens, lines.slots, lines.positions, lines.drafts, table, lines.accepted)
 
     def _filter(self, scores: Tensor, lines: GpuLines, stage: Stage, wanting: Lines) -> None:
         """Apply a filter that is none of our kernels, behind those that are; in place."""
@@ -184,5 +211,12 @@ class GpuSampler:
                 for table in stage.kept_tables:
                     stack.enter_context(table.stand_in())
             for wanted in ({}, *({i: stage} for i, stage in launched.items()), launched):
-                tokens = self._run(forward, wanted, room)
+                for drafts in (None, nothing_drafted(forward.logits)):
+                    tokens = self._run(replace(forward, drafts=drafts), wanted, room)
         tokens.tolist()  # what fails shall fail here
+
+
+def nothing_drafted(scores: Tensor) -> GpuDrafts:
+    """The drafts of a step that has none, for kernels to be compiled; aligned, as those that are sent are."""
+    nothing = (torch.zeros(len(scores), dtype=torch.int32, device=scores.device) for _ in range(3))
+    return GpuDrafts(*nothing)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from server.sampling.slot_values import SlotTable
-from server.sampling.verification import DraftLines
+from server.sampling.verification import DraftLines, GpuDrafts
 
 if TYPE_CHECKING:
     from server.sampling.triton.filters import Bounds
@@ -77,12 +77,16 @@ class GpuLines:
         positions: int32 [lines], as `Lines.positions`.
         room: for scores of float32.
         bounds: what filters keep of the scores, once a stage has found that out.
+        drafts: which of them follow drafted tokens; None: none does.
+        accepted: int32 [lines], how many tokens of its draft are right for each; once tokens are chosen.
     """
 
     slots: Tensor
     positions: Tensor
     room: SlotTable
     bounds: Bounds | None = None
+    drafts: GpuDrafts | None = None
+    accepted: Tensor | None = None
 
     def float_scores(self, scores: Tensor) -> Tensor:
         """float32 [lines, vocab], where a stage writes what it makes of `scores`; may be `scores` itself."""

@@ -37,6 +37,7 @@ class SamplingState:
         device: where the logits are.
         tokens: of each slot's sequence.
         stages: what there is to ask for.
+        num_lines: most lines of a step, where some follow drafted tokens.
 
     Attributes:
         stages: in the order in which they change scores.
@@ -55,12 +56,14 @@ class SamplingState:
         device: torch.device,
         tokens: TokenTable,
         stages: Sequence[type[Stage]] | None = None,
+        num_lines: int = 0,
     ) -> None:
         self.device = device
         self.tokens = tokens
         self.num_slots = num_slots
         self.vocab_size = vocab_size
-        space = SlotSpace(num_slots, vocab_size, device, tokens)
+        self.num_lines = max(num_slots, num_lines)
+        space = SlotSpace(num_slots, self.num_lines, vocab_size, device, tokens)
         self.stages = [stage(space) for stage in (STAGES if stages is None else stages)]
         self.wanting = np.zeros((len(self.stages), num_slots), bool)
         self.changed = np.zeros(num_slots, bool)
@@ -89,8 +92,7 @@ class SamplingState:
             self.assign(start)
         self.tokens.start(step.starts)
         if len(step.draft_lines):  # behind what is known, where a wrong guess has no meaning
-            slots = np.repeat(step.decode_slots[step.draft_lines], step.draft_lengths)
-            self.tokens.record(slots, step.draft_positions(), step.draft_tokens)
+            self.tokens.record(*step.drafted(), step.draft_tokens)
 
     def assign(self, start: SlotStart) -> None:
         """Take a slot for a sequence."""
@@ -203,7 +205,7 @@ class SamplingState:
         return to_device(values, self.device)
 
 
-def table_bytes(num_slots: int, vocab_size: int) -> int:
+def table_bytes(num_lines: int, vocab_size: int) -> int:
     """Memory on a GPU once requests ask for every option: the stages' tables, and room for scores."""
     scores = vocab_size * torch.float32.itemsize
-    return num_slots * (scores + sum(stage.bytes_per_slot(vocab_size) for stage in STAGES))
+    return num_lines * (scores + sum(stage.bytes_per_slot(vocab_size) for stage in STAGES))

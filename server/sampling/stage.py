@@ -27,12 +27,14 @@ class SlotSpace:
 
     Attributes:
         num_slots: most sequences that run at once; slot `num_slots` stands for padding.
+        num_lines: most lines of a step whose tokens are chosen.
         vocab_size: columns of the logits.
         device: where the logits are.
         tokens: prompt and answer so far of each slot's sequence, drafted tokens included.
     """
 
     num_slots: int
+    num_lines: int
     vocab_size: int
     device: torch.device
     tokens: TokenTable
@@ -83,10 +85,15 @@ class Stage(ABC):
         self.kept_values.append(made)
         return made
 
-    def table(self, dtype: torch.dtype, columns: int | None = None) -> SlotTable:
-        """A new line of each slot: over the vocabulary, or of so many `columns`."""
+    def table(self, dtype: torch.dtype, columns: int | None = None, *, by_line: bool = False) -> SlotTable:
+        """A new line of each slot: over the vocabulary, or of so many `columns`.
+
+        Args:
+            by_line: for each line of a step instead: what is there is of use in that step only.
+        """
         size = self.space.vocab_size if columns is None else columns
-        made = SlotTable(self.space.num_slots, size, dtype, self.space.device)
+        count = self.space.num_lines if by_line else self.space.num_slots
+        made = SlotTable(count, size, dtype, self.space.device)
         self.kept_tables.append(made)
         return made
 

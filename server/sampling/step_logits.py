@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from server.sampling.verification import GpuDrafts
+
 
 @dataclass(slots=True)
 class StepLogits:
@@ -20,6 +22,7 @@ class StepLogits:
         padding: lines at the end that stand for nothing.
         scored: [tokens, vocab], of tokens whose successors' log probabilities are reported, in the order of
             `StepInput.scored`; None where there are none.
+        drafts: which lines follow drafted tokens, where the device keeps tokens; None: none does.
         states: [wanted, hidden], hidden states of `StepInput.state_rows`; None where none are wanted.
     """
 
@@ -29,6 +32,7 @@ class StepLogits:
     tokens: Tensor | None = None
     padding: int = 0
     scored: Tensor | None = None
+    drafts: GpuDrafts | None = None
     states: Tensor | None = None
 
     @property

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DRAFTED_LINES = 128
+"""Lines of logits that a step with drafts has at most: beyond, arithmetic bounds it, and guesses cost."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupSize:
@@ -64,6 +67,11 @@ class Limits:
     block_size: int
     watermark: float
     scored_tokens: int = 256
+
+    @property
+    def max_lines(self) -> int:
+        """Lines of logits whose tokens are chosen in one step."""
+        return max(self.max_rows, DRAFTED_LINES)
 
     @property
     def num_blocks(self) -> int:

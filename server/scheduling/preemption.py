@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from server.scheduling.step import Timings
+
 SwapPolicy = Literal["swap", "recompute", "auto"]
 
 
@@ -37,6 +39,13 @@ class PreemptionCost:
     def observe_prefill(self, tokens: int, seconds: float) -> None:
         """A forward pass of mostly prompt tokens took `seconds`."""
         self.seconds_per_token.observe(seconds / tokens)
+
+    def observe(self, timings: Timings) -> None:
+        """What a worker timed."""
+        for size, seconds in timings.copies:
+            self.observe_copy(size, seconds)
+        for tokens, seconds in timings.prompts:
+            self.observe_prefill(tokens, seconds)
 
     def prefers_swap(self, size: int, tokens: int) -> bool:
         """Whether to swap a request of `size` bytes and `tokens` tokens; until both are measured, swap."""

@@ -20,7 +20,7 @@ Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022); preemption of w
 from __future__ import annotations
 
 from server.scheduling.cache_manager import CacheManager
-from server.scheduling.limits import Limits
+from server.scheduling.limits import DRAFTED_LINES, Limits
 from server.scheduling.plan import Chunk, Plan
 from server.scheduling.policies import Mix, SchedulingPolicy
 from server.scheduling.preemption import PreemptionCost
@@ -38,7 +38,7 @@ class Scheduler:
         cache: who holds which blocks.
         cost: which way of preemption is cheaper.
         policy: the order of requests, who has to leave, and what a step is made of.
-        speculator: makes drafts; None: there are none.
+        speculator: makes drafts.
         redecodes: what was decoded is decoded again, several tokens a step; otherwise it is computed as a
             prompt, which is for devices where that has the same bits.
     """
@@ -57,7 +57,7 @@ class Scheduler:
         self.cache = cache
         self.cost = cost
         self.policy = policy
-        self.speculator = speculator
+        self.speculator = speculator or Speculator()
         self._redecodes = redecodes
         self.queues = Queues(cache, SlotPool(limits.max_rows), policy)
         self._computed: list[Sequence] = []  # those of the chunks of the last plan
@@ -90,8 +90,8 @@ class Scheduler:
             budget = self._continue_prompts(prompts, plan, tokens)
             if mix is Mix.TOGETHER and len(running) == running_before and budget is not None:
                 self._admit(plan, budget)
-        if self.speculator is not None and plan.decodes and not self.speculator.is_idle:
-            self._plan_drafts(plan, self.speculator)
+        if plan.decodes and not self.speculator.is_idle:
+            self._plan_drafts(plan)
 
     def _expire(self, plan: Plan, now: float) -> None:
         plan.expired = [
@@ -177,10 +177,11 @@ class Scheduler:
         request.expands = False
         plan.joined.append(request)
 
-    def _plan_drafts(self, plan: Plan, speculator: Speculator) -> None:
+    def _plan_drafts(self, plan: Plan) -> None:
         """Guesses for the decodes, as far as blocks are left: no request leaves for a guess."""
         tokens = plan.num_tokens
-        for draft in speculator.propose(plan.decodes, tokens, self.limits.max_tokens - tokens):
+        budget = min(self.limits.max_tokens - tokens, DRAFTED_LINES - len(plan.sampled()))
+        for draft in self.speculator.propose(plan.decodes, tokens, budget):
             room = self.cache.extend(draft.sequence, 1 + len(draft.tokens)) - 1
             if room:
                 del draft.tokens[room:]

@@ -165,20 +165,19 @@ class StepInput:
         the last tokens of chunks that sample. The position is that of the token a line follows."""
         if not (len(self.draft_lines) or len(self.chunk_slots)):
             return self.decode_slots.astype(np.int64), self.decode_positions.astype(np.int64)
-        slots, positions = [self.decode_slots], [self.decode_positions]
+        lines = [(self.decode_slots, self.decode_positions)]
         if len(self.draft_lines):
-            lines = np.repeat(self.draft_lines, self.draft_lengths)
-            slots.append(self.decode_slots[lines])
-            positions.append(self.draft_positions())
-        slots.append(self.chunk_slots[self.chunk_samples])
-        positions.append(self.chunk_ends[self.chunk_samples] - 1)
+            lines.append(self.drafted())
+        lines.append((self.chunk_slots[self.chunk_samples], self.chunk_ends[self.chunk_samples] - 1))
+        slots, positions = zip(*lines, strict=True)
         return np.concatenate(slots, dtype=np.int64), np.concatenate(positions, dtype=np.int64)
 
-    def draft_positions(self) -> np.ndarray:
-        """int32 [drafted]: places of the drafted tokens."""
+    def drafted(self) -> tuple[np.ndarray, np.ndarray]:
+        """(slots, positions) int32 of the drafted tokens."""
         starts = self.decode_positions[self.draft_lines] + 1
         ahead = [start + np.arange(n) for start, n in zip(starts, self.draft_lengths, strict=True)]
-        return np.concatenate(ahead).astype(np.int32)
+        slots = np.repeat(self.decode_slots[self.draft_lines], self.draft_lengths)
+        return slots, np.concatenate(ahead).astype(np.int32)
 
 
 def _each(owners: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,7 +46,7 @@ class StepBuilder:
     def build(self, plan: Plan) -> StepInput:
         """The worker's step for `plan`, but for what `block_moves` has; its decodes may be put in another
         order."""
-        if self._longest_first:
+        if self._longest_first and not plan.drafts:  # which name their lines
             plan.decodes.sort(key=lambda sequence: -sequence.num_computed)
         step = StepInput(
             starts=[start for request in plan.joined for start in _starts(request)],

@@ -12,6 +12,7 @@ from torch import Tensor
 from server.ops.attention import AttentionBatch, ChunkSpan
 from server.ops.hidden_states import HiddenStates
 from server.ops.paged_attention import PagedBatch
+from server.sampling.verification import GpuDrafts
 from server.scheduling.step import StepInput
 
 
@@ -27,6 +28,7 @@ class ForwardBatch:
             backend takes.
         sample_rows, sample_positions: where tokens stay on the device, int32 [sampled]: table row and
             place of those tokens.
+        drafts: where tokens stay on the device, which of these follow drafted tokens; None: none does.
         states: the hidden states that are wanted.
     """
 
@@ -35,6 +37,7 @@ class ForwardBatch:
     attention: Sequence[AttentionBatch] | Sequence[PagedBatch]
     sample_rows: Tensor | None = None
     sample_positions: Tensor | None = None
+    drafts: GpuDrafts | None = None
     states: HiddenStates | None = None
 
 
@@ -80,8 +83,8 @@ class BatchBuilder:
         slots, decoded = step.decode_slots, step.decode_positions.astype(np.int64)
         tokens = [self._tokens[slots, decoded]]
         if len(step.draft_lines):  # a drafted token is computed as one more decode of its sequence
-            slots = np.concatenate((slots, np.repeat(slots[step.draft_lines], step.draft_lengths)))
-            decoded = np.concatenate((decoded, step.draft_positions()))
+            ahead, places = step.drafted()
+            slots, decoded = np.concatenate((slots, ahead)), np.concatenate((decoded, places))
             tokens.append(step.draft_tokens)
         logit_rows = list(range(len(slots)))
         if len(step.redone_slots):  # likewise, but nothing is chosen behind it

@@ -12,6 +12,7 @@ from torch import Tensor
 from server.device.transfer import PackedTransfer, aligned, to_device
 from server.ops.hidden_states import HiddenStates
 from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
+from server.sampling.verification import GpuDrafts, describe_drafts
 from server.scheduling.step import StepInput
 from server.worker.batch import ForwardBatch
 
@@ -23,6 +24,7 @@ class PagedBatchBuilder:
 
     Args:
         max_rows: most sequences that run at once; row `max_rows` stands for padding.
+        max_lines: most lines of a step whose tokens are chosen.
         max_blocks: blocks of the longest sequence.
         max_tokens: most tokens of a step.
         block_size: tokens a block.
@@ -33,6 +35,7 @@ class PagedBatchBuilder:
     def __init__(
         self,
         max_rows: int,
+        max_lines: int,
         max_blocks: int,
         max_tokens: int,
         block_size: int,
@@ -40,13 +43,15 @@ class PagedBatchBuilder:
         groups: int = 1,
     ) -> None:
         self.max_rows = max_rows
+        self.max_lines = max_lines
         self._block_size = block_size
-        self._section = aligned(max_rows)
+        self._section = aligned(max_lines)
         self._tokens = tokens
+        # attention keeps memory for as many decodes as there are tables
         self._tables = torch.zeros(
-            (groups, max_rows + 1, max_blocks), dtype=torch.int32, device=tokens.device
+            (groups, max_lines + 1, max_blocks), dtype=torch.int32, device=tokens.device
         )
-        capacity = 4 * max_tokens + 8 * max_rows + 2 * groups * max_rows * max_blocks + 16 * aligned(1)
+        capacity = 4 * max_tokens + 12 * max_lines + 2 * groups * max_rows * max_blocks + 20 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
 
     @property
@@ -54,50 +59,60 @@ class PagedBatchBuilder:
         """One that no sequence ever has, and whose blocks are the pool's first."""
         return self.max_rows
 
-    def decode_batch(self, size: int) -> ForwardBatch:
+    def decode_batch(self, size: int, *, drafted: bool = False) -> ForwardBatch:
         """The batch of any step of `size` decodes: its tensors are always in the same place.
 
         `token_ids` is empty: `begin_decodes` knows them.
+
+        Args:
+            drafted: some of them are drafted tokens.
         """
-        rows, positions, _, _ = self._sections(size)
-        attention = [PagedBatch(size, rows, positions, table) for table in self._tables]
-        return ForwardBatch(rows[:0], None, attention, rows, positions)
+        rows, positions, _, _, *described = self._sections(size)
+        redone = size if drafted else 0
+        attention = [PagedBatch(size, rows, positions, table, redone=redone) for table in self._tables]
+        drafts = GpuDrafts(*described) if drafted else None
+        return ForwardBatch(rows[:0], None, attention, rows, positions, drafts)
 
     def begin_decodes(self, size: int) -> Tensor:
         """Write what `send_decodes` sent of the block tables; int32 [size], the tokens to compute."""
         from server.worker.triton_begin import begin_decodes
 
-        rows, positions, places, blocks = self._sections(size)
+        rows, positions, places, blocks, *_ = self._sections(size)
         return begin_decodes(rows, positions, self._tokens, places, blocks, self._tables)
 
     def send_decodes(self, step: StepInput) -> None:
-        """Fill `decode_batch` of any size for a step of decodes only, padded."""
-        count = len(step.decode_slots)
+        """Fill `decode_batch` of any size for a step of decodes and drafts only, padded."""
+        slots, positions = step.sampled()
+        count = len(slots)
         # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
         places, blocks = self._changed_tables(step)
         news = min(len(places), count)
-        sections = np.full((4, self._section), -1, np.int32)
+        sections = np.full((4 if not len(step.draft_lines) else 7, self._section), -1, np.int32)
         sections[0] = self.max_rows
-        sections[0, :count] = step.decode_slots
-        sections[1, :count] = step.decode_positions
+        sections[0, :count] = slots
+        sections[1, :count] = positions
+        if len(step.draft_lines):
+            sections[4:] = 0
+            sections[4:, :count] = describe_drafts(step)
         sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
         self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
 
     def _sections(self, size: int) -> list[Tensor]:
-        """Rows, positions, places in the tables and blocks for there, of `size` decodes."""
-        return [self._transfer.place(at * self._section, size) for at in range(4)]
+        """Rows, positions, places in the tables and blocks for there, of `size` decodes; then `GpuDrafts`."""
+        return [self._transfer.place(at * self._section, size) for at in range(7)]
 
     def build(self, step: StepInput) -> ForwardBatch:
         """The batch of any step."""
         redone_slots, redone_positions = step.redone()
-        redone = len(redone_slots)
-        decodes = len(step.decode_slots) + redone
-        rows = np.concatenate((step.decode_slots, redone_slots, step.chunk_slots))
+        drafted = len(step.draft_tokens)
+        decodes = len(step.decode_slots) + drafted + len(redone_slots)
+        ahead_slots, ahead_positions = step.drafted() if drafted else (redone_slots[:0], redone_positions[:0])
+        rows = np.concatenate((step.decode_slots, ahead_slots, redone_slots, step.chunk_slots))
         lengths = np.concatenate((np.ones(decodes, np.int64), step.chunk_ends - step.chunk_starts))
         chunks = zip(step.chunk_starts.tolist(), step.chunk_ends.tolist(), strict=True)
         runs = [np.arange(start, end, dtype=np.int32) for start, end in chunks]
-        positions = np.concatenate((step.decode_positions, redone_positions, *runs))
-        samples = np.concatenate((np.arange(decodes) < decodes - redone, step.chunk_samples))
+        positions = np.concatenate((step.decode_positions, ahead_positions, redone_positions, *runs))
+        samples = np.concatenate((np.arange(decodes) < decodes - len(redone_slots), step.chunk_samples))
         ends = np.cumsum(lengths)
         sampled, (owners, scored) = (ends - 1)[samples], step.scored()
         begins = (ends - lengths)[decodes:]
@@ -106,18 +121,20 @@ class PagedBatchBuilder:
             [
                 np.repeat(rows, lengths), positions,
                 logit_rows, rows[samples], positions[sampled],
-                *self._changed_tables(step), *_describe(step, decodes),
+                *self._changed_tables(step), *(describe_drafts(step) if drafted else ()),
+                *_describe(step, decodes),
             ]
         )  # fmt: skip
         token_rows, token_positions, lines, sample_rows, sample_positions, at, blocks = sent[:7]
         self._write_tables(at, blocks)
         described = None
         if len(step.chunk_slots):
-            tiles, bounds, contexts, chunk_rows = sent[7:]
+            tiles, bounds, contexts, chunk_rows = sent[-4:]
             longest = int((step.chunk_ends - step.chunk_starts).max())
             longest_context = int(step.chunk_ends.max())
             described = Chunks(tiles.view(-1, 2), bounds, contexts, chunk_rows, longest, longest_context)
         places = token_rows * self._tokens.shape[1] + token_positions
+        redone = decodes if drafted else len(redone_slots)
         return ForwardBatch(
             token_ids=self._tokens.view(-1).index_select(0, places),
             logit_rows=lines,
@@ -127,6 +144,7 @@ class PagedBatchBuilder:
             ],
             sample_rows=sample_rows,
             sample_positions=sample_positions,
+            drafts=GpuDrafts(*sent[7:10]) if drafted else None,
             states=self._wanted_states(step),
         )
 

@@ -19,7 +19,7 @@ from server.sampling.step_logits import StepLogits
 from server.scheduling.step import StepInput, Timings
 from server.worker.batch import BatchBuilder, ForwardBatch
 from server.worker.cache_storage import CacheStorage
-from server.worker.decode_graphs import DecodeGraphs
+from server.worker.decode_graphs import DecodeGraphs, Size
 from server.worker.paged_batch import PagedBatchBuilder
 
 
@@ -96,6 +96,7 @@ class ModelRunner:
             logits[:lines],
             batch.sample_rows,
             batch.sample_positions,
+            drafts=batch.drafts,
             scored=logits[lines:] if scored else None,
             states=None if batch.states is None else batch.states.values,
         )
@@ -140,13 +141,17 @@ class PagedModelRunner(ModelRunner):
         self._graphs: DecodeGraphs | None = None
         self._logits = torch.empty(0)
 
-    def capture(self) -> None:
-        """Capture the graphs; on CUDA, once, when everything else is in its place."""
-        rows, vocab, weight = self._builder.max_rows, self.model.spec.vocab_size, self.model.embedding
+    def capture(self, *, drafts: bool = True) -> None:
+        """Capture the graphs; on CUDA, once, when everything else is in its place.
+
+        Args:
+            drafts: those of steps with drafts, too.
+        """
+        builder, vocab, weight = self._builder, self.model.spec.vocab_size, self.model.embedding
         # one place for the logits of all sizes: the graphs share the memory of their intermediates
-        self._logits = torch.empty((rows, vocab), dtype=weight.dtype, device=weight.device)
-        self._builder.send_decodes(StepInput())  # only padding: this touches no sequence
-        self._graphs = DecodeGraphs(self._decode, rows, weight.device)
+        self._logits = torch.empty((builder.max_lines, vocab), dtype=weight.dtype, device=weight.device)
+        builder.send_decodes(StepInput())  # only padding: this touches no sequence
+        self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device, drafts=drafts)
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:
@@ -159,7 +164,7 @@ class PagedModelRunner(ModelRunner):
             What the last token is followed by.
         """
         self._storage.copy(np.zeros((1, 3), np.int64))
-        most = min(2 * self._builder.max_rows, longest)  # beside as many decodes
+        most = min(self._builder.max_rows + self._builder.max_lines, longest)  # beside decodes and drafts
         for length in {most >> halvings for halvings in range(most.bit_length())}:
             slot, start, end = np.array([[self._builder.max_rows], [0], [length]], np.int32)
             self._compute(
@@ -173,20 +178,22 @@ class PagedModelRunner(ModelRunner):
             logits = self._compute(batch)
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
-    def _decode(self, size: int) -> StepLogits:
-        """A step of `size` decodes, and the choice of tokens while no line has further options."""
-        batch = self._builder.decode_batch(size)
+    def _decode(self, size: Size) -> StepLogits:
+        """A step of that size, and the choice of tokens while no line has further options."""
+        batch = self._builder.decode_batch(size.lines, drafted=size.drafted)
         rows, positions = batch.sample_rows, batch.sample_positions
         assert rows is not None and positions is not None
-        batch.token_ids = self._builder.begin_decodes(size)
-        logits = self._compute(batch, self._logits[:size])
-        return StepLogits(logits, rows, positions, self._sampler.sample(logits, rows, positions))
+        batch.token_ids = self._builder.begin_decodes(size.lines)
+        logits = self._compute(batch, self._logits[: size.lines])
+        tokens = self._sampler.sample(logits, rows, positions, keep=not size.drafted)
+        return StepLogits(logits, rows, positions, tokens, drafts=batch.drafts)
 
     def forward(self, step: StepInput) -> StepLogits:
         self._sampler.flush()
         if self._graphs is None or step.has_runs:
             return super().forward(step)
-        count = len(step.decode_slots)
-        size = self._graphs.size_for(count)
+        drafted = len(step.draft_tokens)
+        count = len(step.decode_slots) + drafted
+        size = self._graphs.size_for(count, drafted=drafted > 0)
         self._builder.send_decodes(step)
-        return replace(self._graphs.replay(size), padding=size - count)
+        return replace(self._graphs.replay(size), padding=size.lines - count)

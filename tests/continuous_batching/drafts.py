@@ -39,9 +39,7 @@ def options(kind: str, drafted: int) -> Options:
 def drafting_llm(path: Path, **sizes: Any) -> LLM:
     """An engine that computes every draft it can make."""
     llm = small_llm(path, **sizes)
-    speculator = llm.engine.scheduler.speculator
-    assert speculator is not None
-    speculator.cost = FreeDrafts()
+    llm.engine.scheduler.speculator.cost = FreeDrafts()
     return llm
 
 

@@ -20,6 +20,7 @@ def small_llm(
     chunk: int = 64,
     max_length: int = 1024,
     quantize_method: str | None = None,
+    speculation: dict[str, Any] | None = None,
     **cache: Any,
 ) -> LLM:
     """An `LLM` on the CPU with those sizes."""
@@ -43,4 +44,5 @@ def small_llm(
             "block_size": block_size,
             **cache,
         },
+        speculation_config=speculation or {},
     )

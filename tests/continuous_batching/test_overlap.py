@@ -11,14 +11,12 @@ import pytest
 import torch
 
 from protocol.generation import GenerationConfig
-from server.checkpoints.errors import ModelError
-from server.continuous_batching import LLM
-from server.continuous_batching.llm import GenerationError
 from server.ops.triton.attention import TritonAttention
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.sampling.step_logits import StepLogits
 from server.scheduling.plan import Plan
 from server.scheduling.step import StepInput
+from server.worker.decode_graphs import Size
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching.engines import small_llm
@@ -108,7 +106,7 @@ def test_a_replay_that_fails_loses_no_news_of_block_tables(
     replay = runner._graphs.replay
     until_failure = 0
 
-    def fail_once(size: int) -> StepLogits:
+    def fail_once(size: Size) -> StepLogits:
         nonlocal until_failure
         until_failure -= 1
         if until_failure == 0:
@@ -147,22 +145,6 @@ def test_the_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (alone,) = llm.generate([[5, 7, 9]], [config])
     assert worst_miss(reference.model, [[5, 7, 9]], [config], [alone.answers[0].token_ids]) < 1e-3
     llm.engine.check()
-
-
-def test_drafts_are_refused_by_name(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens of the last step are not known when the next one is planned."""
-    llm = overlapped_llm(tiny_model, monkeypatch, num_blocks=100)
-    assert llm.capabilities["speculation"]["name"] == "none"
-    with pytest.raises(GenerationError, match="prompt_lookup_num_tokens"):
-        llm.generate([[5, 6]], GenerationConfig(prompt_lookup_num_tokens=4))
-    assert len(llm.generate([[5, 6]], GenerationConfig(ignore_eos=True))[0].answers[0].token_ids) == 32
-    with pytest.raises(ModelError, match=r"speculation_config\.prompt_lookup_num_tokens"):
-        LLM(
-            tiny_model,
-            model_loading_config={"torch_dtype": "float32", "device": "cpu"},
-            cache_config={"num_blocks": 50},
-            speculation_config={"prompt_lookup_num_tokens": 4},
-        )
 
 
 def test_the_next_step_is_launched_before_the_last_ones_tokens_are_read(

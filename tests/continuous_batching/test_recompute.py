@@ -74,10 +74,6 @@ def options(kind: str) -> dict[str, Any]:
     return {"max_new_tokens": TOKENS, "ignore_eos": True, **KINDS[kind]}
 
 
-def kinds_of(llm: LLM) -> list[str]:
-    return [kind for kind in KINDS if kind != "drafted" or llm.engine.scheduler.speculator is not None]
-
-
 def answers(llm: LLM, kind: str) -> list[list[int]]:
     driver = Driver(llm)
     driver.add("whole", PROMPT, options(kind))
@@ -87,7 +83,7 @@ def answers(llm: LLM, kind: str) -> list[list[int]]:
 
 def test_resumed_at_many_places(make: Make) -> None:
     llm = make()
-    whole = {kind: answers(llm, kind) for kind in kinds_of(llm)}
+    whole = {kind: answers(llm, kind) for kind in KINDS}
     driver, left = Driver(make()), {}
     for kind, (first, *others) in whole.items():
         for cut in (1, 7, 8, 9, 17, TOKENS - 1):
@@ -102,7 +98,7 @@ def test_resumed_at_many_places(make: Make) -> None:
 
 def test_computed_anew_where_blocks_run_out(make: Make) -> None:
     llm = make()
-    whole = {kind: answers(llm, kind) for kind in kinds_of(llm)}
+    whole = {kind: answers(llm, kind) for kind in KINDS}
     for num_blocks in (17, 20):
         llm = make(num_blocks)
         llm.engine.scheduler.cost.policy = "recompute"

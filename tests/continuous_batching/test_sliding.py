@@ -76,7 +76,6 @@ def windowed(model: Path) -> Reference:
 def draft_answers(llm: LLM, reference: Reference, requests: Requests) -> None:
     """Let drafts be what transformers answers, now and then with a wrong token in it."""
     speculator, rng = llm.engine.scheduler.speculator, random.Random(0)
-    assert speculator is not None
     known = {tuple(prompt): reference.answers(prompt, config)[0] for prompt, config in requests}
 
     def propose(decodes: Seq[Sequence], tokens: int, budget: int) -> list[Draft]:

@@ -37,6 +37,12 @@ configs = [
     GenerationConfig(max_new_tokens=dice.randint(1, 40), do_sample=bool(i % 2), seed=i, **options[i % 8])
     for i in range(len(prompts))
 ]
+drafted = [config.model_copy(update={"prompt_lookup_num_tokens": 5}) for config in configs]
+circles = [prompt[:7] * 9 for prompt in prompts]
+for i in range(12):
+    llm.generate(circles[i : i + 1], drafted[i : i + 1])
+llm.generate(circles, drafted)
+assert llm.engine.stats().drafted_tokens
 for i in range(12):  # alone, and with others
     llm.generate(prompts[i : i + 1], configs[i : i + 1])
 llm.generate(prompts, configs)

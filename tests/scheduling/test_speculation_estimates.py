@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduling.params import PromptLookup, SamplingParams
-from server.scheduling.request import Request
+from server.scheduling.request import Phase, Request
 from server.scheduling.speculation.ngrams import NgramIndex
 from server.scheduling.speculation.payoff import Acceptance, StepCost, worthwhile
 from server.scheduling.speculation.speculator import Speculator
@@ -165,3 +165,49 @@ def test_nothing_is_looked_up_for_those_who_do_not_ask() -> None:
     assert [(draft.line, draft.tokens) for draft in drafts] == [(1, [1, 2, 1, 2])]
     speculator.forget("asks")
     assert speculator.is_idle
+
+
+def test_nobody_waits_for_tokens_that_no_draft_follows() -> None:
+    """Every second token is the same and leads nowhere: to know the other one is of no use."""
+    speculator = Speculator()
+    params = SamplingParams(max_new_tokens=10**6, prompt_lookup=PromptLookup(8, 3))
+    request = Request("one", [1, 2], params, 0.0)
+    request.phase, (sequence,) = Phase.RUNNING, request.sequences
+    sequence.num_computed = 2
+    speculator.watch(request)
+    waits = []
+    for place in range(2_000):
+        sequence.pending = 1
+        waits.append(speculator.awaits([request]))
+        if waits[-1]:  # the token under way becomes known
+            sequence.history.append(1 if place % 2 else 1_000 + place)
+            sequence.pending = 0
+        drafts = speculator.propose([sequence], 1, 100)
+        assert all(draft.sequence is sequence and not sequence.pending for draft in drafts)
+        for draft in drafts:
+            speculator.observe_draft(draft, 0)
+        if not waits[-1]:
+            sequence.history.append(1 if place % 2 else 1_000 + place)
+        sequence.pending = 0
+        speculator.observe_step(1, 1.0)
+    assert sum(waits[:200]) > 0 and sum(waits[1_000:]) < 60
+
+
+def test_a_text_that_repeats_is_waited_for() -> None:
+    speculator = Speculator()
+    params = SamplingParams(max_new_tokens=10**6, prompt_lookup=PromptLookup(8, 3))
+    request = Request("one", [*range(10)] * 3, params, 0.0)
+    request.phase, (sequence,) = Phase.RUNNING, request.sequences
+    sequence.num_computed, sequence.pending = 30, 1
+    speculator.watch(request)
+    for _ in range(3):
+        assert not speculator.awaits([request]), "what a step takes is not known yet"
+        speculator.observe_step(1, 1.0)
+    assert speculator.awaits([request])
+    assert not speculator.propose([sequence], 1, 100), "its newest token is not known"
+    sequence.history.append(0)
+    sequence.pending = 0
+    (draft,) = speculator.propose([sequence], 1, 100)
+    assert draft.tokens == [1, 2, 3, 4, 5, 6, 7, 8]
+    request.held, sequence.pending = True, 1
+    assert not speculator.awaits([request])

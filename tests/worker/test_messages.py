@@ -82,7 +82,6 @@ class Wire:
 
 
 def generate(llm: LLM) -> list[tuple[list[int], list[TokenLogprob] | None]]:
-    assert llm.engine.scheduler.speculator is not None
     llm.engine.scheduler.speculator.cost = FreeDrafts()
     prompts = [[5 + i, 7, 9, 5 + i, 7] * (1 + i % 4) for i in range(24)]
     configs = [

@@ -47,7 +47,7 @@ def test_a_padded_step(device: torch.device, size: int, mirrored: int) -> None:
     """With nothing new, a block each as usual, and more than a captured kernel takes."""
     known = torch.arange(9, dtype=torch.int32, device=device).view(-1, 1) * 100
     known = known + torch.arange(90, dtype=torch.int32, device=device)
-    builder = PagedBatchBuilder(8, 6, 64, 16, known)
+    builder = PagedBatchBuilder(8, 8, 6, 64, 16, known)
     builder._tables.fill_(-5)
     held = {row: [10 * row + i for i in range(4)] for row in (6, 1, 3)}
     plan = Plan(decodes=[decoding(row, blocks, mirrored) for row, blocks in held.items()])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from server.checkpoints.errors import ModelError
 from server.continuous_batching.build_rank import BuiltRank, build_rank
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.ranks import messages
@@ -16,10 +17,13 @@ from server.continuous_batching.ranks.worker import RankedWorker
 from server.layers.shard import Shard
 
 
-def build_ranks(config: ServerConfig, lost: Callable[[str], None] | None) -> tuple[BuiltRank, dict[str, Any]]:
+def build_ranks(
+    config: ServerConfig, tokenizer: Any, lost: Callable[[str], None] | None
+) -> tuple[BuiltRank, dict[str, Any]]:
     """(what this rank has, with a worker that speaks for all; what ranks there are, for the operator).
 
     Args:
+        tokenizer: of the model, which a draft model must have, too.
         lost: as of `Ranks`.
 
     Raises:
@@ -27,7 +31,12 @@ def build_ranks(config: ServerConfig, lost: Callable[[str], None] | None) -> tup
     """
     count = count_ranks(config)
     if count == 1:
-        return build_rank(config), {"count": 1}
+        return build_rank(config, tokenizer=tokenizer), {"count": 1}
+    if config.speculation_config.draft_model is not None:
+        raise ModelError(
+            "speculation_config.draft_model is not supported where a model is split over ranks "
+            f"(parallel_config.tensor_parallel_size: {count})"
+        )
     ranks = Ranks(config, count, lost)
     try:
         built = build_rank(config, Shard(0, count), ranks.join)

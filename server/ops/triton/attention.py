@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -56,27 +57,34 @@ class TritonAttention(PagedAttention):
         rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
         output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if batch.chunks is not None and batch.redone:
-            self._rotate_and_store(query, key, value, rotary, layer)
-        if batch.redone:  # for their keys and values; what they attend to is not all there yet
-            begin = count - batch.redone
-            part = PagedBatch(batch.redone, batch.rows[begin:], batch.positions[begin:], batch.tables)
-            again = (query[begin:count], key[begin:count], value[begin:count], output[begin:count])
-            self._attend_decodes(layer, spec, rotary, part, *again, sinks)
+            self._rotate_and_store(query, key, value, rotary, layer, batch)
+        if batch.redone:  # they attend to each other: all of their keys and values are there before
+            part = replace(batch, num_decodes=count - batch.redone)  # no slice: each alignment is a kernel
+            stored = (query[:count], key[:count], value[:count])
+            self._rotate_and_store(*stored, rotary, layer, part, turns=False)
         if count:
             decodes = (query[:count], key[:count], value[:count], output[:count])
             self._attend_decodes(layer, spec, rotary, batch, *decodes, sinks)
         if batch.chunks is not None:
             if not batch.redone:
-                self._rotate_and_store(query, key, value, rotary, layer)
+                self._rotate_and_store(query, key, value, rotary, layer, batch)
             self._attend_chunks(layer, query, batch.chunks, output, sinks)
         return output.flatten(1)
 
     def _rotate_and_store(
-        self, query: Tensor, key: Tensor, value: Tensor, rotary: Rotary | None, layer: int
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary: Rotary | None,
+        layer: int,
+        batch: PagedBatch,
+        *,
+        turns: bool = True,
     ) -> None:
-        """Of the chunks."""
-        scales, fused = self.shape.cache_scales, not self.fixed_order
-        rotate_and_store(query, key, value, rotary, self.cache, layer, self.batch, scales, fused=fused)
+        """Of the chunks; as of `rotate_and_store`."""
+        cache, scales, fused = self.cache, self.shape.cache_scales, not self.fixed_order
+        rotate_and_store(query, key, value, rotary, cache, layer, batch, scales, fused=fused, turns=turns)
 
     def _attend_chunks(
         self, layer: int, query: Tensor, chunks: Chunks, output: Tensor, sinks: Tensor | None

@@ -100,6 +100,7 @@ def rotate_and_store(
     cache_scales: Tensor | None = None,
     *,
     fused: bool = True,
+    turns: bool = True,
 ) -> None:
     """Rotate the chunks' queries in place; write their rotated keys and values to their places in `cache`.
 
@@ -110,13 +111,14 @@ def rotate_and_store(
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
         cache_scales: of a cache in FP8, as in `AttentionShape`.
         fused: a product and a sum may be rounded as one, which is the compiler's choice.
+        turns: rotate the queries; False: they stay as they are.
     """
     tokens, heads, head_dim = query.shape
     kv_heads, first = key.shape[1], batch.num_decodes
     cos, sin, size, turned = query, query, 0, 0  # tables that are not read; no query head turns
     if rotary is not None:
-        cos, sin, size, turned = rotary.cos, rotary.sin, rotary.cos.shape[1], heads
-    head_tile = min(next_power_of_two(heads), 8 if tokens - first <= 64 else 32)
+        cos, sin, size, turned = rotary.cos, rotary.sin, rotary.cos.shape[1], heads if turns else 0
+    head_tile = min(next_power_of_two(heads), 8 if tokens - first <= 64 or not turns else 32)
     grid = (tokens - first, -(-turned // head_tile) + 1)
     _rotate_and_store[grid](
         query, key, value, cos, sin, cache, None if cache_scales is None else cache_scales[layer],

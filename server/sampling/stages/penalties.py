@@ -67,11 +67,17 @@ class Penalties(Stage):
         from server.sampling.triton.penalties import penalise
 
         target, penalties = lines.float_scores(scores), self._penalties.on_device
-        penalise(scores, lines.slots, penalties, self.seen.tensor, self.counts.tensor, target)
+        known = None
+        if lines.drafts is not None:
+            known = lines.drafts.depths, lines.positions, self.space.tokens.tokens
+        penalise(scores, lines.slots, penalties, self.seen.tensor, self.counts.tensor, target, known)
         return target
 
     def note(self, tokens: Tensor, lines: GpuLines) -> None:
         from server.sampling.triton.penalties import count_tokens
 
         is_on = self._penalties.on_device[0]
-        count_tokens(tokens, lines.slots, is_on, self.seen.tensor, self.counts.tensor)
+        drafts = None
+        if lines.drafts is not None and lines.accepted is not None:
+            drafts = lines.drafts.depths, lines.drafts.firsts, lines.accepted
+        count_tokens(tokens, lines.slots, is_on, self.seen.tensor, self.counts.tensor, drafts)

@@ -35,9 +35,9 @@ class StructuredOutputs(Stage):
         self._exclude = exclude_function(space.device)
         self._sample = SampleInput()
         self._rows: dict[tuple[int, int], int] = {}
-        self._masks = self.table(torch.int32, mask_words(space.vocab_size))
-        self._mask_of_slot = torch.full(
-            (space.num_slots + 1,), _NO_MASK, dtype=torch.int32, device=space.device
+        self._masks = self.table(torch.int32, mask_words(space.vocab_size), by_line=True)
+        self._mask_of_line = torch.full(
+            (space.num_lines + 1,), _NO_MASK, dtype=torch.int32, device=space.device
         )
 
     @classmethod
@@ -73,26 +73,26 @@ class StructuredOutputs(Stage):
         return bool(self._rows)
 
     def send(self, lines: Lines) -> None:
-        slots = self._sample.mask_slots
-        masks = np.full(len(self._mask_of_slot), _NO_MASK, np.int32)
-        masks[slots] = np.arange(len(slots))
-        self._mask_of_slot.copy_(to_device(masks, self.space.device))
-        self._masks.tensor[: len(slots)].copy_(to_device(self._sample.masks, self.space.device))
+        masks = np.full(len(self._mask_of_line), _NO_MASK, np.int32)
+        masks[lines.at] = self._rows_of(lines)
+        self._mask_of_line.copy_(to_device(masks, self.space.device))
+        count = len(self._sample.masks)
+        self._masks.tensor[:count].copy_(to_device(self._sample.masks, self.space.device))
 
     def launch(self, scores: Tensor, lines: GpuLines) -> Tensor:
         programs, masks = (len(scores), -(-self.space.vocab_size // _TILE)), self._masks.tensor
         _exclude[programs](
-            scores, lines.slots, self._mask_of_slot, masks,
+            scores, self._mask_of_line, masks,
             scores.stride(0), masks.shape[1], scores.shape[1], TILE=_TILE, num_warps=4,
         )  # fmt: skip
         return scores
 
 
 @jit
-def _exclude(scores, slots, mask_of_slot, masks, stride, words, vocab, TILE: tl.constexpr):
+def _exclude(scores, mask_of_line, masks, stride, words, vocab, TILE: tl.constexpr):
     """Program (line, tile of its tokens)."""
     line = tl.program_id(0).to(tl.int64)
-    mask = tl.load(mask_of_slot + tl.load(slots + line)).to(tl.int64)
+    mask = tl.load(mask_of_line + line).to(tl.int64)
     if mask >= 0:
         token = tl.program_id(1) * TILE + tl.arange(0, TILE)
         known = token < vocab

@@ -29,7 +29,7 @@ class Truncation(Stage):
         super().__init__(space)
         self._limits = self.values(4)  # temperature, then `options`; 0: off
         self._least = np.ones(space.num_slots, np.int64)
-        self.listed = self.table(torch.float32)
+        self.listed = self.table(torch.float32, by_line=True)
         """Room for the scores that a GPU searches."""
 
     def wants(self, params: SamplingParams) -> bool:

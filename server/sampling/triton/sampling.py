@@ -106,7 +106,7 @@ def _draw_in_tile(
 @triton.jit
 def _draw_in_line(
     slots, positions, temperatures, values, candidates, tokens, table, tiles, length,
-    TILES: tl.constexpr, FAILED: tl.constexpr, PDL: tl.constexpr,
+    TILES: tl.constexpr, FAILED: tl.constexpr, KEEP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (line)."""
     if PDL:
@@ -123,7 +123,8 @@ def _draw_in_line(
     ok = (best > float("-inf")) & (best < float("inf")) & (tl.load(temperatures + slot) >= 0.0)
     token = tl.where(ok, token, FAILED)
     tl.store(tokens + line, token)
-    tl.store(table + slot.to(tl.int64) * length + position, tl.maximum(token, 0))
+    if KEEP:
+        tl.store(table + slot.to(tl.int64) * length + position, tl.maximum(token, 0))
 
 
 def sample(
@@ -137,6 +138,7 @@ def sample(
     tokens: Tensor,
     *,
     bounds: Bounds | None = None,
+    keep: bool = True,
 ) -> None:
     """Choose the next token of each line.
 
@@ -146,9 +148,10 @@ def sample(
         positions: int32 [lines], place in its sequence of the token that the line follows.
         temperatures: float32 [slots], 0 for the likeliest token, negative for none.
         seeds, answers: int64 [slots].
-        table: int32 [slots, length], contiguous; the chosen token is written there too, at its position.
+        table: int32 [slots, length], contiguous.
         tokens: int32 [lines], overwritten with the tokens; `FAILED` where the scores are not finite.
         bounds: what filters keep; None where no line has one.
+        keep: write the tokens to their places in the table, too.
     """
     lines, vocab = logits.shape
     tiles = -(-vocab // _TILE)
@@ -163,5 +166,5 @@ def sample(
     )  # fmt: skip
     _draw_in_line[(lines,)](
         slots, positions, temperatures, values, candidates, tokens, table, tiles, table.stride(0),
-        TILES=next_power_of_two(tiles), FAILED=FAILED, num_warps=1, **options,
+        TILES=next_power_of_two(tiles), FAILED=FAILED, KEEP=keep, num_warps=1, **options,
     )  # fmt: skip

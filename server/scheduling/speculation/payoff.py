@@ -17,7 +17,7 @@ _SAMPLES = 3
 _EPOCH_STEPS = 2048
 """Of this many steps some are measured without drafts, and sizes that did not occur are forgotten."""
 
-_LEAST_GAIN = 0.05
+LEAST_GAIN = 0.05
 """What drafts must bring at least, in steps: below that, it may as well be an error of the estimate."""
 
 _PRIOR_WEIGHT = 2.0
@@ -133,7 +133,7 @@ def worthwhile(
     expected = sum(
         rate * (1 - rate**length) / (1 - rate) for rate, length in zip(rates, lengths, strict=True)
     )
-    if expected * value < _LEAST_GAIN * cost.seconds(tokens):
+    if expected * value < LEAST_GAIN * cost.seconds(tokens):
         return [0] * len(rates)  # not even if they cost nothing
     chances = [rate ** np.arange(1, length + 1) for rate, length in zip(rates, lengths, strict=True)]
     ordered = np.sort(np.concatenate(chances))[::-1][:budget]
@@ -142,7 +142,7 @@ def worthwhile(
     plain, *more = cost.curve(tokens, tokens + ordered.size)
     gain = np.cumsum(ordered) * value - (np.array(more) - plain)
     best = int(gain.argmax())
-    if gain[best] < _LEAST_GAIN * plain:
+    if gain[best] < LEAST_GAIN * plain:
         return [0] * len(rates)
     kept = [int(np.count_nonzero(chance >= ordered[best])) for chance in chances]
     return kept if sum(kept) <= budget else _cut(kept, budget)

@@ -65,7 +65,6 @@ OPTIONS: list[dict[str, Any]] = [
 
 def answers(llm: LLM) -> list[Any]:
     """Of every option, alone and beside the others."""
-    assert llm.engine.scheduler.speculator is not None
     llm.engine.scheduler.speculator.cost = FreeDrafts()
     prompts = [[5 + i, 7, 9, 5 + i, 7] * (1 + i % 4) for i in range(18)]
     configs = [GenerationConfig(**{"max_new_tokens": 20, **OPTIONS[i % len(OPTIONS)]}) for i in range(18)]

@@ -45,6 +45,7 @@ from server.ops.triton.fixed_product import product as fixed_product
 from server.sampling.triton.beams import best_continuations
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
+from server.sampling.triton.drafts import accept
 from server.sampling.triton.filters import find_bounds
 from server.layers.microscaled import Microscaled
 from server.ops.triton.experts import inward, outward, tiling_of
@@ -55,6 +56,7 @@ from server.quantization.fp8.product import product
 from server.quantization.gemv import gemv
 from server.quantization.fp8.rows import RowScales, quantize
 from server.sampling.triton.penalties import add_bias, count_tokens, penalise
+from server.sampling.verification import GpuDrafts
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.scenes import paged_batch, rotary_of
 from tests.sampling.triton.draws import draw, options_of
@@ -88,6 +90,10 @@ draw(*drawing, bounds=find_bounds(tensor(4, 9001), rows, options, room))
 add_bias(tensor(4, 9001), rows, options[0], room, room)
 penalise(tensor(4, 9001), rows, options[1:], room.bool(), room, room)
 count_tokens(rows, rows, options[0], room.bool(), room)
+penalise(tensor(4, 9001), rows, options[1:], room.bool(), room, room, (rows, rows, torch.zeros(4, 20).int()))
+count_tokens(rows, rows, options[0], room.bool(), room, (rows, rows, rows))
+draw(*drawing, keep=False)
+accept(rows, rows, rows, GpuDrafts(rows, rows, rows), torch.zeros(4, 20).int(), rows)
 copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
 table = torch.zeros(4, 7, dtype=torch.int32)
 begin_decodes(rows, rows, table, rows, rows, table)
@@ -144,7 +150,7 @@ assert names >= {
     "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode", "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
-    "_add_bias", "_penalise", "_count_tokens",
+    "_add_bias", "_penalise", "_count_tokens", "_accept",
 }, names
 # each tells its successor that it may begin, and waits for its predecessor; but for the first of a graph, and
 # for routes to experts and sums of prompts, which stand behind products of cuBLAS

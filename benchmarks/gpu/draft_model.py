@@ -1,0 +1,136 @@
+"""What a draft model gives: ``.venv/bin/python -m benchmarks.gpu.draft_model SHAPE DRAFT_SHAPE OUT.json``.
+
+Both models have random weights and forced texts, as in `benchmarks.gpu.speculation`, and the large one's
+vocabulary. Behind so many of all tokens the draft model is forced to another one that a guess is right with
+the rate that is asked for. The same greedy requests are answered with drafts and without, by turns. Beside
+the figures stands what they would be by the formula (Leviathan et al., 2023): with k drafted tokens a step
+yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of k steps of
+the draft model, of which the medians are those that the engine learned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.checkpoints import SHAPES, describe_llama
+from benchmarks.gpu import speculation
+from benchmarks.gpu.versions import versions
+from server.continuous_batching import LLM
+from server.models.decoder import Decoder
+from server.scheduling.speculation.by_model import ModelSpeculator
+from utils.commands import with_interpreter
+
+RATES = (0.9, 0.8, 0.6, 0.0)
+
+
+def force_drafts(model: Decoder, rate: float) -> None:
+    """Let `model` guess the follower of a share `rate` of all tokens, and of the others one that is none."""
+    weights = model.weights()
+    embedding, head = weights["model.embed_tokens.weight"].tensor, weights["lm_head.weight"].tensor
+    follow = speculation.followers(len(head))
+    dice = torch.Generator().manual_seed(1)
+    wrong = torch.rand(len(head), generator=dice) >= rate
+    follow[wrong] = follow[follow[wrong]]
+    scale = speculation.EMBEDDED * embedding.shape[1] ** 0.5
+    head.zero_()
+    head.index_add_(0, follow.to(head.device), embedding / scale)
+
+
+def load(shape: str, draft: str, directory: Path, rows: int, drafted: int) -> LLM:
+    """An `LLM` of that shape with a draft model of another one."""
+    large, small = directory / shape, directory / f"{draft}-for-{shape}"
+    describe_llama(large, SHAPES[shape])
+    describe_llama(small, replace(SHAPES[draft], vocab=SHAPES[shape].vocab))
+    with mock.patch("server.models.load.load_weights", speculation.forced_weights):
+        return LLM(
+            large,
+            model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
+            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": rows},
+            cache_config={"enable_prefix_cache": False, "num_blocks_cpu": 0},
+            speculation_config={"draft_model": str(small), "draft_num_tokens": drafted},
+        )
+
+
+def by_formula(speculator: ModelSpeculator, rate: float, rows: int, drafted: int) -> dict[str, float]:
+    """Milliseconds for a token of each row, for the best number of drafted tokens up to `drafted`."""
+    cost, found = speculator.cost, []
+    for count in range(drafted + 1):
+        tokens = sum(rate**place for place in range(count + 1))
+        seconds = cost.seconds(rows * (count + 1)) + count * speculator._token_cost.seconds(rows)
+        found.append((1e3 * seconds / tokens, count))
+    ms, count = min(found)
+    return {"ms": ms, "drafted": count}
+
+
+def compare(llm: LLM, rate: float, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Figures with and without drafts, by turns."""
+    speculator = llm.engine.scheduler.speculator
+    assert isinstance(speculator, ModelSpeculator)
+    force_drafts(speculator._model._worker.runner.model, rate)  # type: ignore[attr-defined]
+    asked = speculation.prompts("new", rows, SHAPES[options.shape].vocab)
+    turns: dict[str, list[dict[str, Any]]] = {"plain": [], "drafts": []}
+    equal = True
+    for turn in range(-1, options.repeats):  # the first one warms up
+        with mock.patch.object(speculator, "watch"):  # of these requests it never hears
+            plain = speculation.answer(llm, "new", asked, options.tokens, 0)
+        drafts = speculation.answer(llm, "new", asked, options.tokens, 0)
+        equal &= plain.pop("answers") == drafts.pop("answers")
+        if turn >= 0:
+            turns["plain"].append(plain)
+            turns["drafts"].append(drafts)
+    plain_ms, drafts_ms = (statistics.median(turn["ms"] for turn in turns[kind]) for kind in turns)
+    return {
+        "rate": rate, "rows": rows, "plain_ms": plain_ms, "drafts_ms": drafts_ms,
+        "speedup": plain_ms / drafts_ms, "by_formula": by_formula(speculator, rate, rows, options.drafted),
+        "draft_token_ms": 1e3 * speculator._token_cost.seconds(rows), "equal": equal, "turns": turns,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, show a line for each case, and write all there is so far."""
+    parser = argparse.ArgumentParser(
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("draft", choices=SHAPES, help="shape of the draft model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--drafted", type=int, default=6, help="tokens of a draft at most")
+    options = parser.parse_args()
+    compiled = speculation.watch_compiler()
+    llm = load(options.shape, options.draft, options.models, max(options.rows), options.drafted)
+    compiled.clear()
+    result: dict[str, Any] = {
+        "versions": versions(), "shape": options.shape, "draft": options.draft, "cases": [],
+        "compiled_while_serving": compiled,
+    }  # fmt: skip
+    for rows in options.rows:
+        for rate in options.rates:
+            case = compare(llm, rate, rows, options)
+            result["cases"].append(case)
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            drafted, accepted = (
+                sum(turn[kind] for turn in case["turns"]["drafts"]) for kind in ("drafted", "accepted")
+            )
+            print(
+                f"rate {rate:.1f} {rows:3} rows  {case['plain_ms']:7.3f} ms  drafts {case['drafts_ms']:7.3f} "
+                f"{case['speedup']:5.2f} ×  by formula {case['by_formula']['ms']:7.3f} ms  "
+                f"{accepted} of {drafted} accepted  equal {case['equal']}  compiled {len(compiled)}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What drafts by prompt lookup give: ``.venv/bin/python -m benchmarks.gpu.speculation SHAPE OUT.json``.
+
+The weights are random, so the texts are forced: the embedding of each token is much larger than what the
+layers add to it, and the output layer scores highest the one token that is to follow. All layers are
+computed.
+
+- *repeats*: greedy; tokens walk in circles of 48, so that a text comes again after 48 tokens;
+- *new*: greedy; each token is followed by the next id, so that no token comes twice;
+- *noise*: drawn from 50 tokens, about equally likely, so that there is always something to find and nearly
+  every guess is wrong.
+
+One engine answers the same requests with and without drafts, by turns. Figures are milliseconds for a token
+of each row. Greedy answers must be equal, drawn ones but for roundings (a step with drafts has other sizes),
+and no kernel may be compiled once the engine is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.checkpoints import SHAPES
+from benchmarks.gpu import own
+from benchmarks.gpu.own import random_weights
+from benchmarks.gpu.versions import versions
+from benchmarks.machine import today
+from protocol.generation import GenerationConfig
+from server.models.decoder import Decoder
+from utils.commands import with_interpreter
+
+CIRCLE = 48
+"""Tokens of a text that repeats itself."""
+CIRCLES = 256 * CIRCLE
+"""Ids below this walk in circles, those above go on to the next one."""
+PROMPT_TOKENS = 128
+NOISE = {
+    "do_sample": True, "temperature": 50.0, "top_k": 50, "seed": 1,
+    "logit_bias": dict.fromkeys(range(1_000, 1_050), 100.0),
+}  # fmt: skip
+TEXTS: dict[str, dict[str, Any]] = {"repeats": {}, "new": {}, "noise": NOISE}
+EMBEDDED = 32.0
+"""Standard deviation of the embedding: what all layers add to it has less than half of that."""
+
+
+def followers(vocab: int) -> torch.Tensor:
+    """int64 [vocab]: the token behind each."""
+    token = torch.arange(vocab)
+    begin = token // CIRCLE * CIRCLE
+    around = begin + (token - begin + 1) % CIRCLE
+    onward = CIRCLES + (token - CIRCLES + 1) % (vocab - CIRCLES)
+    return torch.where(token < CIRCLES, around, onward)
+
+
+def forced_weights(path: Path, model: Decoder, quantized: None = None) -> None:
+    """Random weights whose greedy text is that of `followers`."""
+    random_weights(path, model)
+    weights = model.weights()
+    embedding = weights["model.embed_tokens.weight"].tensor
+    embedding.normal_(0.0, EMBEDDED)
+    head = weights["lm_head.weight"].tensor
+    head[followers(len(head)).to(head.device)] = embedding / (EMBEDDED * embedding.shape[1] ** 0.5)
+
+
+def prompts(text: str, rows: int, vocab: int) -> list[list[int]]:
+    """A prompt for each row, which its text goes on from."""
+    follow, made = followers(vocab).tolist(), []
+    for row in range(rows):
+        onward = CIRCLES + row * 400 % (vocab - CIRCLES)
+        tokens = [row * CIRCLE if text == "repeats" else onward]
+        while len(tokens) < PROMPT_TOKENS:
+            tokens.append(follow[tokens[-1]])
+        made.append(tokens)
+    return made
+
+
+def answer(llm: Any, text: str, asked: list[list[int]], new_tokens: int, drafted: int) -> dict[str, Any]:
+    """Milliseconds for a token of each row, and what came of the drafts."""
+    config = GenerationConfig(
+        max_new_tokens=new_tokens, ignore_eos=True, prompt_lookup_num_tokens=drafted, **TEXTS[text]
+    )
+    before = llm.engine.stats()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    generations = llm.generate(asked, config)
+    seconds = time.perf_counter() - began
+    after = llm.engine.stats()
+    return {
+        "ms": 1e3 * seconds / new_tokens,
+        "steps": after.steps - before.steps,
+        "drafted": after.drafted_tokens - before.drafted_tokens,
+        "accepted": after.accepted_tokens - before.accepted_tokens,
+        "answers": [generation.answers[0].token_ids for generation in generations],
+    }
+
+
+def compare(llm: Any, text: str, rows: int, options: argparse.Namespace, vocab: int) -> dict[str, Any]:
+    """Figures with and without drafts, by turns."""
+    follow, asked = followers(vocab).tolist(), prompts(text, rows, vocab)
+    turns: dict[str, list[dict[str, Any]]] = {"plain": [], "drafts": []}
+    for turn in range(-1, options.repeats):  # the first one warms up
+        told = {
+            "plain": answer(llm, text, asked, options.tokens, 0),
+            "drafts": answer(llm, text, asked, options.tokens, options.drafted),
+        }
+        equal = told["plain"].pop("answers") == (answers := told["drafts"].pop("answers"))
+        forced = text == "noise" or all(
+            token == follow[before]
+            for prompt, tokens in zip(asked, answers, strict=True)
+            for before, token in zip([prompt[-1], *tokens], tokens, strict=False)
+        )
+        if turn >= 0:
+            for kind, figures in told.items():
+                turns[kind].append(figures | {"equal": equal, "as_forced": forced})
+    ratios = [
+        plain["ms"] / drafts["ms"] for plain, drafts in zip(turns["plain"], turns["drafts"], strict=True)
+    ]
+    return {
+        "text": text, "rows": rows, "speedup": statistics.median(ratios), "ratios": ratios,
+        "plain_ms": statistics.median(turn["ms"] for turn in turns["plain"]),
+        "drafts_ms": statistics.median(turn["ms"] for turn in turns["drafts"]),
+        "equal": all(turn["equal"] for turn in turns["drafts"]),
+        "as_forced": all(turn["as_forced"] for turn in turns["drafts"]),
+        "turns": turns,
+    }  # fmt: skip
+
+
+def watch_compiler() -> list[str]:
+    """The kernels that are compiled from now on, as they come."""
+    import triton
+
+    compiled: list[str] = []
+    triton.knobs.runtime.jit_cache_hook = lambda **kernel: compiled.append(kernel["repr"])
+    return compiled
+
+
+def main() -> None:
+    """Measure, show a line for each case, and write all there is so far."""
+    parser = argparse.ArgumentParser(
+        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--drafted", type=int, default=15, help="tokens of a draft at most")
+    options = parser.parse_args()
+    compiled, began = watch_compiler(), time.perf_counter()
+    with mock.patch.object(own, "random_weights", forced_weights):
+        llm = own.load(options.shape, options.models, beams=max(options.rows))
+    result: dict[str, Any] = {
+        "date": today(), "versions": versions(), "gpu": torch.cuda.get_device_name(), "shape": options.shape,
+        "drafted_at_most": options.drafted, "start_seconds": time.perf_counter() - began, "cases": [],
+    }  # fmt: skip
+    compiled.clear()
+    for rows in options.rows:
+        for text in TEXTS:
+            case = compare(llm, text, rows, options, SHAPES[options.shape].vocab)
+            cost = llm.engine.scheduler.speculator.cost
+            case["ms_by_tokens"] = [
+                (tokens, 1e3 * seconds) for tokens, seconds in zip(cost._tokens, cost._seconds, strict=True)
+            ]
+            result["cases"].append(case)
+            result["compiled_while_serving"] = compiled
+            result["stats"] = dataclasses.asdict(llm.engine.stats())
+            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            share = sum(turn["accepted"] for turn in case["turns"]["drafts"])
+            share /= max(sum(turn["drafted"] for turn in case["turns"]["drafts"]), 1)
+            print(
+                f"{text:8} {rows:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['drafts_ms']:7.3f} ms  "
+                f"{case['speedup']:5.2f} ×  {share:4.0%} accepted  equal {case['equal']}  "
+                f"as forced {case['as_forced']}  compiled {len(compiled)}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Puts a draft model together: a second, smaller model on the same device, with a cache of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from server.checkpoints.errors import ModelError
+from server.checkpoints.tokenizer import read_tokenizer
+from server.continuous_batching.build_worker import build_storage, build_worker
+from server.continuous_batching.config import ModelLoadingConfig, ServerConfig
+from server.continuous_batching.draft_model import DraftModel
+from server.continuous_batching.loaded_model import LoadedModel, load
+from server.continuous_batching.phases import phase
+from server.layers.cache_spec import cache_specs
+from server.scheduling.limits import DRAFTED_LINES, Limits
+from server.worker.cache_sizing import CacheWishes, GroupNeed, blocks_that_fit, size_groups
+
+KEY = "speculation_config.draft_model"
+MEMORY_SHARE = 0.1
+"""Of what is free once both models are loaded, for the draft model's keys and values at most."""
+
+
+def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any) -> DraftModel | None:
+    """The draft model of a configuration that names one.
+
+    Args:
+        target: the model that it drafts for, loaded already.
+        tokenizer: of that model, of transformers.
+
+    Raises:
+        ModelError: it cannot be loaded, or has another tokenizer.
+    """
+    path, loading = config.speculation_config.draft_model, config.model_loading_config
+    if path is None:
+        return None
+    with phase("tokenizer of the draft model"):
+        own = read_tokenizer(
+            Path(path), use_fast=loading.use_fast_tokenizer, trust_remote_code=loading.trust_remote_code
+        )
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise ModelError(
+                f"{KEY}: the tokenizer of {path} has other tokens than that of {loading.tokenizer_path}"
+            )
+    kept = {"torch_dtype", "trust_remote_code", "device", "num_threads", "attention_backend"}
+    alone = ModelLoadingConfig(
+        model_name_or_path=path, **{name: getattr(loading, name) for name in kept}
+    )  # fmt: skip
+    cache = config.cache_config.model_copy(update={"cache_dtype": "auto"})
+    loaded = load(config.model_copy(update={"model_loading_config": alone, "cache_config": cache}))
+    specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
+    batcher, size = config.batcher_config, cache.block_size
+    rows, length = min(batcher.batch_max_beams, DRAFTED_LINES // 2), min(loaded.max_length, target.max_length)
+    whole = -(-length // size)
+    needs = [GroupNeed(spec.bytes_per_block(size), rows * whole) for spec in specs]
+    blocks = blocks_that_fit(loaded.device, needs, MEMORY_SHARE)
+    chunk = batcher.prefill_chunk_tokens or 512
+    limits = Limits(
+        max_tokens=batcher.batch_max_tokens,
+        max_rows=rows,
+        max_waiting=1,
+        chunk_tokens=min(chunk, batcher.batch_max_tokens),
+        model_max_length=length,
+        groups=size_groups(
+            specs,
+            CacheWishes(blocks, None, 0, size, MEMORY_SHARE),
+            loaded.device,
+            max_rows=rows,
+            max_tokens=batcher.batch_max_tokens,
+            max_length=length,
+        ),
+        block_size=size,
+        watermark=0.0,
+    )
+    storage = build_storage(loaded, specs, limits)
+    worker, _ = build_worker(loaded, specs, storage, limits, drafts=False)
+    most = config.speculation_config.draft_num_tokens
+    return DraftModel(worker, limits, most, target.config.vocab_size)

@@ -1,0 +1,220 @@
+"""A small model that guesses what a larger one says: its own cache, its own slots, one worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from server.sampling.chosen import ChosenTokens, PendingTokens
+from server.scheduling.block_table import BlockTable
+from server.scheduling.cache_manager import CacheManager
+from server.scheduling.limits import Limits
+from server.scheduling.params import SamplingParams
+from server.scheduling.plan import Chunk, Plan
+from server.scheduling.request import Phase, Request, Sequence
+from server.scheduling.slots import SlotPool
+from server.scheduling.speculation.by_model import Proposal
+from server.scheduling.step import SampleInput
+from server.scheduling.step_builder import StepBuilder
+from server.worker.worker import Worker
+
+logger = logging.getLogger(__name__)
+
+_FEW = 3
+"""Known tokens that are computed one by one, in steps that can be replayed; more make a chunk."""
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A sequence as the draft model knows it.
+
+    Attributes:
+        shadow: its tokens, and what is computed of them here.
+        drafted: the newest guess, some of which may have come true.
+        used: number of the proposal that it was last part of.
+    """
+
+    shadow: Sequence
+    drafted: list[int] = field(default_factory=list)
+    used: int = 0
+
+
+class DraftModel:
+    """Drafts greedily for any sequences of the larger model; keeps what it computed as far as it is right.
+
+    Args:
+        worker: of the draft model.
+        limits: its budgets; without room to swap.
+        num_tokens: of a draft at most.
+        vocab_size: of the larger model: no draft has tokens that it lacks.
+    """
+
+    def __init__(self, worker: Worker, limits: Limits, num_tokens: int, vocab_size: int) -> None:
+        self.num_tokens = num_tokens
+        self.limits = limits
+        self.cache = CacheManager(limits.groups, limits.block_size, prefix_cache=False)
+        self._worker = worker
+        self._vocab_size = vocab_size
+        self._builder = StepBuilder(longest_first=False)
+        self._slots = SlotPool(limits.max_rows)
+        self._rows: dict[str, dict[int, Row]] = {}  # by request id and answer
+        self._count = 0
+        self._broken = False
+
+    def forget(self, request_id: str) -> None:
+        """A request is gone."""
+        for row in self._rows.pop(request_id, {}).values():
+            self._release(row)
+
+    def propose(self, sequences: Seq[Sequence], count: int) -> Proposal:
+        """As `by_model.Drafter`. Once it has failed, there are no drafts any more: answers do without."""
+        begin, self._count = time.perf_counter(), self._count + 1
+        nothing: list[list[int]] = [[] for _ in sequences]
+        if self._broken:
+            return Proposal(nothing, 0.0, caught_up=True)
+        try:
+            rows = [self._row_of(sequence, count) for sequence in sequences]
+            live = [row for row in rows if row is not None]
+            joined = [row.shadow.request for row in live if not row.shadow.num_computed]
+            caught_up = self._catch_up(live, joined)
+            drafts = iter(self._draft(live, count) if live else [])
+        except Exception:
+            logger.exception("the draft model failed: nothing is drafted any more")
+            self._broken = True
+            for request_id in list(self._rows):
+                self.forget(request_id)
+            return Proposal(nothing, time.perf_counter() - begin, caught_up=True)
+        tokens = [next(drafts) if row is not None else [] for row in rows]
+        return Proposal(tokens, time.perf_counter() - begin, caught_up)
+
+    # -- sequences come and go -----------------------------------------------------------------
+
+    def _row_of(self, sequence: Sequence, count: int) -> Row | None:
+        """What is kept for a sequence, with all its tokens and room for a draft; None: there is no room."""
+        rows = self._rows.setdefault(sequence.request.id, {})
+        row = rows.get(sequence.index)
+        if row is None:
+            if not self._slots.num_free and not self._release_oldest():
+                return None
+            rows = self._rows.setdefault(sequence.request.id, {})
+            row = rows[sequence.index] = self._begin(sequence)
+        else:
+            _follow(row, sequence)
+            self.cache.shrink(row.shadow, row.shadow.num_computed)
+        row.used = self._count
+        shadow, known = row.shadow, len(sequence.history)
+        wanted = known + count - 1 - shadow.num_computed
+        fits = known + count <= self.limits.model_max_length
+        newest = shadow.history.as_array(shadow.num_computed, known)
+        if (
+            fits
+            and int(newest.max()) < self._worker.vocab_size
+            and self.cache.extend(shadow, wanted) == wanted
+        ):
+            return row
+        del rows[sequence.index]
+        self._release(row)
+        return None
+
+    def _begin(self, sequence: Sequence) -> Row:
+        tokens = sequence.history.as_array(0, len(sequence.history))
+        request = Request(sequence.request.id, tokens, SamplingParams(max_new_tokens=1), 0.0)
+        (shadow,), request.phase = request.sequences, Phase.RUNNING
+        (shadow.slot,) = self._slots.take(1)
+        shadow.tables = [BlockTable() for _ in self.limits.groups]
+        return Row(shadow)
+
+    def _release(self, row: Row) -> None:
+        self.cache.free(row.shadow)
+        self._slots.release([row.shadow.slot])
+
+    def _release_oldest(self) -> bool:
+        """Give up the row that was not drafted for the longest; False: all are of this proposal."""
+        places = [(row.used, name, index) for name, rows in self._rows.items() for index, row in rows.items()]
+        used, name, index = min(places)
+        if used == self._count:
+            return False
+        self._release(self._rows[name].pop(index))
+        return True
+
+    # -- steps of the model ----------------------------------------------------------------------
+
+    def _catch_up(self, rows: Seq[Row], joined: list[Request]) -> bool:
+        """Compute all that is known but the last tokens; returns whether that is more than is usual."""
+        steps, much = 0, False
+        while True:
+            behind = [row.shadow for row in rows if _uncomputed(row.shadow) > 1]
+            far = [shadow for shadow in behind if _uncomputed(shadow) > _FEW]
+            if not behind:
+                if joined:
+                    self._worker.launch(self._builder.build(Plan(joined=joined)))
+                return much or steps > 1
+            plan, joined = Plan(joined=joined), []
+            if far:
+                much = True
+                budget = self.limits.chunk_tokens
+                for shadow in far:
+                    length = min(_uncomputed(shadow) - 1, budget)
+                    if length:
+                        plan.chunks.append(Chunk(shadow, shadow.num_computed, length))
+                    budget -= length
+            else:
+                plan.decodes = behind
+                self._tell(behind)
+            self._worker.launch(self._builder.build(plan))
+            steps += 1
+            for chunk in plan.chunks:
+                chunk.sequence.num_computed = chunk.end
+            for shadow in plan.decodes:
+                shadow.num_computed += 1
+
+    def _tell(self, shadows: Seq[Sequence]) -> None:
+        """Let the worker know the next token of each: it may have taken a guess for it."""
+        for shadow in shadows:
+            (token,) = shadow.history.slice(shadow.num_computed, shadow.num_computed + 1)
+            self._builder.moves.tokens.append((shadow.slot, shadow.num_computed, token))
+
+    def _draft(self, rows: Seq[Row], count: int) -> list[list[int]]:
+        """`count` tokens of each, fewer where there are none that both models have."""
+        shadows = [row.shadow for row in rows]
+        self._tell(shadows)
+        choices: list[ChosenTokens | PendingTokens] = []
+        for _ in range(count):
+            self._worker.launch(self._builder.build(Plan(decodes=[*shadows])))
+            choices.append(self._worker.sample(SampleInput()))
+            for shadow in shadows:
+                shadow.num_computed += 1
+        chosen = np.stack([choice.read().tokens[:, 0] for choice in choices], axis=1)
+        for row, tokens in zip(rows, chosen, strict=True):
+            none = np.flatnonzero((tokens < 0) | (tokens >= self._vocab_size))
+            row.drafted = tokens[: none[0] if none.size else None].tolist()
+        return [list(row.drafted) for row in rows]
+
+    def check(self) -> None:
+        """Verify that nothing leaked; raises if something did."""
+        rows = [row for some in self._rows.values() for row in some.values()]
+        self._slots.check(row.shadow.slot for row in rows)
+        self.cache.check(row.shadow.request for row in rows)
+
+
+def _uncomputed(shadow: Sequence) -> int:
+    return len(shadow.history) - shadow.num_computed
+
+
+def _follow(row: Row, sequence: Sequence) -> None:
+    """Take the tokens that `sequence` got since; those that were drafted are computed already."""
+    shadow, known = row.shadow, len(row.shadow.history)
+    new = sequence.history.slice(known, len(sequence.history))
+    right = 0
+    for token, guess in zip(new, row.drafted, strict=False):
+        if token != guess:
+            break
+        right += 1
+    shadow.num_computed = min(shadow.num_computed, known + right)
+    for token in new:
+        shadow.history.append(token)
+    row.drafted = []

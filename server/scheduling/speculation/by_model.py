@@ -1,0 +1,182 @@
+"""Drafts of a smaller model, for the sequences for which a look at their own text promises nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.scheduling.plan import Draft
+from server.scheduling.request import Request, Sequence
+from server.scheduling.speculation.payoff import LEAST_GAIN, Acceptance, StepCost
+from server.scheduling.speculation.speculator import (
+    PROBE_TOKENS,
+    SEQUENCE_MEMORY,
+    SERVER_MEMORY,
+    Speculator,
+)
+
+_OF_MODEL = 0
+"""In place of the size of an n-gram."""
+
+
+@dataclass(slots=True)
+class Proposal:
+    """What a model drafted.
+
+    Attributes:
+        tokens: for each sequence; none where there was no room for it.
+        seconds: that it took.
+        caught_up: more than the drafts was computed: prompts, or tokens that others had drafted.
+    """
+
+    tokens: list[list[int]]
+    seconds: float
+    caught_up: bool
+
+
+class Drafter(Protocol):
+    """A model that drafts.
+
+    Attributes:
+        num_tokens: of a draft at most.
+    """
+
+    num_tokens: int
+
+    def propose(self, sequences: Seq[Sequence], count: int) -> Proposal:
+        """Guess the next `count` tokens of each, all of whose tokens are known."""
+
+    def forget(self, request_id: str) -> None:
+        """A request is gone."""
+
+
+class ModelSpeculator(Speculator):
+    """Drafts by prompt lookup, where a request asks for it and it pays; else by a model, where that pays.
+
+    A model drafts for all of its sequences together, a token of each in a step of its own. So the length is
+    one for all, and each token of it has a price that does not depend on how many are right.
+
+    Args:
+        model: drafts.
+        cost: of steps.
+    """
+
+    def __init__(self, model: Drafter, cost: StepCost | None = None) -> None:
+        super().__init__(cost)
+        self._model = model
+        self._token_cost = StepCost()  # of a drafted token of each sequence, by how many they are
+        self._of_all = Acceptance(_OF_MODEL, SERVER_MEMORY)
+        self._of_each: dict[str, dict[int, Acceptance]] = {}  # by request id and answer
+        self._drafting = 0.0  # seconds, within the step under way
+        self._probed = 0
+        self._model_granted = False
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._of_each
+
+    def watch(self, request: Request) -> None:
+        super().watch(request)
+        if not request.params.uses_beams:
+            self._of_each[request.id] = {}
+
+    def forget(self, request_id: str) -> None:
+        super().forget(request_id)
+        if self._of_each.pop(request_id, None) is not None:
+            self._model.forget(request_id)
+
+    # -- one step --------------------------------------------------------------------------
+
+    def _awaits(self, decodes: Seq[Sequence], budget: int) -> bool:
+        if super()._awaits(decodes, budget):
+            return True
+        some, rows = self._served(decodes), len(decodes)
+        _, count = self._choose(some, rows, rows, budget)
+        if not count and some:
+            self._model_granted = self._grant_probe(rows, budget, self._probe_price)
+        return bool(count) or self._model_granted
+
+    def propose(self, decodes: Seq[Sequence], tokens: int, budget: int) -> list[Draft]:
+        drafts = super().propose(decodes, tokens, budget)
+        granted, self._model_granted = self._model_granted, False
+        rows, taken = len(decodes), sum(len(draft.tokens) for draft in drafts)
+        tokens, budget = tokens + taken, budget - taken
+        if budget < 1 or (tokens == rows and self.cost.is_stale(tokens)):
+            return drafts
+        drafted = {draft.line for draft in drafts}
+        lines = {s: line for line, s in enumerate(decodes) if not s.pending and line not in drafted}
+        some = self._served([*lines])
+        chosen, count = self._choose(some, rows, tokens, budget)
+        if not count and some and (granted or self._grant_probe(tokens, budget, self._probe_price)):
+            self._probed += 1
+            chosen, count = [some[self._probed % len(some)]], min(PROBE_TOKENS, self._model.num_tokens)
+        if not count:
+            return drafts
+        return drafts + self._cut(self._draft(chosen, count, lines))
+
+    def _served(self, decodes: Seq[Sequence]) -> list[Sequence]:
+        """Those that the model may draft for."""
+        return [s for s in decodes if s.request.id in self._of_each and self._left(s) > 0]
+
+    @staticmethod
+    def _left(sequence: Sequence) -> int:
+        """Most tokens that a draft may have: one more completes the answer."""
+        request = sequence.request
+        return request.prompt_length + request.params.max_new_tokens - 1 - sequence.length
+
+    def _rate(self, sequence: Sequence) -> Acceptance:
+        rates = self._of_each[sequence.request.id]
+        found = rates.get(sequence.index)
+        if found is None:
+            found = rates[sequence.index] = Acceptance(_OF_MODEL, SEQUENCE_MEMORY, self._of_all)
+        return found
+
+    def _choose(self, some: Seq[Sequence], rows: int, tokens: int, budget: int) -> tuple[list[Sequence], int]:
+        """(those to draft for, how many tokens of each), so that a step gains most; ([], 0): nothing pays."""
+        cost, value = self.cost, self.cost.seconds(rows) / rows
+        if not some:
+            return [], 0
+        rates = {s: self._rate(s).rates[_OF_MODEL] for s in some}
+        line = (cost.seconds(tokens + len(some)) - cost.seconds(tokens)) / len(some)
+        chosen = [s for s in some if rates[s] * value >= line]
+        most = min(self._model.num_tokens, budget // len(chosen)) if chosen else 0
+        expected, best, least = 0.0, 0, LEAST_GAIN * cost.seconds(tokens)
+        for count in range(1, most + 1):
+            expected += sum(rates[s] ** count for s in chosen if self._left(s) >= count)
+            price = cost.seconds(tokens + count * len(chosen)) - cost.seconds(tokens)
+            gain = expected * value - price - count * self._token_cost.seconds(len(chosen))
+            if gain > least or (gain == least == 0.0):
+                best, least = count, gain
+        return (chosen, best) if best else ([], 0)
+
+    @property
+    def _probe_price(self) -> float:
+        return PROBE_TOKENS * self._token_cost.seconds(1)
+
+    def _draft(self, chosen: Seq[Sequence], count: int, lines: dict[Sequence, int]) -> list[Draft]:
+        proposal = self._model.propose(chosen, count)
+        self._drafting += proposal.seconds
+        if not proposal.caught_up:
+            self._token_cost.observe(len(chosen), proposal.seconds / count)
+        return [
+            Draft(sequence, lines[sequence], tokens[: self._left(sequence)], _OF_MODEL)
+            for sequence, tokens in zip(chosen, proposal.tokens, strict=True)
+        ]
+
+    # -- what came of it -------------------------------------------------------------------
+
+    def observe_draft(self, draft: Draft, accepted: int) -> None:
+        if draft.ngram_size != _OF_MODEL:
+            super().observe_draft(draft, accepted)
+            return
+        drafted = len(draft.tokens)
+        self.drafted_tokens += drafted
+        self.accepted_tokens += accepted
+        self._of_all.observe(_OF_MODEL, drafted, accepted)
+        if draft.sequence.request.id in self._of_each:
+            self._rate(draft.sequence).observe(_OF_MODEL, drafted, accepted)
+
+    def observe_step(self, tokens: int, seconds: float) -> None:
+        drafting, self._drafting = self._drafting, 0.0
+        super().observe_step(tokens, seconds - drafting)
