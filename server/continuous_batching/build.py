@@ -26,6 +26,7 @@ from server.scheduling.preemption import PreemptionCost
 from server.scheduling.scheduler import Scheduler
 from server.scheduling.speculation.speculator import Speculator
 from server.scheduling.step_builder import StepBuilder
+from server.scheduling.step_time import StepTime
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.vocabulary import Vocabulary
 from server.worker.worker import Worker
@@ -110,7 +111,9 @@ def _make_scheduler(config: ServerConfig, limits: Limits, worker: Worker, backen
     cost = PreemptionCost(config.cache_config.swap_policy)
     speculator = None if worker.overlaps else Speculator()
     policy = POLICIES[config.batcher_config.policy]
-    return Scheduler(limits, cache, cost, policy, speculator, redecodes=redecodes)
+    target = config.batcher_config.target_step_ms
+    times = StepTime(None if target is None else target / 1e3)
+    return Scheduler(limits, cache, cost, policy, speculator, step_time=times, redecodes=redecodes)
 
 
 def _same_bits(backend: Backend, worker: Worker) -> dict[str, Any]:

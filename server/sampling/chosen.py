@@ -20,6 +20,7 @@ class ChosenTokens:
     """Tokens that the host knows already."""
 
     result: StepResult
+    is_ready = True
 
     def read(self) -> StepResult:
         """All of them."""
@@ -51,6 +52,11 @@ class PendingTokens:
         if tokens.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether they have come."""
+        return self._copied is None or self._copied.query()
 
     def read(self) -> StepResult:
         """Wait for them."""
