@@ -240,7 +240,7 @@ class HttpProtocol(HttpToolsProtocol):
         take_host_from_target(self.url, self.headers)
         super().on_headers_complete()
         frame_as_asked(self.cycle)
-        self.scope["extensions"] = {PIECES: BodyPieces(self.cycle)}
+        self.scope["extensions"] = {PIECES: BodyPieces(self.cycle)}  # type: ignore[dict-item]
         self._in_head = False
         # an answer that does not wait for the end of the request is the last one
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False

@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace, model: Path, directory: Path, at_once
     directory.mkdir()
     config, log, port = directory / "server.json", directory / "server.log", free_port()
     config.write_text(json.dumps(configuration(arguments, model)))
-    command = [sys.executable, "-m", "benchmarks.first_token.serve", config, str(port)]
+    command: list[str | Path] = [sys.executable, "-m", "benchmarks.first_token.serve", config, str(port)]
     settings = {DIRECTORY: str(directory)} | ({PLAN_AT_ONCE: "1"} if at_once else {})
     seen: dict[str, dict[str, tuple[float, float]]] = {}
     url = f"http://127.0.0.1:{port}"

@@ -53,7 +53,7 @@ def watch() -> None:
 
 if __name__ == "__main__":
     watch()
-    server.models.load.load_weights = random_weights
+    server.models.load.load_weights = random_weights  # type: ignore[attr-defined,assignment]
     if os.environ.get(PLAN_AT_ONCE):
-        Engine.slack = lambda engine: 0.0  # type: ignore[method-assign]
+        Engine.slack = lambda engine: 0.0  # type: ignore[assignment]
     sys.exit(main())

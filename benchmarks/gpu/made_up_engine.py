@@ -9,5 +9,5 @@ from benchmarks.gpu.own import random_weights
 from server.continuous_batching.engine_process import main
 
 if __name__ == "__main__":
-    server.models.load.load_weights = random_weights  # type: ignore[assignment]
+    server.models.load.load_weights = random_weights  # type: ignore[attr-defined,assignment]
     sys.exit(main())

@@ -92,7 +92,12 @@ def main() -> None:
     path = save_checkpoint(arguments.shape, arguments.models)
     config, log, port = path / "server.json", path / "server.log", free_port()
     config.write_text(json.dumps(configuration(path)))
-    command = [sys.executable, ROOT / "continuous_batching_server_app.py", "--port", str(port)]
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "continuous_batching_server_app.py",
+        "--port",
+        str(port),
+    ]
     url = f"http://127.0.0.1:{port}"
     with running([*command, "--model_id", "m", "--server_config_file_path", config], log) as server:
         start = wait_until_ready("the server", url, server, log)

@@ -71,7 +71,7 @@ def vllm_server(path: Path, port: int) -> list[str | Path]:
     """The command of vLLM's, with its defaults."""
     sizes = ["--max-model-len", "4096", "--gpu-memory-utilization", "0.85", "--load-format", "dummy"]
     place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"]
-    module = ["-m", "vllm.entrypoints.openai.api_server", "--model", path]
+    module: list[str | Path] = ["-m", "vllm.entrypoints.openai.api_server", "--model", path]
     return [sys.executable, *module, *place, *sizes, "--no-enable-log-requests"]
 
 

@@ -98,8 +98,8 @@ def workload(name: str) -> Workload:
     if name == "P1":
         shared = _prompt(rng, 2048)
         return Workload([shared + _prompt(rng, 128) for _ in range(512)], [128] * 512)
-    count, length, new_tokens = _EQUAL[name]
-    return Workload([_prompt(rng, length) for _ in range(count)], [new_tokens] * count)
+    count, length, answer = _EQUAL[name]
+    return Workload([_prompt(rng, length) for _ in range(count)], [answer] * count)
 
 
 def _prompt(rng: random.Random, length: int) -> list[int]:

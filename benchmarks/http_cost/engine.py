@@ -13,6 +13,7 @@ import time
 
 import zmq
 
+from protocol.completion import FinishReason
 from server.continuous_batching import messages
 from server.continuous_batching.outputs import AnswerDelta, StepOutput
 from server.continuous_batching.stats import EngineStats
@@ -68,7 +69,7 @@ class Counting:
                     output.begun.append(request_id)
             answer.append(token)
             self._left[request_id] -= 1
-            reason = None if self._left[request_id] else "length"
+            reason: FinishReason | None = None if self._left[request_id] else "length"
             if self._streamed[request_id]:
                 output.deltas.append(AnswerDelta(request_id, 0, [token], reason))
             elif reason is not None:

@@ -65,7 +65,7 @@ class HistogramTally:
         total, buckets = 0, []
         for bound, count in zip(self._bounds, self._counts, strict=True):
             total += count
-            buckets.append((floatToGoString(bound), total))
+            buckets.append((floatToGoString(bound), total))  # type: ignore[no-untyped-call]
         family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
         family.add_metric([self._model], buckets, self._sum)
         yield family

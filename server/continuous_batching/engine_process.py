@@ -75,9 +75,9 @@ class EngineLoop:
 
     def _has_message(self, patience: float | None) -> bool:
         """Whether there is a message, or one comes in time; polls of ØMQ know whole milliseconds only."""
-        if not self._socket.EVENTS & zmq.POLLIN and patience != 0.0:
-            select.select([self._socket.FD], [], [], patience)
-        return bool(self._socket.EVENTS & zmq.POLLIN)
+        if not self._socket.poll(0) and patience != 0.0:
+            select.select([self._socket], [], [], patience)
+        return bool(self._socket.poll(0))
 
     def _handle(self, message: messages.ToEngine) -> None:
         if isinstance(message, messages.Cancel):

@@ -56,7 +56,7 @@ class PendingTokens:
     @property
     def is_ready(self) -> bool:
         """Whether they have come."""
-        return self._copied is None or self._copied.query()
+        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
 
     def read(self) -> StepResult:
         """Wait for them."""
