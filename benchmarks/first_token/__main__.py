@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from benchmarks.checkpoints import SHAPES, describe_llama, word_tokenizer
-from benchmarks.first_token.stamps import DIRECTORY, PLAN_AT_ONCE, PREFIX, STAGES, read_stamps
+from benchmarks.first_token.stamps import DIRECTORY, PLAN_AT_ONCE, PREFIX, STAGES, read_device, read_stamps
 from benchmarks.http_cost.client import EVENT, request
 from benchmarks.machine import processor, today
 from benchmarks.processes import free_port, running, wait_until_ready
@@ -130,9 +130,9 @@ def measure(arguments: argparse.Namespace, model: Path, directory: Path, at_once
             ask(port, body(arguments.prompt[0], 4, number))
         for beside in arguments.beside:
             seen[str(beside)] = probe(port, arguments, f"beside-{beside}", beside)
-    stamps = read_stamps(directory)
+    stamps, device = read_stamps(directory), read_device(directory)
     cases = {f"beside {beside}": stages(stamps, requests) for beside, requests in seen.items()}
-    return {"start_seconds": start, "engine_start": phases, "cases": cases}
+    return {"start_seconds": start, "engine_start": phases, "cases": cases, "device_ms": device}
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -169,6 +169,9 @@ def main() -> None:
             about = {"date": today(), "processor": processor(), "shape": arguments.shape}
             arguments.output.write_text(json.dumps({**about, "servers": found}, indent=1))
     print(table(found))
+    timed = found["as served"]["device_ms"]
+    shown = ", ".join(f"{tokens}: {ms:.1f}" for tokens, ms in timed[:: max(1, len(timed) // 12)])
+    print("the device took (tokens of prompts: ms)", shown)
     print("start:", json.dumps(found["as served"]["engine_start"]))
 
 

@@ -15,12 +15,16 @@ from server.continuous_batching.engine import Engine
 from server.continuous_batching.engine_process import EngineLoop, main
 from server.continuous_batching.outputs import StepOutput
 from server.scheduling.plan import Plan
+from server.scheduling.preemption import PreemptionCost
 from server.scheduling.request import Sequence
+from server.scheduling.step import StepInput
+from server.worker.worker import Worker
 
 
 def watch() -> None:
     """Note when requests pass through this process."""
     stamps = own_stamps()
+    launching: list[str] = []
 
     def heard(_: EngineLoop, message: messages.ToEngine) -> None:
         if isinstance(message, messages.Add):
@@ -29,6 +33,11 @@ def watch() -> None:
     def planned(_: Engine, plan: Plan, output: StepOutput) -> None:
         for request in plan.started:
             stamps.note(request.id, "planned")
+        launching[:] = [chunk.sequence.request.id for chunk in plan.chunks if chunk.samples]
+
+    def passed(_: Worker, step: StepInput) -> None:
+        for request_id in launching:
+            stamps.note(request_id, "passed")
 
     def launched(_: Engine, plan: Plan, output: StepOutput) -> None:
         for chunk in plan.chunks:
@@ -46,7 +55,9 @@ def watch() -> None:
 
     before(EngineLoop, "_handle", heard)
     before(Engine, "_launch", planned)
+    after(Worker, "launch", passed)
     after(Engine, "_launch", launched)
+    before(PreemptionCost, "observe_prefill", lambda _, *timed: stamps.note_device(*timed))
     before(Collector, "collect", read)
     after(EngineLoop, "_report", reported)
 

@@ -13,6 +13,8 @@ DIRECTORY = "FIRST_TOKEN_DIRECTORY"
 """The environment variable that names where the files of stamps are."""
 PLAN_AT_ONCE = "FIRST_TOKEN_PLAN_AT_ONCE"
 """The one that lets steps be planned as early as can be, to see what waiting gives."""
+DEVICE = "device"
+"""Stands for a request where the device is timed."""
 PREFIX = "probe-"
 """What the ids of the requests that are watched begin with."""
 
@@ -22,7 +24,8 @@ STAGES = {
     "submitted": "job made, message sent to the engine",
     "heard": "message read by the engine's loop",
     "planned": "waited for the loop, step planned",
-    "launched": "its step launched",
+    "passed": "its forward pass launched",
+    "launched": "choice of tokens launched",
     "read": "computed, tokens read back",
     "reported": "tokens collected, report sent",
     "told": "report read by the HTTP process",
@@ -50,6 +53,10 @@ class Stamps:
             self._seen.add((name, stage))
             os.write(self._file, json.dumps([name, stage, time.monotonic()]).encode() + b"\n")
 
+    def note_device(self, tokens: int, seconds: float) -> None:
+        """The device took `seconds` for a step of `tokens` tokens of prompts, from its first copy on."""
+        os.write(self._file, json.dumps([DEVICE, str(tokens), seconds]).encode() + b"\n")
+
 
 def own_stamps() -> Stamps:
     """Those of this process, in the directory that the environment names."""
@@ -62,8 +69,15 @@ def read_stamps(directory: Path) -> dict[str, dict[str, float]]:
     for path in directory.glob("*.jsonl"):
         for line in path.read_text().splitlines():
             name, stage, at = json.loads(line)
-            found.setdefault(name, {})[stage] = at
+            if name != DEVICE:
+                found.setdefault(name, {})[stage] = at
     return found
+
+
+def read_device(directory: Path) -> list[tuple[int, float]]:
+    """(tokens of prompts, milliseconds that the device took) of the steps that were timed."""
+    lines = [json.loads(line) for path in directory.glob("*.jsonl") for line in path.read_text().splitlines()]
+    return sorted((int(tokens), 1e3 * seconds) for name, tokens, seconds in lines if name == DEVICE)
 
 
 def before(owner: Any, name: str, note: Callable[..., None]) -> None:

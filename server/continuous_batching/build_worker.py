@@ -71,7 +71,12 @@ def build_worker(
         with phase("graphs of decode steps"):
             paged_runner.capture()
         with phase("a first prompt"):
-            decoder.warm_up(paged_runner.warm_up(min(limits.chunk_tokens, limits.model_max_length)))
+            longest = min(limits.chunk_tokens, limits.model_max_length)
+            decoder.warm_up(paged_runner.warm_up(longest))
+        if model.shard.ranks == 1 and not backend.same_bits:
+            # ranks sum up in steps of their own; padding changes how products are rounded
+            with phase("graphs of short prompts"):
+                paged_runner.capture_prompts(limits.max_tokens)
     return Worker(paged_runner, decoder, overlaps=True), {
         "name": "triton",
         "reason": "tokens stay on the device",
