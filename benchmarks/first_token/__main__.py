@@ -5,8 +5,8 @@
 
 A server with random weights gets requests one at a time, at random moments, on an idle engine and beside
 streams that decode. Every process notes when a request reaches a stage (`stamps.STAGES`); printed are the
-medians of the milliseconds between stages. Each is measured twice: as served, and with steps planned as early
-as can be.
+medians of the milliseconds between stages. On a GPU each is measured as served, with steps planned as early as
+can be, and with prompts replayed (`batcher_config.prompt_graphs`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from utils.commands import with_interpreter
 from utils.readiness import get_json
 
 PATH = "/v1/completions"
+AS_SERVED, AT_ONCE, REPLAYED = WAYS = ("as served", "planned at once", "replayed")
 _PAUSE = (0.1, 0.3)
 """Seconds between requests: any moment of a step is as likely as another."""
 
@@ -100,7 +101,7 @@ def stages(stamps: dict[str, dict[str, float]], seen: dict[str, tuple[float, flo
     return {"stages": told, "p50": round(cuts[9], 3), "p95": round(cuts[18], 3)}
 
 
-def configuration(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
+def configuration(arguments: argparse.Namespace, model: Path, way: str) -> dict[str, Any]:
     """The server's, as for the comparison with vLLM."""
     dtype = "float32" if arguments.device == "cpu" else "bfloat16"
     return {
@@ -109,18 +110,22 @@ def configuration(arguments: argparse.Namespace, model: Path) -> dict[str, Any]:
             "torch_dtype": dtype,
             "device": arguments.device,
         },
-        "batcher_config": {"batch_max_tokens": 8192, "batch_max_beams": 256},
+        "batcher_config": {
+            "batch_max_tokens": 8192,
+            "batch_max_beams": 256,
+            "prompt_graphs": way == REPLAYED,
+        },
         "cache_config": {"num_blocks_cpu": 0, "enable_prefix_cache": False},
     }
 
 
-def measure(arguments: argparse.Namespace, model: Path, directory: Path, at_once: bool) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, model: Path, directory: Path, way: str) -> dict[str, Any]:
     """Start a server and time requests alone and beside others."""
     directory.mkdir()
     config, log, port = directory / "server.json", directory / "server.log", free_port()
-    config.write_text(json.dumps(configuration(arguments, model)))
+    config.write_text(json.dumps(configuration(arguments, model, way)))
     command: list[str | Path] = [sys.executable, "-m", "benchmarks.first_token.serve", config, str(port)]
-    settings = {DIRECTORY: str(directory)} | ({PLAN_AT_ONCE: "1"} if at_once else {})
+    settings = {DIRECTORY: str(directory)} | ({PLAN_AT_ONCE: "1"} if way == AT_ONCE else {})
     seen: dict[str, dict[str, tuple[float, float]]] = {}
     url = f"http://127.0.0.1:{port}"
     with running(command, log, settings) as server:
@@ -155,6 +160,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--requests", type=int, default=40)
     parser.add_argument("--beside", type=int, nargs="*", default=[0, 4], help="streams that decode meanwhile")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, help="which servers to measure")
     parser.add_argument("--prompt", type=int, nargs=2, default=[256, 1024], metavar=("LEAST", "MOST"))
     arguments = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
@@ -163,16 +169,17 @@ def main() -> None:
         shape = SHAPES[arguments.shape]
         words = word_tokenizer(Path(place) / "tokenizer.json", shape.vocab)
         describe_llama(model, shape, tokenizer=words)
-        for way in ("as served", "planned at once"):
+        for way in arguments.ways or WAYS[: 2 if arguments.device == "cpu" else 3]:
             directory = Path(place) / way.replace(" ", "-")
-            found[way] = measure(arguments, model, directory, way != "as served")
+            found[way] = measure(arguments, model, directory, way)
             about = {"date": today(), "processor": processor(), "shape": arguments.shape}
             arguments.output.write_text(json.dumps({**about, "servers": found}, indent=1))
     print(table(found))
-    timed = found["as served"]["device_ms"]
+    first = next(iter(found.values()))
+    timed = first["device_ms"]
     shown = ", ".join(f"{tokens}: {ms:.1f}" for tokens, ms in timed[:: max(1, len(timed) // 12)])
     print("the device took (tokens of prompts: ms)", shown)
-    print("start:", json.dumps(found["as served"]["engine_start"]))
+    print("start:", json.dumps(first["engine_start"]))
 
 
 if __name__ == "__main__":
