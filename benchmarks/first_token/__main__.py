@@ -5,8 +5,8 @@
 
 A server with random weights gets requests one at a time, at random moments, on an idle engine and beside
 streams that decode. Every process notes when a request reaches a stage (`stamps.STAGES`); printed are the
-medians of the milliseconds between stages. On a GPU each is measured as served, with steps planned as early as
-can be, and with prompts replayed (`batcher_config.prompt_graphs`).
+medians of the milliseconds between stages. On a GPU each is measured as served, with steps planned as early
+as can be, and with prompts replayed (`batcher_config.prompt_graphs`).
 """
 
 from __future__ import annotations

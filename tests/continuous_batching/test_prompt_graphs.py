@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from protocol.generation import GenerationConfig
+from server.checkpoints.errors import ModelError
+from server.continuous_batching import LLM
 from server.worker.prompt_graphs import MOST_LINES, SIZES
 from server.worker.runner import PagedModelRunner
 from tests.continuous_batching.overlapped import RunAnew, overlapped_llm
@@ -42,3 +44,12 @@ def test_which_steps_are_replayed(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     assert not graphs.fits(SIZES[-1] + 1, 1), "longer steps are bound by arithmetic"
     assert not graphs.fits(1, 0), "a chunk whose successor nobody wants has no logits"
     assert not graphs.fits(1, lines + 1)
+
+
+def test_a_cpu_refuses_what_it_cannot_do(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"prompt_graphs is not supported: there is no GPU"):
+        LLM(
+            tiny_model,
+            model_loading_config={"torch_dtype": "float32", "device": "cpu"},
+            batcher_config={"prompt_graphs": True},
+        )
