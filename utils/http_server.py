@@ -22,7 +22,6 @@ from utils.access_log import Throttle, log_malformed
 from utils.http_framing import frame_as_asked
 from utils.http_head import check_head, take_host_from_target
 from utils.http_limits import HEAD_BYTES, HttpLimits, allow_open_files
-from utils.http_pieces import PIECES, BodyPieces
 from utils.http_transport import JoiningTransport
 from utils.parent import signal_at_parent_death
 
@@ -240,7 +239,6 @@ class HttpProtocol(HttpToolsProtocol):
         take_host_from_target(self.url, self.headers)
         super().on_headers_complete()
         frame_as_asked(self.cycle)
-        self.scope["extensions"] = {PIECES: BodyPieces(self.cycle)}  # type: ignore[dict-item]
         self._in_head = False
         # an answer that does not wait for the end of the request is the last one
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
