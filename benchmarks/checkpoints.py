@@ -36,6 +36,9 @@ SHAPES = {
     "500m": LlamaShape(1_024, 24, 16, 8, 4_096),
     "1b": LlamaShape(2_048, 22, 32, 4, 5_632, max_length=4_096),
     "8b": LlamaShape(4_096, 32, 32, 8, 14_336, vocab=128_256, max_length=8_192),
+    "3b": LlamaShape(3_072, 28, 24, 8, 8_192, vocab=128_256, max_length=8_192),
+    "14b": LlamaShape(5_120, 48, 40, 8, 13_824, vocab=152_064, max_length=8_192),
+    "32b": LlamaShape(5_120, 64, 40, 8, 27_648, vocab=152_064, max_length=8_192),
     "70b": LlamaShape(8_192, 80, 64, 8, 28_672, vocab=128_256, max_length=8_192),
 }
 
@@ -100,11 +103,13 @@ def describe_llama(
 SPECIAL_TOKENS = ["<s>", "</s>", "<pad>"]
 
 
-def _byte_tokenizer() -> Any:
+def _byte_tokenizer(words: int = 0) -> Any:
+    """One token a byte, and `words` more that no text is split into."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    tokens = [*SPECIAL_TOKENS, *alphabet, *(f"Ġw{number}" for number in range(words))]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -115,6 +120,17 @@ def _byte_tokenizer() -> Any:
 def byte_tokenizer(path: Path, max_length: int) -> None:
     """Save a tokenizer of bytes in `path`."""
     _save_tokenizer(_byte_tokenizer(), path, max_length)
+
+
+def word_tokenizer(path: Path, vocab: int) -> Path:
+    """Save a tokenizer at `path` in which each of `vocab` ids has a text, so that every token of an answer
+    shows.
+
+    Returns:
+        `path`, for `describe_llama`.
+    """
+    _byte_tokenizer(vocab - 256 - len(SPECIAL_TOKENS)).save(str(path))
+    return path
 
 
 def _save_tokenizer(tokenizer: Any, path: Path, max_length: int) -> None:

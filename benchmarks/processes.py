@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -93,7 +93,12 @@ def running(
 
 
 def wait_until_ready(
-    name: str, url: str, process: subprocess.Popen[bytes], log: Path, timeout: float = 900.0
+    name: str,
+    url: str,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    timeout: float = 900.0,
+    is_ready: Callable[[str], bool] = lambda url: health(url).ready,
 ) -> float:
     """Seconds until the service `name` at `url` says that it takes requests.
 
@@ -102,7 +107,7 @@ def wait_until_ready(
     """
     begin = time.monotonic()
     with tqdm(desc=f"starting {name}", bar_format="{desc}: {elapsed}", leave=False) as bar:
-        while not health(url).ready:
+        while not is_ready(url):
             if process.poll() is not None or time.monotonic() > begin + timeout:
                 raise StartError(f"{name} did not start:\n{tail(log)}")
             time.sleep(_LOOK_SECONDS)

@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from protocol.headers import RETRY_AFTER, SHOULD_RETRY
 
+CLIENT_CLOSED_REQUEST = 499
+"""Status under which a request is counted whose client went away, as nginx does; never sent."""
+
 
 class ErrorBody(BaseModel):
     """What went wrong, for a person (`message`) and for a program (`type`, `param`, `code`)."""

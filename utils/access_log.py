@@ -15,9 +15,9 @@ from pydantic import Field
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol import routes
+from protocol.errors import CLIENT_CLOSED_REQUEST
 from protocol.headers import REQUEST_ID
 from utils.config import ConfigModel
-from utils.http_errors import CLIENT_CLOSED_REQUEST
 
 logger = logging.getLogger("access")
 

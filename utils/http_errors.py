@@ -22,9 +22,6 @@ from protocol.errors import (
     status_on,
 )
 
-CLIENT_CLOSED_REQUEST = 499
-"""Status under which a request is counted whose client went away, as nginx does; never sent."""
-
 
 def error_response(error: ApiError, path: str) -> Response:
     """The HTTP answer of the route `path` for `error`; as every response of starlette an ASGI application."""

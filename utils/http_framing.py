@@ -1,4 +1,6 @@
-"""How answers to clients of HTTP/1.0 end: those know no chunks (RFC 9112, 6.1), which uvicorn sends them."""
+"""How answers are framed: in chunks that the application may write itself, or, for clients of HTTP/1.0, which
+know no chunks (RFC 9112, 6.1), by the end of the connection. uvicorn sends chunks to all.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,13 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from utils.http_pieces import PIECES, BodyPieces
+
 
 def frame_as_asked(cycle: RequestResponseCycle) -> None:
-    """Where the client is of HTTP/1.0, let an answer without a length end with the connection."""
+    """Offer `BodyPieces`; where the client is of HTTP/1.0, let an answer without a length end with the
+    connection."""
+    cycle.scope["extensions"] = {PIECES: BodyPieces(cycle)}  # type: ignore[dict-item]
     if cycle.scope["http_version"] != "1.0":
         return
     send, unframed = cycle.send, False

@@ -5,7 +5,7 @@ First the tests of ``tests/gpu``: tokens of transformers in float32, close log p
 Then every engine and cache size, a process of its own, on the same GPU in turn, round after round; figures
 are medians over all rounds.  The result is one JSON file, written anew after each process, and one table.
 vLLM takes part where it is installed, or lies in the directory SITE.  What does not fit into ``--minutes``
-any more is left out and said so.
+any more is left out and said so; ``--resume`` runs what an earlier call with the same --out left out.
 """
 
 from __future__ import annotations
@@ -32,9 +32,13 @@ from utils.commands import with_interpreter
 
 PLAIN = ["W1", "W2", "W3", "W4"]
 SAMPLED = ["TOPP", "OPTIONS"]
-EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "TESTS"]
+LONG = ["L1", "L2", "H1", "P1"]
+SERVED = ["AT4", "AT12", "AT20", "AT28"]
+OTHERS = ["W1", "W2", "S1"]
+"""Of shapes that nothing was tuned for."""
+EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "STREAM", "S1", *LONG, *SERVED, "TESTS"]
 ENGINES = {"own": "own", "over_http": "own", "peer_vllm": "vllm", "peer_transformers": "transformers"}
-"""Which engine each module of this package measures."""
+"""Which engine each module of this package measures; ``served`` measures the one that its flag says."""
 TESTS_SECONDS = 200
 REST_SECONDS = 2.0
 """Between two engines: the processes of the first let go of the GPU's memory some time after they end."""
@@ -58,11 +62,22 @@ class Stage:
     start: int
     repeat: int
     label: str = ""
-    flags: dict[str, int] = field(default_factory=dict)
+    flags: dict[str, int | str] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """What is measured."""
+        return str(self.flags.get("engine") or ENGINES[self.module])
 
 
 def stages(shape: str, engines: Collection[str]) -> list[Stage]:
     """What there is to measure of `engines` on a shape, the bars' own figures and their peers' first."""
+    if shape not in ("1b", "8b"):
+        return [
+            stage
+            for stage in (Stage("own", OTHERS, 90, 90), Stage("peer_vllm", OTHERS, 120, 90))
+            if stage.engine in engines
+        ]
     large = shape == "8b"
     own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
     found = [
@@ -73,10 +88,14 @@ def stages(shape: str, engines: Collection[str]) -> list[Stage]:
         blocks = peak_blocks(workload("FULL"), 16) // 4
         found.append(Stage("own", ["FULL"], 30, 30, "-full", {"blocks": blocks, "host_blocks": 4000}))
         found.append(Stage("peer_vllm", ["FULL"], 90, 40, "-full", {"blocks": blocks}))
+        found.append(Stage("own", LONG, 60, 60, "-long", {"long": 1}))
+        found.append(Stage("peer_vllm", LONG, 100, 70, "-long", {"long": 1}))
+        for engine, start in (("own", 45), ("vllm", 90)):
+            found.append(Stage("served", SERVED, start, 100, f"-{engine}", {"engine": engine}))
     found.append(Stage("peer_transformers", PLAIN, *((40, 90) if large else (30, 45))))
     if not large:
-        found.append(Stage("over_http", ["HTTP"], 45, 10))
-    return [stage for stage in found if ENGINES[stage.module] in engines]
+        found.append(Stage("over_http", ["HTTP", "STREAM"], 45, 20))
+    return [stage for stage in found if stage.engine in engines]
 
 
 def environment(site: Path | None) -> dict[str, str]:
@@ -90,8 +109,7 @@ def measure(
     stage: Stage, shape: str, turn: int, arguments: argparse.Namespace, limit: float
 ) -> Result | None:
     """Run a stage for at most `limit` seconds; returns what it wrote, also where it failed half-way."""
-    names = [name for name in stage.workloads if name in arguments.workloads]
-    out = arguments.out / f"{stage.module}-{shape}{stage.label}-{turn}.json"
+    names, out = _names(stage, arguments), _file(stage, shape, turn, arguments)
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.gpu.{stage.module}", shape, ",".join(names), str(out)]
     for flag, value in {"repeats": arguments.repeats, **stage.flags}.items():
@@ -103,10 +121,36 @@ def measure(
         flush=True,
     )
     time.sleep(REST_SECONDS)
-    try:
-        return json.loads(out.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):  # it ended before it wrote, or while it did
+    return _result(out)
+
+
+def finished(stage: Stage, shape: str, turn: int, arguments: argparse.Namespace) -> Result | None:
+    """What an earlier call wrote of a stage, if it came to its end."""
+    found = _result(_file(stage, shape, turn, arguments))
+    if found is None:
         return None
+    swap = ["SWAP"] if "swap" in found else []
+    measured = {*found["workloads"], *found.get("served", ()), *swap}
+    return found if measured.issuperset(_names(stage, arguments)) else None
+
+
+def _names(stage: Stage, arguments: argparse.Namespace) -> list[str]:
+    """The workloads of a stage that are asked for."""
+    return [name for name in stage.workloads if name in arguments.workloads]
+
+
+def _file(stage: Stage, shape: str, turn: int, arguments: argparse.Namespace) -> Path:
+    out: Path = arguments.out / f"{stage.module}-{shape}{stage.label}-{turn}.json"
+    return out
+
+
+def _result(out: Path) -> Result | None:
+    """What a stage wrote; None where it ended before it wrote, or while it did."""
+    try:
+        found: Result = json.loads(out.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return found
 
 
 def run_child(command: list[str], log: Path, environment: dict[str, str], limit: float) -> int | str:
@@ -145,7 +189,10 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
         engines.discard("vllm")
     end = time.monotonic() + 60 * arguments.minutes
     about: dict[str, Any] = {"versions": versions("transformers")}
-    if "TESTS" in arguments.workloads:
+    before = _result(arguments.out / "results.json") if arguments.resume else None
+    if before is not None and "tests" in before:
+        about["tests"] = before["tests"]
+    elif "TESTS" in arguments.workloads:
         about["tests"] = run_tests(arguments)
     chosen = [
         (shape, stage)
@@ -156,11 +203,12 @@ def measure_all(arguments: argparse.Namespace) -> list[Result]:
     rounds: list[list[Result]] = [[] for _ in chosen]
     for turn in range(1, arguments.rounds + 1):
         for (shape, stage), results in zip(chosen, rounds, strict=True):
+            result = finished(stage, shape, turn, arguments) if arguments.resume else None
             left = end - time.monotonic()
-            if left < stage.start + arguments.repeats * stage.repeat:
+            if result is None and left < stage.start + arguments.repeats * stage.repeat:
                 print(f"{stage.module} {shape}{stage.label} left out: {left:.0f} s are left", flush=True)
                 continue
-            result = measure(stage, shape, turn, arguments, left)
+            result = result or measure(stage, shape, turn, arguments, left)
             if result is not None:
                 results.append(result)
             report = {**about, "results": [pool(found) for found in rounds if found]}
@@ -178,6 +226,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/gpu"))
     parser.add_argument("--rounds", type=int, default=3, help="times that every engine is started")
     parser.add_argument("--repeats", type=int, default=1, help="runs of a workload at each start")
+    parser.add_argument("--resume", action="store_true", help="keep what an earlier call wrote to --out")
     parser.add_argument("--minutes", type=float, default=90.0, help="for all of it")
     arguments = parser.parse_args()
     known = {"shapes": SHAPES, "engines": ENGINES.values(), "workloads": [*PLAIN, *EXTRA]}

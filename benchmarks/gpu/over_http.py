@@ -1,25 +1,29 @@
-"""The server's own ``/completion/v2``: ``.venv/bin/python -m benchmarks.gpu.over_http SHAPE W1 OUT.json``.
+"""The server's own ``/completion/v2``: ``.venv/bin/python -m benchmarks.gpu.over_http SHAPE HTTP OUT.json``.
 
 Starts the server app on a checkpoint with random weights, sends all requests of a workload at once and
-then the same requests through `LLM` in this process.
+then the same requests through `LLM` in this process. HTTP asks for whole answers, STREAM for streams. The
+client does next to nothing: requests are made before, and answers are looked at after the clock runs.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
+import re
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import orjson
 
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import own, timing
 from benchmarks.gpu.workloads import Workload
+from benchmarks.http_cost import client
 from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+
+_COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 
 
 def save_checkpoint(shape: str, directory: Path) -> Path:
@@ -57,29 +61,29 @@ def configuration(path: Path) -> dict[str, Any]:
     }
 
 
-async def run(url: str, model: str, load: Workload) -> float:
+def requests(load: Workload, *, stream: bool) -> list[bytes]:
+    """What is sent for a workload, made before the clock runs."""
+    made = []
+    for index, (prompt, new_tokens) in enumerate(zip(load.prompts, load.new_tokens, strict=True)):
+        options = {
+            "max_new_tokens": new_tokens,
+            "ignore_eos": True,
+            "do_sample": load.temperature > 0.0,
+            "temperature": load.temperature or 1.0,
+            "seed": index,
+        }
+        body = {"model": "m", "prompt": prompt, "stream": stream, "generation_config": options}
+        made.append(client.request("/completion/v2", orjson.dumps(body)))
+    return made
+
+
+def run(port: int, load: Workload, *, stream: bool) -> float:
     """Seconds that the workload takes over HTTP, every request on a connection of its own."""
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=300)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-
-        async def one(index: int) -> None:
-            options = {
-                "max_new_tokens": load.new_tokens[index],
-                "ignore_eos": True,
-                "do_sample": load.temperature > 0.0,
-                "temperature": load.temperature or 1.0,
-                "seed": index,
-            }
-            body = {"model": model, "prompt": load.prompts[index], "generation_config": options}
-            async with session.post(f"{url}/completion/v2", json=body) as answer:
-                content = await answer.json()
-                assert answer.status == 200, content
-                assert content["usage"]["completion_tokens"] == load.new_tokens[index]
-
-        begin = time.perf_counter()
-        await asyncio.gather(*(one(index) for index in range(len(load.prompts))))
-        return time.perf_counter() - begin
+    seconds, answers = client.exchange(port, requests(load, stream=stream))
+    for answer, expected in zip(answers, load.new_tokens, strict=True):
+        told = [int(count) for count in _COMPLETION_TOKENS.findall(answer)]
+        assert told == [expected], f"{told} tokens, {expected} were asked for"
+    return seconds
 
 
 def main() -> None:
@@ -88,12 +92,17 @@ def main() -> None:
     path = save_checkpoint(arguments.shape, arguments.models)
     config, log, port = path / "server.json", path / "server.log", free_port()
     config.write_text(json.dumps(configuration(path)))
-    command = [sys.executable, ROOT / "continuous_batching_server_app.py", "--port", str(port)]
+    command: list[str | Path] = [
+        sys.executable,
+        ROOT / "continuous_batching_server_app.py",
+        "--port",
+        str(port),
+    ]
     url = f"http://127.0.0.1:{port}"
     with running([*command, "--model_id", "m", "--server_config_file_path", config], log) as server:
         start = wait_until_ready("the server", url, server, log)
         over_http = {
-            name: timing.repeat(lambda work: asyncio.run(run(url, "m", work)), name, arguments.repeats)
+            name: timing.repeat(partial(run, port, stream=name == "STREAM"), name, arguments.repeats)
             for name in arguments.workloads
         }
     result: dict[str, Any] = {

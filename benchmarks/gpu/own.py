@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import swap, timing
-from benchmarks.gpu.workloads import Workload
+from benchmarks.gpu.workloads import LONG_BEAMS, LONG_LENGTH, Workload
 from protocol.generation import GenerationConfig
 from server.models.decoder import Decoder
 
@@ -34,6 +34,7 @@ def load(
     num_blocks_cpu: int = 0,
     deterministic: bool = False,
     beams: int = 512,
+    length: int = 4096,
     tokenizer: Path | None = None,
     **cache: Any,
 ) -> Any:
@@ -42,21 +43,24 @@ def load(
     Args:
         deterministic: the key of `model_loading_config`.
         beams: sequences of a step.
+        length: tokens of a sequence.
         tokenizer: as of `describe_llama`.
         cache: keys of `cache_config`.
     """
     from server.continuous_batching import LLM
 
     path = directory / shape
-    describe_llama(path, SHAPES[shape], tokenizer=tokenizer)
+    sizes = dataclasses.replace(SHAPES[shape], max_length=max(SHAPES[shape].max_length, length))
+    describe_llama(path, sizes, tokenizer=tokenizer)
     with mock.patch("server.models.load.load_weights", random_weights):
         return LLM(
             path,
             model_loading_config={
-                "torch_dtype": "bfloat16", "model_max_length": 4096, "deterministic": deterministic,
+                "torch_dtype": "bfloat16", "model_max_length": length, "deterministic": deterministic,
             },
             batcher_config={
                 "batch_max_tokens": 16384, "batch_max_beams": beams, "prefill_chunk_tokens": 8192,
+                "max_waiting": 4096,
             },
             cache_config={"enable_prefix_cache": False, "num_blocks_cpu": num_blocks_cpu, **cache},
         )  # fmt: skip
@@ -90,9 +94,12 @@ def main() -> None:
     parser = timing.parser(__doc__)
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
     parser.add_argument("--host-blocks", type=int, default=0, help="size of the swap pool")
+    parser.add_argument("--long", type=int, default=0, help="1: the engine of L1, L2, H1 and P1")
     arguments = parser.parse_args()
     begin = time.perf_counter()
-    sizes = {"num_blocks": arguments.blocks, "num_blocks_cpu": arguments.host_blocks}
+    sizes: dict[str, Any] = {"num_blocks": arguments.blocks, "num_blocks_cpu": arguments.host_blocks}
+    if arguments.long:
+        sizes |= {"length": LONG_LENGTH, "beams": LONG_BEAMS, "enable_prefix_cache": True}
     llm = load(arguments.shape, arguments.models, **sizes)
     result: dict[str, Any] = {
         "engine": "own",

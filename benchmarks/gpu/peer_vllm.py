@@ -7,6 +7,7 @@ input before it starts, and for another one, having said that it is ready, befor
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import timing
-from benchmarks.gpu.workloads import Workload
+from benchmarks.gpu.workloads import LONG_BEAMS, LONG_LENGTH, Workload
 
 READY = "ready to measure"
 
@@ -33,28 +34,31 @@ def run(llm: Any, load: Workload) -> float:
     return seconds
 
 
-def load(shape: str, directory: Path, *, tokenizer: Path | None = None, **options: Any) -> Any:
+def load(
+    shape: str, directory: Path, *, tokenizer: Path | None = None, length: int = 4096, **options: Any
+) -> Any:
     """vLLM's `LLM` of that shape with random weights.
 
     Args:
         tokenizer: as of `describe_llama`; without one, vLLM knows token ids only.
+        length: tokens of a sequence.
         options: of `vllm.LLM`.
     """
     import vllm
 
     path = directory / f"vllm-{shape}"
-    describe_llama(path, SHAPES[shape], tokenizer=tokenizer)
+    sizes = dataclasses.replace(SHAPES[shape], max_length=max(SHAPES[shape].max_length, length))
+    describe_llama(path, sizes, tokenizer=tokenizer)
     return vllm.LLM(
         model=str(path),
         load_format="dummy",
         skip_tokenizer_init=tokenizer is None,
         dtype="bfloat16",
-        max_model_len=4096,
+        max_model_len=length,
         gpu_memory_utilization=0.85,
-        enable_prefix_caching=False,
         generation_config="vllm",
         seed=0,
-        **options,
+        **{"enable_prefix_caching": False, **options},
     )
 
 
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     parser.add_argument("--cache-gigabytes", type=float, help="of each GPU; default: what memory allows")
+    parser.add_argument("--long", type=int, default=0, help="1: the engine of L1, L2, H1 and P1")
     parser.add_argument("--gate", action="store_true")
     arguments = parser.parse_args()
     import vllm
@@ -72,12 +77,16 @@ def main() -> None:
         sys.stdin.readline()
     begin = time.perf_counter()
     cache = arguments.cache_gigabytes
+    long: dict[str, Any] = {}
+    if arguments.long:
+        long = {"length": LONG_LENGTH, "max_num_seqs": LONG_BEAMS, "enable_prefix_caching": True}
     llm = load(
         arguments.shape,
         arguments.models,
         num_gpu_blocks_override=arguments.blocks,
         tensor_parallel_size=arguments.ranks,
         kv_cache_memory_bytes=None if cache is None else int(cache * 1e9),
+        **long,
     )
     result: dict[str, Any] = {
         "engine": f"vllm {vllm.__version__}",

@@ -36,6 +36,10 @@ def pool(rounds: Sequence[Result]) -> Result:
     copies = [result["swap"] for result in rounds if "swap" in result]
     if copies:
         pooled["swap"] = _medians(copies)
+    served = [result["served"] for result in rounds if "served" in result]
+    if served:
+        names = dict.fromkeys(name for one in served for name in one)
+        pooled["served"] = {name: _medians([one[name] for one in served if name in one]) for name in names}
     return pooled
 
 
@@ -70,4 +74,18 @@ def table(results: Sequence[Result]) -> str:
             if isinstance(figure, dict):
                 gigabytes, slowdown = figure["gigabytes_per_second"], figure["slowdown"]
                 add(result, f"SWAP {way}", f"{gigabytes:.1f} GB/s", f"steps {slowdown:+.1%}")
+        for name, figure in result.get("served", {}).items():
+            remark = f"{figure['requests_per_second']:.2f} req/s"
+            if figure["failed"]:
+                remark += f", {figure['failed']:.0f} of {figure['requests']:.0f} failed"
+            add(result, name, f"{_percentiles(figure)}, ms", remark)
     return "\n".join(lines)
+
+
+def _percentiles(figure: Result) -> str:
+    """p50 / p95 / p99 of what a client sees."""
+    parts = []
+    for name in ("ttft", "itl", "tpot"):
+        values = [f"{value:.1f}" for value in figure[f"{name}_ms"].values()]
+        parts.append(f"{name.upper()} {' / '.join(values)}")
+    return ", ".join(parts)

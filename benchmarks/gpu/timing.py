@@ -33,7 +33,7 @@ def repeat(run: Run, name: str, repeats: int) -> list[float]:
     """Seconds of each run of the workload `name`, after a short one that warms up."""
     timed = workload(name)
     run(timed.shortened(24))
-    return [run(timed) for _ in range(repeats)]
+    return [run(timed.moved(number)) for number in range(1, repeats + 1)]
 
 
 def note(result: Result, name: str, seconds: list[float], out: Path, **more: Any) -> None:

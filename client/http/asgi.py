@@ -18,12 +18,12 @@ from client.http.permissions import check_fields, check_headers
 from client.requests.deadline import ClientGone, ClientStalled, Deadline, Receive
 from client.requests.reply import Reply, Send
 from client.requests.request import RELAYED, read_request
-from protocol.errors import ApiError, loop_detected, queue_full, status_on
+from protocol.errors import CLIENT_CLOSED_REQUEST, ApiError, loop_detected, queue_full, status_on
 from protocol.headers import CACHE_SALT, HOPS, REQUEST_ID, STREAM_CHECKPOINT
 from utils.access_log import AccessLog, Note
 from utils.answers import HeadAsGet, closing
 from utils.bodies import ClientLeft
-from utils.http_errors import CLIENT_CLOSED_REQUEST, unexpected
+from utils.http_errors import unexpected
 from utils.keys import authorization
 from utils.request_ids import random_ids, request_id
 from utils.site_guard import SiteGuard

@@ -16,16 +16,16 @@ from starlette.types import Receive, Scope, Send
 
 from protocol import sse
 from protocol.error_shapes import error_body
-from protocol.errors import ApiError, internal
+from protocol.errors import CLIENT_CLOSED_REQUEST, ApiError, internal
 from protocol.headers import CACHE_SALT, STREAM_CHECKPOINT
 from server.api.deltas import close_all, collect, merge, submit_all
 from server.api.jobs import Call, work
 from server.api.live import LiveRequests
 from server.api.metrics import RequestMetrics
-from server.api.service import Delta, Service
+from server.api.service import Delta, DeltaStream, Service
 from server.api.shapes import Shape, TokenCounts
 from server.api.writing import EventWriter, already_sent
-from utils.http_errors import CLIENT_CLOSED_REQUEST
+from utils.http_pieces import PIECES, BodyPieces
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Context:
 
 
 @asynccontextmanager
-async def running(context: Context, call: Call, request_id: str) -> AsyncIterator[AsyncGenerator[Delta]]:
+async def running(context: Context, call: Call, request_id: str) -> AsyncIterator[DeltaStream]:
     """The deltas of all jobs of `call`; leaving the context cancels what still runs."""
     with (
         context.live.register(request_id, len(call.prompts)) as ids,
@@ -55,7 +55,7 @@ async def running(context: Context, call: Call, request_id: str) -> AsyncIterato
             await close_all(streams)
 
 
-async def _empty(call: Call, made: AsyncGenerator[Delta]) -> AsyncGenerator[Delta]:
+async def _empty(call: Call, made: DeltaStream) -> AsyncGenerator[Delta]:
     """Answers of which no token was asked for; `made` tells of their prompts, where that is wanted."""
     async with aclosing(made):
         reports = {delta.index: delta.prompt_logprobs async for delta in made}
@@ -108,9 +108,9 @@ class EventStream(Response):
         self._checkpoints = request.headers.get(STREAM_CHECKPOINT) == "1"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await unless_gone(receive, self._send(send))
+        await unless_gone(receive, self._send(send, scope.get("extensions", {}).get(PIECES)))
 
-    async def _send(self, send: Send) -> None:
+    async def _send(self, send: Send, pieces: BodyPieces | None) -> None:
         started = False
         end = b""
         try:
@@ -126,7 +126,8 @@ class EventStream(Response):
                     if not started:
                         started = True
                         await self._start(send)
-                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                    if pieces is None or not pieces.write(events):
+                        await send({"type": "http.response.body", "body": events, "more_body": True})
             end = writer.end()
             if not started:  # all that a resumed stream lacked was its end
                 await self._start(send)

@@ -28,9 +28,27 @@ async def submit_all(service: Service, jobs: Sequence[Job | None]) -> list[Delta
     return streams
 
 
-async def merge(
-    streams: Sequence[DeltaStream | None], size: int, observe: Callable[[Delta], None]
-) -> AsyncGenerator[Delta]:
+class _Observed:
+    """A stream of which each delta is told before it is given out.
+
+    Less than a generator: this is passed once a token.
+    """
+
+    def __init__(self, stream: DeltaStream, observe: Callable[[Delta], None]) -> None:
+        self._next = stream.__anext__
+        self._observe = observe
+        self.aclose = stream.aclose
+
+    def __aiter__(self) -> _Observed:
+        return self
+
+    async def __anext__(self) -> Delta:
+        delta = await self._next()
+        self._observe(delta)
+        return delta
+
+
+def merge(streams: Sequence[DeltaStream | None], size: int, observe: Callable[[Delta], None]) -> DeltaStream:
     """The deltas of all streams as they come; answer i of stream k has index ``k * size + i``.
 
     Args:
@@ -38,12 +56,14 @@ async def merge(
         size: answers per prompt.
         observe: called with each delta before it is given out.
     """
-    if len(streams) == 1:  # nearly always: no queue, no task
-        if streams[0] is not None:
-            async for delta in streams[0]:
-                observe(delta)
-                yield delta
-        return
+    if len(streams) == 1 and streams[0] is not None:  # nearly always: no queue, no task
+        return _Observed(streams[0], observe)
+    return _merge(streams, size, observe)
+
+
+async def _merge(
+    streams: Sequence[DeltaStream | None], size: int, observe: Callable[[Delta], None]
+) -> AsyncGenerator[Delta]:
     queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(maxsize=len(streams))
     pumps = [
         asyncio.create_task(_pump(stream, k * size, queue))
@@ -104,8 +124,7 @@ class Coalescer:
 
     def feed(self, delta: Delta) -> Delta | None:
         """What can be shown once `delta` has come, or None."""
-        held = self._held.pop(delta.index, None)
-        if held is not None:
+        if self._held and (held := self._held.pop(delta.index, None)) is not None:
             extend(held, delta)
             delta = held
         if delta.text or delta.parts or delta.finish_reason:
@@ -114,7 +133,7 @@ class Coalescer:
         return None
 
 
-async def collect(deltas: AsyncGenerator[Delta], choices: int) -> list[Delta]:
+async def collect(deltas: DeltaStream, choices: int) -> list[Delta]:
     """Every answer in one piece, by index."""
     answers = [Delta(index, "", []) for index in range(choices)]
     async for delta in deltas:

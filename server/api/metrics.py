@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from protocol.errors import ApiError
 from server.api.jobs import Call
 from server.api.service import Delta
+from server.api.tallies import CounterTally, HistogramTally
 
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _FIRST_TOKEN_BUCKETS = (*_FIRST_TOKEN, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0)
@@ -56,9 +57,11 @@ class RequestMetrics:
             "Mean time per token after the first.",
             _PER_TOKEN_BUCKETS,
         )
-        self.inter_token = histogram(
-            "inter_token_latency_seconds",
+        self.inter_token = HistogramTally(
+            registry,
+            "vllm:inter_token_latency_seconds",
             "Time from one token to the next; of a whole answer, the mean.",
+            model,
             _PER_TOKEN_BUCKETS,
         )
         self.latency = histogram("e2e_request_latency_seconds", "Time from request to its last token.")
@@ -66,7 +69,7 @@ class RequestMetrics:
         self.prefill = histogram("request_prefill_time_seconds", "Time from the queue to the first token.")
         self.decode = histogram("request_decode_time_seconds", "Time from the first token to the last.")
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens processed.")
-        self.generated = counter("generation_tokens", "Tokens generated.")
+        self.generated = CounterTally(registry, "vllm:generation_tokens", "Tokens generated.", model)
         self.prompt_length = histogram("request_prompt_tokens", "Prompt tokens of a request.", _LENGTHS)
         self.length = histogram("request_generation_tokens", "Tokens generated for a request.", _LENGTHS)
         self.longest = histogram(
@@ -134,7 +137,7 @@ class _Measured:
         if self._queued is None:
             self._queued = delta.queue_seconds
         if count := len(delta.token_ids):
-            metrics.generated.inc(count)
+            metrics.generated.value += count
             last = self._last.get(delta.index) if self._call.stream else None
             if last is not None:
                 metrics.inter_token.observe((now - last) / count)

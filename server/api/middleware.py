@@ -8,12 +8,12 @@ import time
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from protocol.errors import CLIENT_CLOSED_REQUEST
 from protocol.headers import SERVER_LOAD, SERVER_SAMPLING, SERVER_WEIGHTS
 from protocol.status import ServerState
 from server.api.metrics import HttpMetrics
 from server.api.service import Service
 from utils.answers import CLOSE
-from utils.http_errors import CLIENT_CLOSED_REQUEST
 
 
 class Envelope:

@@ -10,7 +10,6 @@ from pathlib import Path
 from fastapi import FastAPI
 
 from protocol.events import ServerEvent
-from server.api.announce import GatewayAnnouncer
 from server.api.app import create_app
 from server.api.config import ApiConfig, HttpConfig
 from server.api.lifecycle import Lifecycle
@@ -50,6 +49,8 @@ def serve(service: Service, options: ServerAppOptions, config: HttpConfig) -> Fa
     """
     announcer = None
     if options.client_url is not None:
+        from server.api.announce import GatewayAnnouncer  # an HTTP client takes its time to import
+
         event = ServerEvent(url=options.url, service=service.kind, model_id=service.model_id)
         secret = None if config.event_token is None else config.event_token.get_secret_value()
         announcer = GatewayAnnouncer(options.client_url, event, secret)

@@ -7,7 +7,7 @@ know which batching strategy runs behind.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,7 +74,7 @@ class DeltaStream(Protocol):
     An async generator is one, if the job is freed by `aclose` even before the first `anext`.
     """
 
-    def __aiter__(self) -> DeltaStream: ...
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
 
     async def __anext__(self) -> Delta: ...
 

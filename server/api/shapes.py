@@ -91,15 +91,15 @@ class TokensTold:
     def __init__(self, prompts: Sequence[list[int]], size: int, *, wanted: bool) -> None:
         self._prompts = prompts
         self._size = size
-        self._wanted = wanted
+        self.wanted = wanted
 
     def answer(self, token_ids: Sequence[int]) -> Json:
         """The field of a piece of an answer."""
-        return {"token_ids": token_ids} if self._wanted else {}
+        return {"token_ids": token_ids} if self.wanted else {}
 
     def prompt(self, index: int) -> Json:
         """The field of the prompt of answer `index`."""
-        return {"prompt_token_ids": self._prompts[index // self._size]} if self._wanted else {}
+        return {"prompt_token_ids": self._prompts[index // self._size]} if self.wanted else {}
 
 
 class NativeShape:
@@ -119,7 +119,7 @@ class NativeShape:
             choice["token_ids"] = delta.token_ids
         if self._logprobs is not None:
             choice["logprobs"] = self._logprobs.write(delta.index, delta.logprobs)
-        return choice | self._prompt.fields(delta)
+        return choice if delta.prompt_logprobs is None else choice | self._prompt.fields(delta)
 
     def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         return [(None, orjson.dumps({"choices": [self._choice(delta)]}))]
@@ -243,8 +243,13 @@ class TextShape(OpenAIShape):
             "logprobs": logprobs,
             "finish_reason": delta.finish_reason,
         }
-        choice |= self._prompt.fields(delta) | self._tokens.answer(delta.token_ids)
-        return choice | self._tokens.prompt(delta.index) if first else choice
+        if delta.prompt_logprobs is not None:
+            choice |= self._prompt.fields(delta)
+        if self._tokens.wanted:
+            choice |= self._tokens.answer(delta.token_ids)
+            if first:
+                choice |= self._tokens.prompt(delta.index)
+        return choice
 
     def event(self, delta: Delta, first: bool, counts: TokenCounts) -> list[Event]:
         return [(None, self._chunk(self._choice(delta, first), counts))]

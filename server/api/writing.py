@@ -31,6 +31,8 @@ class EventWriter:
         self._call = call
         self._shape = shape
         self._checkpoints = checkpoints
+        self._size = call.config.num_choices
+        self._prompt_tokens = call.prompt_tokens
         self._coalescer = Coalescer()
         self._begun: set[int] = set()
         self._tokens = 0
@@ -66,18 +68,13 @@ class EventWriter:
         self._tokens += len(delta.token_ids)
         first = delta.index not in self._begun
         self._begun.add(delta.index)
-        cached = self._count_cached(delta)
+        cached = 0
+        if (prompt := delta.index // self._size) not in self._told:
+            self._told.add(prompt)
+            cached = delta.cached_tokens
+            self._cached += cached
         comments = self._comments(delta, cached) if self._checkpoints else None
         return sse.group(self._shape.event(delta, first, self._counts), comments=comments)
-
-    def _count_cached(self, delta: Delta) -> int:
-        """How many cached tokens `delta` is the first to tell of."""
-        prompt = delta.index // self._call.config.num_choices
-        if prompt in self._told:
-            return 0
-        self._told.add(prompt)
-        self._cached += delta.cached_tokens
-        return delta.cached_tokens
 
     def _comments(self, delta: Delta, cached: int) -> bytes:
         """Those of the last event for `delta`, for a gateway."""
@@ -89,7 +86,7 @@ class EventWriter:
 
     @property
     def _counts(self) -> TokenCounts:
-        return TokenCounts(self._call.prompt_tokens, self._cached, self._tokens)
+        return TokenCounts(self._prompt_tokens, self._cached, self._tokens)
 
     def end(self) -> bytes:
         """What follows all answers."""

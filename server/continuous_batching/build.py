@@ -25,6 +25,7 @@ from server.scheduling.scheduler import Scheduler
 from server.scheduling.speculation.by_model import ModelSpeculator
 from server.scheduling.speculation.speculator import Speculator
 from server.scheduling.step_builder import StepBuilder
+from server.scheduling.step_time import StepTime
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.vocabulary import Vocabulary
 from server.worker.worker import Worker
@@ -107,7 +108,9 @@ def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:
     policy = POLICIES[config.batcher_config.policy]
     model = built.draft_model
     speculator = Speculator() if model is None else ModelSpeculator(model)
-    return Scheduler(limits, cache, cost, policy, speculator, redecodes=redecodes)
+    target = config.batcher_config.target_step_ms
+    times = StepTime(None if target is None else target / 1e3)
+    return Scheduler(limits, cache, cost, policy, speculator, step_time=times, redecodes=redecodes)
 
 
 def _same_bits(backend: Backend, worker: Worker) -> dict[str, Any]:

@@ -68,7 +68,8 @@ def build_rank(
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
     limits = size_cache(config, loaded, specs)
     storage = build_storage(loaded, specs, limits)
-    worker, sampling = build_worker(loaded, specs, storage, limits)
+    prompt_graphs = config.batcher_config.prompt_graphs
+    worker, sampling = build_worker(loaded, specs, storage, limits, prompt_graphs=prompt_graphs)
     with phase("a short prompt"):
         if not worker.computes_numbers(min(_TRIED_TOKENS, limits.block_size, limits.model_max_length)):
             raise computes_nan(loading.model_name_or_path)

@@ -49,6 +49,7 @@ def build_worker(
     limits: Limits,
     *,
     drafts: bool = True,
+    prompt_graphs: bool,
 ) -> tuple[Worker, dict[str, str]]:
     """(worker that suits the backend, how it chooses tokens and why).
 
@@ -56,8 +57,14 @@ def build_worker(
 
     Args:
         drafts: capture steps with drafts, too.
+        prompt_graphs: replay short prompts, too.
+
+    Raises:
+        ModelError: they cannot be replayed here.
     """
     model, backend, device = loaded.model, loaded.backend, loaded.device
+    if prompt_graphs:
+        _check_prompt_graphs(loaded)
     with phase("attention kernels"):
         attention = _make_attention(loaded, specs, storage, limits.block_size)
     rows, vocab, groups = limits.max_rows, model.spec.vocab_size, len(limits.groups)
@@ -80,11 +87,28 @@ def build_worker(
         with phase("graphs of decode steps"):
             paged_runner.capture(drafts=drafts)
         with phase("a first prompt"):
-            decoder.warm_up(paged_runner.warm_up(min(limits.chunk_tokens, limits.model_max_length)))
+            longest = min(limits.chunk_tokens, limits.model_max_length)
+            decoder.warm_up(paged_runner.warm_up(longest))
+        if prompt_graphs:
+            with phase("graphs of short prompts"):
+                paged_runner.capture_prompts(limits.max_tokens)
     return Worker(paged_runner, decoder, overlaps=True), {
         "name": "triton",
         "reason": "tokens stay on the device",
     }
+
+
+def _check_prompt_graphs(loaded: LoadedModel) -> None:
+    """Raise ModelError where steps with prompts cannot be replayed."""
+    problem = None
+    if loaded.device.type != "cuda":
+        problem = "there is no GPU"
+    elif loaded.model.shard.ranks > 1:
+        problem = "the model is split over ranks (parallel_config.tensor_parallel_size)"
+    elif loaded.backend.same_bits:
+        problem = "model_loading_config.deterministic promises bits that padding may change"
+    if problem is not None:
+        raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
 
 
 def _make_attention(

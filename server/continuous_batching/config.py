@@ -95,6 +95,13 @@ class BatcherConfig(ConfigModel):
     batch_max_beams: PositiveInt = 64
     prefill_chunk_tokens: PositiveInt | None = None
     """Prompt tokens of one step; null: 512 on CPU, `batch_max_tokens` elsewhere."""
+    target_step_ms: Annotated[float, Field(gt=0)] | None = None
+    """Milliseconds that a step shall take at most while prompts go on beside decodes: prompts are cut into
+    chunks that fit (128 tokens at least). Gaps between tokens shrink, and first tokens come later; null:
+    chunks of `prefill_chunk_tokens`."""
+    prompt_graphs: bool = False
+    """On a GPU, replay steps of up to 1,024 tokens with prompts as CUDA graphs, all but attention: for hosts
+    that launch a prompt slower than the GPU computes it. Capturing takes time at the start, and memory."""
     max_waiting: PositiveInt = 1024
     queue_timeout_seconds: Annotated[float, Field(gt=0)] | None = 300.0
     step_timeout_seconds: Annotated[float, Field(ge=1)] | None = None
@@ -109,6 +116,10 @@ class BatcherConfig(ConfigModel):
             raise ValueError(
                 f"batch_max_tokens ({self.batch_max_tokens}) must not be below "
                 f"batch_max_beams ({self.batch_max_beams}): every beam takes a token a step"
+            )
+        if self.target_step_ms is not None and not POLICIES[self.policy].mixes:
+            raise ValueError(
+                f"target_step_ms is not supported with the policy {self.policy}, which computes prompts apart"
             )
         return self
 

@@ -39,6 +39,12 @@ class Cancel(msgspec.Struct, tag=True):
     request_id: str
 
 
+class Loading(msgspec.Struct, tag=True):
+    """A phase of the start begins."""
+
+    phase: str
+
+
 class Ready(msgspec.Struct, tag=True):
     """The model is loaded; `fingerprint` is that of its checkpoint."""
 
@@ -63,7 +69,7 @@ class Report(msgspec.Struct, tag=True):
 
 
 ToEngine = Add | Cancel
-FromEngine = Ready | Refused | Report
+FromEngine = Loading | Ready | Refused | Report
 
 encode = msgspec.msgpack.Encoder().encode
 encode_json = msgspec.json.Encoder().encode

@@ -274,6 +274,7 @@ class ContinuousBatchingService:
             "pid": os.getpid(),
             "engine_pid": None if supervisor is None else supervisor.pid,
             "engine_restarts": 0 if supervisor is None else supervisor.restarts,
+            "engine_start": None if supervisor is None else supervisor.start_clock.told(),
         }
         return ServerStatus(
             service=self.kind,

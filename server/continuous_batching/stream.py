@@ -35,13 +35,14 @@ class JobStream:
         """Of its prompt, how many the prefix cache had then."""
         self.first_token_seconds: float | None = None
         """How long its first token took, where answers are given out whole."""
-        self.submitted_at = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self.submitted_at = self._loop.time()
         self._on_close = on_close
         self._closed = False
         self._pending: deque[Delta] = deque()
         self._error: ApiError | None = None
         self._done = False
-        self._news = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None  # waits for news
         self._prompt: list[TokenLogprob] | None = None if job.config.prompt_logprobs is None else []
         self._begun: set[int] = set()  # answers of which a piece was given out, here or elsewhere
         shown = vocabulary.showing(job.shown_markers)
@@ -84,12 +85,17 @@ class JobStream:
             self._begun.add(answer.index)
             delta.prompt_logprobs = self._prompt
         self._pending.append(delta)
-        self._news.set()
+        self._wake()
 
     def end(self, error: ApiError | None = None) -> None:
         """Nothing more will come."""
         self._done, self._error = True, error
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and not reader.done():  # else its task was cancelled
+            reader.set_result(None)
 
     # -- the reader's side -------------------------------------------------------------------
 
@@ -102,8 +108,8 @@ class JobStream:
                 raise self._error
             if self._done:
                 raise StopAsyncIteration
-            self._news.clear()
-            await self._news.wait()
+            self._reader = self._loop.create_future()
+            await self._reader
         return self._pending.popleft()
 
     async def aclose(self) -> None:

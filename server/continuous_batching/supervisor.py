@@ -21,6 +21,7 @@ from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT
 from server.continuous_batching.environment import engine_environment
+from server.continuous_batching.phases import StartClock
 from server.continuous_batching.restarts import Life, Restarts
 from server.continuous_batching.watchdog import (
     TICK_SECONDS,
@@ -51,7 +52,11 @@ class EngineSupervisor:
 
     Attributes:
         problem: why there is no working engine, in one line; None while there is one, or the first loads.
+        start_clock: where the time of the last start went, or goes.
+        engine_module: what the process runs; benchmarks set another.
     """
+
+    engine_module = "server.continuous_batching.engine_process"
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class EngineSupervisor:
         has_work: Callable[[], bool],
     ) -> None:
         self.problem: str | None = None
+        self.start_clock = StartClock("process")
         self._config = config
         self._on_ready = on_ready
         self._on_report = on_report
@@ -127,6 +133,7 @@ class EngineSupervisor:
     async def _live(self, life: Life, first: asyncio.Future[None]) -> str:
         """One life of the process, from its start until it is gone; returns why it ended."""
         self._starts += 1
+        self.start_clock = StartClock("process")
         address = f"ipc://{self._directory.name}/{self._starts}"
         socket = self._context.socket(zmq.PAIR)
         try:
@@ -196,7 +203,7 @@ class EngineSupervisor:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "server.continuous_batching.engine_process",
+            self.engine_module,
             address,
             str(os.getpid()),
             stdin=asyncio.subprocess.PIPE,
@@ -220,11 +227,14 @@ class EngineSupervisor:
                 watchdog.heard(message)
                 life.served |= bool(message.output.done)
                 self._on_report(message)
+            elif isinstance(message, messages.Loading):
+                self.start_clock.enter(message.phase)
             elif isinstance(message, messages.Refused):
                 raise EngineRefusedError(message.message)
             else:
                 logger.info("the engine is ready after %.1f s", loop.time() - begin)
                 life.loaded = True
+                self.start_clock.enter(None)
                 configured = self._config.batcher_config.step_timeout_seconds
                 watchdog.step_timeout = configured or default_step_timeout(message.capabilities["device"])
                 self._socket, self.problem = socket, None

@@ -31,6 +31,8 @@ class SchedulingPolicy:
     """First come, first served; decodes never wait for prompts (Sarathi: Agrawal et al., 2023)."""
 
     name = "first_come"
+    mixes = True
+    """Whether steps have prompts beside decodes."""
 
     def order(self, request: Request) -> float:
         """What requests are sorted by, the least first; constant over a request's life.
@@ -68,6 +70,7 @@ class PrefillFirst(SchedulingPolicy):
     """
 
     name = "prefill_first"
+    mixes = False
 
     def mix(self, running: Seq[Request]) -> Mix:
         return Mix.PROMPTS_FIRST
@@ -78,6 +81,7 @@ class DecodeFirst(SchedulingPolicy):
     batching (FasterTransformer): no gap between tokens, and a long wait for the first."""
 
     name = "decode_first"
+    mixes = False
 
     def mix(self, running: Seq[Request]) -> Mix:
         has_begun = any(s.num_computed > s.prefill_end for request in running for s in request.sequences)

@@ -28,6 +28,7 @@ from server.scheduling.queues import Queues
 from server.scheduling.request import Phase, Request, Sequence
 from server.scheduling.slots import SlotPool
 from server.scheduling.speculation.speculator import Speculator
+from server.scheduling.step_time import StepTime
 
 
 class Scheduler:
@@ -39,6 +40,7 @@ class Scheduler:
         cost: which way of preemption is cheaper.
         policy: the order of requests, who has to leave, and what a step is made of.
         speculator: makes drafts.
+        step_time: learns how long steps take, and keeps them to a promised time.
         redecodes: what was decoded is decoded again, several tokens a step; otherwise it is computed as a
             prompt, which is for devices where that has the same bits.
     """
@@ -51,6 +53,7 @@ class Scheduler:
         policy: SchedulingPolicy,
         speculator: Speculator | None = None,
         *,
+        step_time: StepTime | None = None,
         redecodes: bool = False,
     ) -> None:
         self.limits = limits
@@ -58,6 +61,7 @@ class Scheduler:
         self.cost = cost
         self.policy = policy
         self.speculator = speculator or Speculator()
+        self.step_time = step_time or StepTime()
         self._redecodes = redecodes
         self.queues = Queues(cache, SlotPool(limits.max_rows), policy)
         self._computed: list[Sequence] = []  # those of the chunks of the last plan
@@ -86,7 +90,9 @@ class Scheduler:
                 return
         prompts = self._plan_decodes(plan)
         if mix is not Mix.PROMPTS_FIRST:
-            tokens = min(self.limits.max_tokens - len(plan.decodes), self.limits.chunk_tokens)
+            decodes = len(plan.decodes)
+            tokens = min(self.limits.max_tokens - decodes, self.limits.chunk_tokens)
+            tokens = self.step_time.chunk_tokens(decodes, tokens)
             budget = self._continue_prompts(prompts, plan, tokens)
             if mix is Mix.TOGETHER and len(running) == running_before and budget is not None:
                 self._admit(plan, budget)

@@ -21,6 +21,7 @@ from server.worker.batch import BatchBuilder, ForwardBatch
 from server.worker.cache_storage import CacheStorage
 from server.worker.decode_graphs import DecodeGraphs, Size
 from server.worker.paged_batch import PagedBatchBuilder
+from server.worker.prompt_graphs import PromptGraphs
 
 
 class ModelRunner:
@@ -139,6 +140,7 @@ class PagedModelRunner(ModelRunner):
         super().__init__(model, storage, attention, backend, builder)
         self._sampler = sampler
         self._graphs: DecodeGraphs | None = None
+        self._prompts: PromptGraphs | None = None
         self._logits = torch.empty(0)
 
     def capture(self, *, drafts: bool = True) -> None:
@@ -152,6 +154,15 @@ class PagedModelRunner(ModelRunner):
         self._logits = torch.empty((builder.max_lines, vocab), dtype=weight.dtype, device=weight.device)
         builder.send_decodes(StepInput())  # only padding: this touches no sequence
         self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device, drafts=drafts)
+
+    def capture_prompts(self, longest: int) -> None:
+        """Capture short steps with prompts, too, where a step may have `longest` tokens; on CUDA, at last."""
+        vocab, rows = self.model.spec.vocab_size, self._builder.max_rows
+        prompts = PromptGraphs(
+            self.model, self.backend, self.attention, vocab_size=vocab, longest=longest, lines=rows
+        )
+        prompts.capture()
+        self._prompts = prompts
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:
@@ -177,6 +188,15 @@ class PagedModelRunner(ModelRunner):
             batch = self._builder.build(step)
             logits = self._compute(batch)
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
+
+    def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+        prompts, rows = self._prompts, batch.logit_rows
+        if prompts is None or rows is None or batch.states is not None:
+            return super()._compute(batch, out)
+        if not prompts.fits(len(batch.token_ids), len(rows)):
+            return super()._compute(batch, out)
+        self.attention.prepare(*batch.attention)
+        return prompts.run(batch)
 
     def _decode(self, size: Size) -> StepLogits:
         """A step of that size, and the choice of tokens while no line has further options."""

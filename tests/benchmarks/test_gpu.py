@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.__main__ import ENGINES, EXTRA, PLAIN, SAMPLED, run_child, stages
+from benchmarks.gpu.__main__ import ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, run_child, stages
 from benchmarks.gpu.report import pool, table
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
@@ -22,18 +22,18 @@ MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
 
 
 def test_every_workload_is_run_and_known() -> None:
-    named = {name for shape in ("1b", "8b") for stage in stages(shape, ["own"]) for name in stage.workloads}
-    assert named == MEASURED
-    for name in MEASURED - {"SWAP"}:
+    every = [stage for shape in ("1b", "8b", "32b") for stage in stages(shape, ["own"])]
+    assert {name for stage in every for name in stage.workloads} == MEASURED
+    for name in MEASURED - {"SWAP", *SERVED}:
         load = workload(name)
         assert len(load.prompts) == len(load.new_tokens)
         assert all(value > 0 for value in figures(name, load, 2.0).values())
 
 
 def test_engines_are_chosen_and_every_peer_runs_what_its_bars_ask_for() -> None:
-    for shape, extra in {"1b": set(), "8b": {"FULL"}}.items():
+    for shape, extra in {"1b": set(), "8b": {"FULL", *LONG, *SERVED}}.items():
         chosen = stages(shape, ["vllm"])
-        assert {stage.module for stage in chosen} == {"peer_vllm"}
+        assert {stage.engine for stage in chosen} == {"vllm"}
         assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *SAMPLED, *extra}
         every = [stage.module for stage in stages(shape, ENGINES.values())]
         assert len(every) == len(stages(shape, ["own", "vllm"])) + 1 and "peer_transformers" in every
@@ -110,12 +110,55 @@ def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(command, "versions", lambda *_: {})
     arguments = argparse.Namespace(
         engines=["own", "vllm"], shapes=["1b"], workloads=["W2"], rounds=3, repeats=1, minutes=90.0,
-        vllm=tmp_path, out=tmp_path,
+        vllm=tmp_path, out=tmp_path, resume=False,
     )  # fmt: skip
     own, vllm = command.measure_all(arguments)
     assert turns == [(module, turn) for turn in (1, 2, 3) for module in ("own", "peer_vllm")]
     assert len(own["workloads"]["W2"]["seconds"]) == 3 and len(vllm["workloads"]["W2"]["seconds"]) == 2
     assert json.loads((tmp_path / "results.json").read_text())["results"] == [own, vllm]
+
+
+def test_a_call_goes_on_where_another_one_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stages that came to their end are read; those that lack a workload are measured."""
+    measured: list[tuple[str, int]] = []
+
+    def measure(stage: command.Stage, shape: str, turn: int, *_: Any) -> dict[str, Any]:
+        measured.append((stage.module, turn))
+        return result(stage.module, "W2", "W3")
+
+    def result(module: str, *names: str) -> dict[str, Any]:
+        seconds = {name: {"seconds": [1.0], "ms_per_token": 1.0} for name in names}
+        return {"shape": "1b", "engine": module, "workloads": seconds}
+
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "versions", lambda *_: {})
+    (tmp_path / "own-1b-1.json").write_text(json.dumps(result("own", "W2", "W3")))
+    (tmp_path / "peer_vllm-1b-1.json").write_text(json.dumps(result("peer_vllm", "W2")))
+    arguments = argparse.Namespace(
+        engines=["own", "vllm"], shapes=["1b"], workloads=["W2", "W3"], rounds=2, repeats=1, minutes=90.0,
+        vllm=tmp_path, out=tmp_path, resume=True,
+    )  # fmt: skip
+    own, _ = command.measure_all(arguments)
+    assert measured == [("peer_vllm", 1), ("own", 2), ("peer_vllm", 2)]
+    assert len(own["workloads"]["W2"]["seconds"]) == 2
+    measured.clear()
+    command.measure_all(argparse.Namespace(**{**vars(arguments), "resume": False, "minutes": 0.0}))
+    assert measured == []
+
+
+def test_what_clients_saw_is_pooled_and_printed() -> None:
+    def result(shift: float, failed: int = 0) -> dict[str, Any]:
+        values = {"p50": 30.9 + shift, "p95": 64.1, "p99": 83.9}
+        figure = {"ttft_ms": values, "itl_ms": values, "tpot_ms": values, "requests": 60, "failed": failed}
+        served = {"AT4": {**figure, "requests_per_second": 3.9, "output_tokens_per_second": 870.0}}
+        return {"shape": "8b", "engine": "own, served", "workloads": {}, "served": served}
+
+    pooled = pool([result(0.0), result(3.0, failed=2), result(1.0)])
+    assert pooled["served"]["AT4"]["ttft_ms"]["p50"] == 31.9
+    (line,) = table([pooled]).splitlines()[2:]
+    seen = "31.9 / 64.1 / 83.9"
+    assert line == f"| 8b | AT4 | own, served | TTFT {seen}, ITL {seen}, TPOT {seen}, ms | 3.90 req/s |"
+    assert "2 of 60 failed" in table([result(0.0, failed=2)])
 
 
 def test_rounds_are_pooled() -> None:

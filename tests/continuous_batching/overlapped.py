@@ -22,6 +22,7 @@ from server.ops.layer_ops import LayerOps
 from server.ops.paged_attention import PagedAttention, PagedBatch
 from server.ops.torch.attention import TorchAttention
 from server.worker import decode_graphs as cuda_graphs
+from server.worker.prompt_graphs import Cutter, PromptGraphs, attend
 from server.worker.runner import PagedModelRunner
 from tests.continuous_batching.engines import small_llm
 
@@ -76,6 +77,37 @@ class RecordedCalls(dict[Hashable, Callable[[], Any]]):
         return self[key]()
 
 
+class AtOnce(Cutter):
+    """Attends at each cut, for as many tokens as there are."""
+
+    def __init__(self, graphs: RunAnew, size: int, count: int) -> None:
+        super().__init__(graphs._positions[:size], graphs._buffers)
+        self._graphs, self._count = graphs, count
+
+    def forward(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+    ) -> Tensor:
+        attended = super().forward(layer, query, key, value, sinks)
+        attend(self._graphs._attention, self.cuts[-1], self._count)
+        return attended
+
+
+class RunAnew(PromptGraphs):
+    """In place of CUDA graphs: the padded pass is computed again, on the tensors that would be captured."""
+
+    runs = 0
+
+    def capture(self) -> None:
+        with torch.inference_mode():
+            for size in reversed(self._sizes):
+                self._passes[size] = Cutter(self._positions[:size], self._buffers)
+                self._compute(self._passes[size], size)
+
+    def _replay(self, size: int, count: int) -> None:
+        type(self).runs += 1
+        self._compute(AtOnce(self, size, count), size)
+
+
 def compute_with(
     monkeypatch: pytest.MonkeyPatch, attention: type[AttentionBackend[Any]], layer_ops: LayerOps
 ) -> None:
@@ -101,6 +133,8 @@ def overlapped_llm(
         monkeypatch.setattr(cuda_graphs, "CapturedCalls", RecordedCalls)
         runner.capture()
         choice_of(llm)._captured = RecordedCalls()
+        monkeypatch.setattr("server.worker.runner.PromptGraphs", RunAnew)
+        runner.capture_prompts(longest=1024)
     return llm
 
 

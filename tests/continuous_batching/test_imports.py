@@ -22,6 +22,17 @@ def test_the_http_side_knows_no_torch(tiny_model: Path) -> None:
     assert run_script(code, loading(tiny_model), timeout=120).strip() == "False"
 
 
+def test_each_process_imports_what_it_needs_alone() -> None:
+    """The HTTP side of a server without a gateway calls nobody, and an engine is no HTTP server: each of
+    these imports would delay the start by a third of a second."""
+    code = "import sys, continuous_batching_server_app\nprint('aiohttp' in sys.modules)"
+    assert run_script(code, timeout=120).strip() == "False"
+    code = (
+        "import sys, server.continuous_batching.engine_process\nprint({'fastapi', 'torch'} & {*sys.modules})"
+    )
+    assert run_script(code, timeout=120).strip() == "set()"
+
+
 def test_torch_can_be_imported_after_the_tokenizer(tiny_model: Path) -> None:
     """As the engine does, with the configuration read by a transformers that found no torch."""
     code = f"""{_LOAD}

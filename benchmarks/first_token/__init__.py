@@ -1,0 +1,1 @@
+"""Where the time of a first token goes, from the client's request to the first byte of text."""
