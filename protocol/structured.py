@@ -17,6 +17,9 @@ OLD_NAMES = {
 }
 """What vLLM called the forms of an answer until its version 0.12."""
 
+MAX_FORM_BYTES = 256 * 1024
+"""Of a schema, an expression or a grammar."""
+
 JsonSchema = dict[str, Any] | bool
 
 
@@ -44,6 +47,8 @@ class StructuredOutputs(BaseModel):
     def _read_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if len(value) > MAX_FORM_BYTES:  # nothing else of the process runs while such a text is read
+            raise ValueError(f"{len(value)} characters exceed the {MAX_FORM_BYTES} that a schema may have")
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
