@@ -72,7 +72,7 @@ class MessageBlock(Body):
         return self
 
 
-class MessageParam(BaseModel):
+class MessageParam(Body):
     """One turn."""
 
     model_config = _STRICT

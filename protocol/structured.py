@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from protocol.body import Body
 from protocol.errors import FieldError
 
 OLD_NAMES = {
@@ -23,7 +24,7 @@ MAX_FORM_BYTES = 256 * 1024
 JsonSchema = dict[str, Any] | bool
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Body):
     """The form of an answer: exactly one of these, named as in vLLM.
 
     Attributes:
@@ -63,7 +64,7 @@ class StructuredOutputs(BaseModel):
         return self
 
 
-class AnswerFormat(BaseModel):
+class AnswerFormat(Body):
     """The form of an answer as OpenAI's routes ask for it; each has the schema in a field of its own.
 
     A schema is followed whether or not it is `strict`.

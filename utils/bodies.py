@@ -156,20 +156,21 @@ class Body:
             ApiError: 408, too slow; 413, too long, or too many values; 503, the process holds too much.
             ClientLeft: the client closed its connection.
         """
-        whole: bytes | bytearray = b""
+        whole: bytearray | None = None
         while True:
             message = await self._next(receive)
             part = message.get("body", b"")
             self._add(len(part))
+            if whole is not None:
+                whole += part
             if not message.get("more_body"):
                 self._bodies.complete(self)
-                complete = bytes(whole + part) if whole else bytes(part)  # the common case: one piece
+                complete = bytes(part if whole is None else whole)  # one piece is the common case
                 if len(complete) > SMALL_BODY:
                     await self._count_values(complete)
                 return complete
-            if not isinstance(whole, bytearray):
-                whole = bytearray()
-            whole += part
+            if whole is None:
+                whole = bytearray(part)
 
     async def _count_values(self, body: bytes) -> None:
         most = self._bodies.limits().max_body_values

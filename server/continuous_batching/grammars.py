@@ -24,6 +24,7 @@ from server.scheduling.step import SampleInput
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.grammars.source import GrammarError
 from server.text.grammars.state import GrammarState, mask_words
+from utils.threads import give_way
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor
@@ -51,7 +52,7 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._words = mask_words(vocab_size)
-        self._compiling = ThreadPoolExecutor(2, "grammar")
+        self._compiling = ThreadPoolExecutor(2, "grammar", initializer=give_way)
         self._filling = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)), "mask")
         self._live: dict[str, Constrained] = {}
         self._compiling.submit(compiler.prepare)

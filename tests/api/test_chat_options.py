@@ -116,3 +116,20 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("route", "fields"), ACCEPTED)
 async def test_what_changes_nothing_is_taken(url: str, route: str, fields: dict[str, Any]) -> None:
     await ask(url, route, BODIES[route] | fields)
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        (CHAT, {"messages": [1, 2]}, "messages.0"),
+        (CHAT, {"structured_outputs": {"choice": ["a", 1, 2]}}, "structured_outputs.choice.1"),
+        (CHAT, {f"unknown_{i}": i for i in range(100)}, "unknown_0"),
+        (CHAT, {"logit_bias": dict.fromkeys(map(str, range(20_000)), "x")}, "logit_bias"),
+        (CHAT, {"stop_token_ids": [-1] * 100}, "stop_token_ids.0"),
+        (MESSAGES, {"messages": [{"role": "user", "content": 1}] * 3}, "messages.0.content"),
+    ],
+)
+async def test_of_many_faults_the_first_is_told(
+    url: str, route: str, fields: dict[str, Any], param: str
+) -> None:
+    assert (await refused(url, route, BODIES[route] | fields))["param"] == param
