@@ -109,4 +109,5 @@ def _brief(text: str) -> str:
     message = re.split(r"\n\s*1 \| |\n\n", text.strip())[0]
     message = re.sub(r"^at \d+\(\d+\): |^\d+\(\d+\): ", "", message)
     message = message.removeprefix("failed to compile JSON schema: ")
+    message = re.sub(r"^Unimplemented keys: \[(.*)\]", r"keywords that are not supported: \1", message)
     return " ".join(message.split())[:500]
