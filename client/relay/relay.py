@@ -144,7 +144,8 @@ class Relay:
             attempts.note(replica, verdict, progressed=journal is not None and journal.pieces > pieces)
             if attempts.fault is not None:
                 return attempts.fault  # nor could the second replica answer
-            died = attempts.is_lost_again(verdict) and await has_died(self._registry, replica)
+            broke_off = isinstance(result, Exception) and attempts.is_lost_again(verdict)
+            died = broke_off and await has_died(self._registry, replica)
             if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget, died=died):
                 if attempts.engines_lost == MAX_ENGINES_LOST:
                     raise _too_many_engines_lost()
