@@ -75,7 +75,8 @@ FORMS: list[Callable[[random.Random], Body]] = [
     lambda dice: {"regex": rf"(\p{{L}}|\p{{N}}){{{dice.randint(100, 3000)}}}"},
     lambda dice: {"regex": f"(a|b)*a(a|b){{{dice.randint(5, 30)}}}"},
     lambda dice: {"json": nested(dice.randint(60, 10_000))},
-    lambda dice: {"json": {"enum": [f"value {i}" for i in range(dice.randint(1000, 100_000))]}},
+    lambda dice: {"json": {"enum": [f"value {i}" for i in range(10 ** dice.randint(3, 6))]}},
+    lambda dice: {"json": json.dumps({"enum": [{}] * 10 ** dice.randint(3, 6)})},
     lambda dice: {"json": endless(dice.randint(1, 9))},
     lambda dice: {"json": twice_at_each_level(dice.randint(5, 200))},
     lambda dice: {"json": fields(dice.randint(100, 5000))},
@@ -132,7 +133,7 @@ async def attack(
         async with turn, session.post(path, data=body) as response:
             answer = await response.json()
             error = answer.get("error")
-            told[f"{response.status} {'' if error is None else error['code']}"] += 1
+            told[f"{response.status} {'' if error is None else error['code']}".strip()] += 1
 
     await asyncio.gather(*(one(path, body) for path, body in requests))
     return told

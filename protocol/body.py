@@ -5,19 +5,40 @@ from __future__ import annotations
 from collections.abc import Container
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from protocol.errors import FieldError
+
+Schema = TypeVar("Schema")
+
+
+def failing_fast(schema: Schema) -> Schema:
+    """A pydantic-core `schema`, changed so that every list in it ends at its first fault."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            failing_fast(part)
+    elif isinstance(schema, list | tuple):
+        for part in schema:
+            failing_fast(part)
+    return schema
 
 
 class Body(BaseModel):
     """A request, or an object within one.
 
     A field that is null is as if it were left out. JSON has one kind of number, so that ``3.0`` is a whole
-    one where a whole one is wanted.
+    one where a whole one is wanted. Of the faults in a list, or of unknown names, only the first is told:
+    to describe each of them would take longer than to read all.
     """
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return failing_fast(handler(source))
 
     @model_validator(mode="before")
     @classmethod
@@ -30,6 +51,9 @@ def take_as_json(model: type[BaseModel], data: Any) -> Any:
     if not isinstance(data, dict):
         return data
     names, whole = _fields_of(model)
+    if len(data) > len(names):
+        unknown = next(name for name in data if name not in names)
+        data = {name: value for name, value in data.items() if name in names or name == unknown}
     nulls = [name for name, value in data.items() if value is None and name in names]
     numbers = {name: as_whole(data[name]) for name in whole if type(data.get(name)) is float}
     if not nulls and not numbers:

@@ -167,6 +167,12 @@ def body_too_large(limit: int) -> ApiError:
     return ApiError(413, message, type=INVALID_REQUEST, code="body_too_large")
 
 
+def too_many_values_in_body(limit: int) -> ApiError:
+    """413: the JSON of the body has more than `limit` values."""
+    message = f"the request body has more JSON values than max_body_values allows ({limit})"
+    return ApiError(413, message, type=INVALID_REQUEST, code="too_many_values")
+
+
 def target_too_long(limit: int) -> ApiError:
     """414: path and query have more than `limit` bytes."""
     message = f"the request target is longer than the limit of {limit} bytes"

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
-from protocol.body import take_as_json
+from protocol.body import failing_fast, take_as_json
 from protocol.errors import FieldError
 from protocol.structured import StructuredOutputs
 
@@ -35,6 +44,19 @@ MAX_BAD_SEQUENCES = 2 * MAX_BAD_WORDS
 """Sequences of tokens that may be forbidden: a word is two, with and without a space before it."""
 MAX_BAD_TOKENS = 16
 """Tokens of one such sequence."""
+
+MAX_BIASED = 2**14
+"""Tokens whose scores `logit_bias` may change."""
+
+
+def _check_biased(value: Any) -> Any:
+    """Before its entries are looked at: each of them might be at fault."""
+    if isinstance(value, dict) and len(value) > MAX_BIASED:
+        raise ValueError(f"{len(value)} tokens exceed the {MAX_BIASED} that may be named")
+    return value
+
+
+AtMostBiased = BeforeValidator(_check_biased)
 
 OF_TOKEN_IDS = ("logit_bias", "bad_words_ids", "allowed_token_ids")
 """Options of sampling that hold token ids (or have them for keys): those of the model, as is checked."""
@@ -63,7 +85,7 @@ class GenerationConfig(BaseModel):
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     no_repeat_ngram_size: Annotated[int, Field(ge=0, le=MAX_UNREPEATED_NGRAM, description="0: off")] = 0
-    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100.0, le=100.0)]] = {}
+    logit_bias: Annotated[dict[TokenKey, Annotated[float, Field(ge=-100.0, le=100.0)]], AtMostBiased] = {}
     # form of the answer
     structured_outputs: StructuredOutputs | None = None
     # what may be said at all
@@ -106,6 +128,10 @@ class GenerationConfig(BaseModel):
         ]
         | None
     ) = None
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return failing_fast(handler(source))
 
     @model_validator(mode="before")
     @classmethod

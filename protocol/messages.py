@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from protocol.body import Body, check_type
-from protocol.chat import MAX_TOOLS, ToolName
+from protocol.chat import MAX_TOOLS, ReasoningEffort, ToolName
 from protocol.completion import MAX_PRIORITY, CacheSalt, Resume
 from protocol.errors import FieldError
 from protocol.generation import MAX_STOPS
@@ -72,7 +72,7 @@ class MessageBlock(Body):
         return self
 
 
-class MessageParam(BaseModel):
+class MessageParam(Body):
     """One turn."""
 
     model_config = _STRICT
@@ -144,6 +144,24 @@ class MessageThinking(Body):
         return self
 
 
+class MessageFormat(Body):
+    """What the text of the answer must be: JSON that follows a schema."""
+
+    model_config = _STRICT
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(Body):
+    """The form of the answer, and how much the model reasons for it."""
+
+    model_config = _STRICT
+
+    format: MessageFormat | None = None
+    effort: ReasoningEffort | None = None
+
+
 class MessageMetadata(Body):
     """Labels."""
 
@@ -165,11 +183,11 @@ class CountTokensRequest(Body):
     thinking: MessageThinking | None = None
     cache_control: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
     # what changes nothing as null, and is not supported otherwise
     container: None = None
     context_management: None = None
     mcp_servers: None = None
-    output_config: None = None
     inference_geo: None = None
 
     @model_validator(mode="after")

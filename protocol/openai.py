@@ -16,7 +16,7 @@ from protocol.body import Body
 from protocol.chat import MAX_TOOLS, ChatMessage, ChatTool, ReasoningEffort, ResponseFormat, ToolChoice
 from protocol.completion import MAX_PRIORITY, CacheSalt, Resume, TokenPrompt
 from protocol.errors import FieldError, unprocessable
-from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, GenerationConfig
+from protocol.generation import MAX_CHOICES, MAX_LOGPROBS, AtMostBiased, GenerationConfig
 from protocol.structured import StructuredOutputs, check_old_names
 
 OpenAIPrompt = (
@@ -67,7 +67,7 @@ class SharedRequest(Body):
     stop: str | list[str] | None = None
     presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], AtMostBiased] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     # labels that change no token
     user: str | None = None

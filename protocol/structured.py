@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from protocol.body import Body
 from protocol.errors import FieldError
 
 OLD_NAMES = {
@@ -17,10 +18,13 @@ OLD_NAMES = {
 }
 """What vLLM called the forms of an answer until its version 0.12."""
 
+MAX_FORM_BYTES = 256 * 1024
+"""Of a schema, an expression or a grammar."""
+
 JsonSchema = dict[str, Any] | bool
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Body):
     """The form of an answer: exactly one of these, named as in vLLM.
 
     Attributes:
@@ -44,6 +48,8 @@ class StructuredOutputs(BaseModel):
     def _read_text(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if len(value) > MAX_FORM_BYTES:  # nothing else of the process runs while such a text is read
+            raise ValueError(f"{len(value)} characters exceed the {MAX_FORM_BYTES} that a schema may have")
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -58,7 +64,7 @@ class StructuredOutputs(BaseModel):
         return self
 
 
-class AnswerFormat(BaseModel):
+class AnswerFormat(Body):
     """The form of an answer as OpenAI's routes ask for it; each has the schema in a field of its own.
 
     A schema is followed whether or not it is `strict`.

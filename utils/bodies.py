@@ -10,12 +10,22 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from protocol.errors import ApiError, body_too_large, queue_timeout, unavailable, unsupported_coding
+from protocol.errors import (
+    ApiError,
+    body_too_large,
+    queue_timeout,
+    too_many_values_in_body,
+    unavailable,
+    unsupported_coding,
+)
 from utils.begun import Begun
 from utils.config import ConfigModel
+from utils.json_values import most_values, too_many_values
 
 SMALL_BODY = 2**16
 """Bodies up to this size are not counted, so that a few large ones cannot keep small ones out."""
+COUNTED_AT_ONCE = 2**20
+"""The values of bodies up to this size are counted without a thread."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -26,6 +36,10 @@ class BodyLimits(ConfigModel):
     max_body_bytes: Annotated[int, Field(gt=0)] = 16 * 2**20
     max_buffered_body_bytes: Annotated[int, Field(gt=0)] = Field(
         256 * 2**20, description="bytes of all bodies above 64 KiB that are held at once; more get 503"
+    )
+    max_body_values: Annotated[int, Field(gt=0)] = Field(
+        2**19,
+        description="JSON values of one body, a key counting 4, an object or array 8; more get 413",
     )
     body_timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         20, description="how long a client may fall behind body_min_bytes_per_second"
@@ -139,20 +153,31 @@ class Body:
         """All of it, from the ASGI channel `receive`.
 
         Raises:
-            ApiError: 408, too slow; 413, too long; 503, the process holds too much.
+            ApiError: 408, too slow; 413, too long, or too many values; 503, the process holds too much.
             ClientLeft: the client closed its connection.
         """
-        whole: bytes | bytearray = b""
+        whole: bytearray | None = None
         while True:
             message = await self._next(receive)
             part = message.get("body", b"")
             self._add(len(part))
+            if whole is not None:
+                whole += part
             if not message.get("more_body"):
                 self._bodies.complete(self)
-                return bytes(whole + part) if whole else bytes(part)  # the common case: one piece
-            if not isinstance(whole, bytearray):
-                whole = bytearray()
-            whole += part
+                complete = bytes(part if whole is None else whole)  # one piece is the common case
+                if len(complete) > SMALL_BODY:
+                    await self._count_values(complete)
+                return complete
+            if whole is None:
+                whole = bytearray(part)
+
+    async def _count_values(self, body: bytes) -> None:
+        most = self._bodies.limits().max_body_values
+        if len(body) <= COUNTED_AT_ONCE and most_values(body) <= most:
+            return
+        if await asyncio.to_thread(too_many_values, body, most):
+            raise too_many_values_in_body(most)
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:
         coming = Begun(receive())

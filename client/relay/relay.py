@@ -18,6 +18,7 @@ from client.relay.assemble import Assembly, Recovery
 from client.relay.engine_request import sent_body
 from client.relay.engine_stream import engine_stream
 from client.relay.exchange import Answer, Exchange, Sink
+from client.relay.lost import has_died
 from client.relay.resume import Journal
 from client.relay.retry import MAX_ENGINES_LOST, Attempts, RetryBudget
 from client.requests.deadline import ClientStalled, Deadline
@@ -143,7 +144,9 @@ class Relay:
             attempts.note(replica, verdict, progressed=journal is not None and journal.pieces > pieces)
             if attempts.fault is not None:
                 return attempts.fault  # nor could the second replica answer
-            if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget):
+            broke_off = isinstance(result, Exception) and attempts.is_lost_again(verdict)
+            died = broke_off and await has_died(self._registry, replica)
+            if not attempts.may_go_on(verdict, self.config.max_attempts, self._budget, died=died):
                 if attempts.engines_lost == MAX_ENGINES_LOST:
                     raise _too_many_engines_lost()
                 return result

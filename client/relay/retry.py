@@ -61,16 +61,23 @@ class Attempts:
         self.failed += 1
         self.engines_lost += verdict.engine_lost
 
-    def may_go_on(self, verdict: Verdict, max_attempts: int, budget: RetryBudget) -> bool:
+    def is_lost_again(self, verdict: Verdict) -> bool:
+        """Whether a server broke off, and not for the first time since the answer came further."""
+        return verdict in (BROKEN, AWAY) and self.failed > 1
+
+    def may_go_on(
+        self, verdict: Verdict, max_attempts: int, budget: RetryBudget, *, died: bool = False
+    ) -> bool:
         """Whether another attempt is allowed after one that ended with `verdict`.
 
         Who is busy costs budget. A server that breaks off or is away may do so since it died, and takes all
-        of its requests with it: the first such loss of a request, or since it last came further, is free, all
-        others cost. A server that cannot be reached gets no work, and engines have a limit of their own.
+        of its requests with it: the first such loss of a request, or since it last came further, is free, and
+        so are others where the server has `died` indeed; the rest cost. A server that cannot be reached gets
+        no work, and engines have a limit of their own.
         """
         if not verdict.retry or self.failed >= max_attempts or self.engines_lost >= MAX_ENGINES_LOST:
             return False
-        if verdict is BUSY or (verdict in (BROKEN, AWAY) and self.failed > 1):
+        if verdict is BUSY or (self.is_lost_again(verdict) and not died):
             return budget.spend()
         return True
 

@@ -87,7 +87,8 @@ async def _whole(context: Context, request_id: str, call: Call, shape: Shape) ->
         cached=sum(delta.cached_tokens for delta in answers[:: call.config.num_choices]),
         completion=sum(len(delta.token_ids) for delta in answers),
     )
-    return await work(8 * call.prompt_reports, lambda: shape.whole(answers, counts))
+    characters = 8 * call.prompt_reports + 4 * counts.completion
+    return await work(characters, lambda: shape.whole(answers, counts))
 
 
 class EventStream(Response):

@@ -11,12 +11,12 @@ from protocol.openai_answers import ChatCompletionResponse
 from protocol.responses import ResponsesRequest
 from protocol.responses_answers import ResponsesAnswer
 from server.api.answer import Context, answer
-from server.api.chat.ask import ChatAsk, chat_call, read_prompt
+from server.api.chat.ask import chat_call, read_prompt
 from server.api.chat.calls import CallIds
 from server.api.chat.openai import chat_ask
 from server.api.chat.shape import ChatShape
 from server.api.envelope import envelope
-from server.api.jobs import check_service, parse
+from server.api.jobs import check_service, parse, work
 from server.api.messages.ask import messages_ask
 from server.api.messages.shape import MessagesShape
 from server.api.openapi import document_body
@@ -57,8 +57,8 @@ def _add_openai(router: APIRouter, context: Context) -> None:
     )
     async def chat(request: Request) -> Response:
         """Answer a conversation, as OpenAI's chat API does."""
-        body = parse(ChatCompletionRequest, await request.body())
-        call = await chat_call(service, chat_ask(body))
+        body = await parse(ChatCompletionRequest, data := await request.body())
+        call = await chat_call(service, await work(len(data), lambda: chat_ask(body)))
         shape = ChatShape(
             envelope(request, body, call, service.fingerprint),
             stream=call.stream,
@@ -78,8 +78,8 @@ def _add_openai(router: APIRouter, context: Context) -> None:
     )
     async def respond(request: Request) -> Response:
         """Answer a conversation, as OpenAI's responses API does; nothing is kept of it."""
-        body = parse(ResponsesRequest, await request.body())
-        ask = responses_ask(body)
+        body = await parse(ResponsesRequest, data := await request.body())
+        ask = await work(len(data), lambda: responses_ask(body))
         call = await chat_call(service, ask)
         around = envelope(request, ask.sampling, call, service.fingerprint)
         shape = ResponsesShape(around, body, service.tokenizer, _call_ids(service, request, "call_"))
@@ -97,7 +97,8 @@ def _add_anthropic(router: APIRouter, context: Context) -> None:
     )
     async def message(request: Request) -> Response:
         """Answer a conversation, as Anthropic's messages API does."""
-        ask = messages_ask(parse(MessagesRequest, await request.body()))
+        body = await parse(MessagesRequest, data := await request.body())
+        ask = await work(len(data), lambda: messages_ask(body))
         call = await chat_call(service, ask)
         stops = Detokenizer(service.tokenizer.vocabulary, call.config.stop) if call.config.stop else None
         shape = MessagesShape(
@@ -114,6 +115,7 @@ def _add_anthropic(router: APIRouter, context: Context) -> None:
     )
     async def count_tokens(request: Request) -> TokenCount:
         """How many tokens a conversation has for this model, its template's own included."""
-        ask: ChatAsk = messages_ask(parse(CountTokensRequest, await request.body()))
+        body = await parse(CountTokensRequest, data := await request.body())
+        ask = await work(len(data), lambda: messages_ask(body))
         check_service(service, ask.sampling.model)
         return TokenCount(input_tokens=len((await read_prompt(service, ask)).token_ids))

@@ -43,7 +43,7 @@ def completion_router(context: Context) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         """Continue a prompt."""
-        body = parse(CompletionRequest, await request.body())
+        body = await parse(CompletionRequest, await request.body())
         call = await completion_call(service, body)
         shape = NativeShape(
             token_ids=body.return_token_ids,
@@ -60,7 +60,7 @@ def completion_router(context: Context) -> APIRouter:
     )
     async def openai_complete(request: Request) -> Response:
         """Continue one or several prompts, as OpenAI's completions API does."""
-        body = parse(OpenAICompletionRequest, await request.body())
+        body = await parse(OpenAICompletionRequest, await request.body())
         call = await openai_completion_call(service, body)
         echo = _echo(service.tokenizer, body, call) if body.echo else None
         shape = TextShape(

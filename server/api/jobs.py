@@ -24,7 +24,7 @@ OPENAI_DEFAULT_MAX_TOKENS = 16
 MAX_PROMPT_REPORTS = 2**18
 """Log probabilities of prompts that one answer holds: some 20 MB of JSON."""
 
-LONG_TEXT = 16_384
+LONG_TEXT = 8192
 """Characters from which a text is worked on in a thread, so that the event loop stays free."""
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -102,14 +102,14 @@ class Call:
         return self.config.model_copy(update={"prompt_logprobs": None})
 
 
-def parse(model: type[Body], body: bytes) -> Body:
+async def parse(model: type[Body], body: bytes) -> Body:
     """The request in `body`.
 
     Raises:
         ApiError: 400 where it is not JSON, 422 where a field is not accepted.
     """
     try:
-        return model.model_validate_json(body)
+        return await work(len(body), lambda: model.model_validate_json(body))
     except ValidationError as error:
         raise from_validation(error) from None
 
@@ -129,7 +129,7 @@ async def completion_call(service: Service, request: CompletionRequest) -> Call:
     prompt = await _token_ids(service, request.prompt, config.max_new_tokens, _native_field("max_new_tokens"))
     call = Call([prompt], config, request.priority, request.stream, request.resume, _native_field)
     call.cache_salt = (request.cache_salt or "").encode()
-    return checked(service, call)
+    return await checked(service, call)
 
 
 async def openai_completion_call(service: Service, request: OpenAICompletionRequest) -> Call:
@@ -155,7 +155,7 @@ async def openai_completion_call(service: Service, request: OpenAICompletionRequ
         empty=empty,
         cache_salt=(request.cache_salt or "").encode(),
     )
-    return checked(service, call)
+    return await checked(service, call)
 
 
 def shown_markers(skip_special_tokens: bool | None) -> str | None:
@@ -255,7 +255,7 @@ def _as_asked(error: ApiError) -> ApiError:
     return unprocessable(message, param=field, code=error.body.code)
 
 
-def checked(service: Service, call: Call) -> Call:
+async def checked(service: Service, call: Call) -> Call:
     """`call`, unless it names tokens that do not exist, or goes on with a stream that is not its own."""
     size, config = size_of(service), call.config
     checks.check_config(size, config, call.field_of)
@@ -264,6 +264,9 @@ def checked(service: Service, call: Call) -> Call:
         message = f"{field}: {call.prompt_reports} log probabilities of prompts; at most {MAX_PROMPT_REPORTS}"
         raise unprocessable(f"{message} are told at once", param=field)
     call.config = with_tokens(config, service.tokenizer, call.field_of("bad_words"))
+    if config.structured_outputs is not None:
+        field = call.field_of("structured_outputs")
+        call.config = await asyncio.to_thread(checks.with_grammar, call.config, field)
     if call.resume is not None:
         if not call.stream:
             raise unprocessable("only a stream can be resumed", param="resume")

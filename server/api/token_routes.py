@@ -39,7 +39,7 @@ def token_router(context: Context) -> APIRouter:
     @router.post(routes.TOKENIZE, responses=_ERRORS, openapi_extra=document_body(TokenizeRequest))
     async def tokenize(request: Request) -> TokenizeResponse:
         """The tokens of a text, or of a conversation as the model sees it."""
-        body = parse(TokenizeRequest, await request.body())
+        body = await parse(TokenizeRequest, await request.body())
         check_service(service, body.model or service.model_id)
         tokens = await _tokens(service, body)
         strings = service.tokenizer.hf.convert_ids_to_tokens(tokens) if body.return_token_strs else None
@@ -50,7 +50,7 @@ def token_router(context: Context) -> APIRouter:
     @router.post(routes.DETOKENIZE, responses=_ERRORS, openapi_extra=document_body(DetokenizeRequest))
     async def detokenize(request: Request) -> DetokenizeResponse:
         """The text of tokens."""
-        body = parse(DetokenizeRequest, await request.body())
+        body = await parse(DetokenizeRequest, await request.body())
         check_service(service, body.model or service.model_id)
         tokenizer, tokens = service.tokenizer, body.tokens
         known = len(tokenizer.hf)

@@ -21,7 +21,7 @@ class Answer:
         mask: int32 [words], made by a thread.
         made_for: tokens of the answer that `mask` is for; -1: it is for none.
         job: makes the next `mask`; yields the seconds that it took.
-        quick: masks are made between two steps.
+        quick: its last mask took next to nothing.
         problem: why the answer cannot go on.
     """
 
@@ -40,7 +40,8 @@ class Constrained:
 
     Attributes:
         grammar: None until it is compiled.
-        settled: all masks are made between two steps, so that there is nothing to wait for.
+        settled: all masks are made between two steps, so that there is nothing to wait for. Until then
+            threads make them all, even those that are quick: the answers of a request share their grammar.
     """
 
     request: Request

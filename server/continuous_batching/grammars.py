@@ -24,6 +24,7 @@ from server.scheduling.step import SampleInput
 from server.text.grammars.compiler import GrammarCompiler
 from server.text.grammars.source import GrammarError
 from server.text.grammars.state import GrammarState, mask_words
+from utils.threads import give_way
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor
@@ -51,7 +52,7 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler, vocab_size: int) -> None:
         self._compiler = compiler
         self._words = mask_words(vocab_size)
-        self._compiling = ThreadPoolExecutor(2, "grammar")
+        self._compiling = ThreadPoolExecutor(2, "grammar", initializer=give_way)
         self._filling = ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 1) // 2)), "mask")
         self._live: dict[str, Constrained] = {}
         self._compiling.submit(compiler.prepare)
@@ -114,9 +115,10 @@ class Grammars:
             answer = self._answer_of(live, row)
             if answer.problem is not None:
                 raise answer.problem
-            if not row.pending and not answer.quick:  # what is pending is not known yet
+            if not row.pending and not live.settled:  # what is pending is not known yet
                 ready &= self._is_made(answer, row)
-        live.settled = all(live.answers[row].quick for row in live.request.sequences)
+        answers = [live.answers[row] for row in live.request.sequences]
+        live.settled = all(answer.quick and answer.job is None for answer in answers)
         return ready
 
     def _answer_of(self, live: Constrained, row: Row) -> Answer:
@@ -135,7 +137,7 @@ class Grammars:
             answer.quick = seconds < QUICK_SECONDS and not row.request.params.uses_beams
         if answer.job is not None:
             return False
-        if answer.quick or answer.made_for == row.num_generated:
+        if answer.made_for == row.num_generated:
             return True
         make = self._make_of_beam if row.request.params.uses_beams else self._make
         answer.job = self._filling.submit(make, answer, row.generated())
@@ -144,11 +146,12 @@ class Grammars:
     @staticmethod
     def _make(answer: Answer, tokens: list[int]) -> float:
         """Make the mask behind `tokens`, on a thread; returns the seconds of its processor that it took."""
-        begin = time.thread_time()
-        answer.state.follow(tokens)
-        answer.state.fill(answer.mask)
-        answer.made_for = len(tokens)
-        return time.thread_time() - begin
+        with answer.grammar.lock:
+            begin = time.thread_time()
+            answer.state.follow(tokens)
+            answer.state.fill(answer.mask)
+            answer.made_for = len(tokens)
+            return time.thread_time() - begin
 
     def _make_of_beam(self, answer: Answer, tokens: list[int]) -> float:
         """The same; a beam goes on without any chance where there are fewer ways on than beams."""
@@ -176,7 +179,7 @@ class Grammars:
         if live is None:
             return len(tokens)
         answer = self._answer_of(live, row)
-        if not answer.quick:
+        if not live.settled:
             return 0
         return answer.state.accepted(tokens) if self._advance_all({row: answer}) else 0
 
@@ -198,8 +201,9 @@ class Grammars:
             for row in rows
             if row.slot >= 0 and row.request.id in self._live
         }
-        made = self._made_by_threads({row: answer for row, answer in found.items() if not answer.quick})
-        quick = self._advance_all({row: a for row, a in found.items() if a.quick and row not in made})
+        quick = {row: answer for row, answer in found.items() if self._live[row.request.id].settled}
+        made = self._made_by_threads({row: answer for row, answer in found.items() if row not in quick})
+        quick = self._advance_all(quick)
         drafted = {draft.sequence: draft.tokens for draft in drafts if draft.sequence in quick}
         made |= self._make_at_once({row: a for row, a in quick.items() if row not in drafted})
         for row, tokens in drafted.items():

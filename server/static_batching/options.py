@@ -61,7 +61,7 @@ def refusals(max_length: int, can_batch: bool = True, can_draft: bool = True) ->
         ("resume", {"resume": GIVEN}, "a static-batching server has no streams"),
         ("logprobs", logprobs | {"num_beams": above(1)}, "a static-batching server has none for beam search"),
         (_DRAFTS, drafts | {"do_sample": TRUE}, "a static-batching server drafts for greedy answers alone"),
-        (FORM, {FORM: GIVEN, "num_beams": above(1)}, "transformers goes on with beams without any chance"),
+        (FORM, {FORM: GIVEN, "num_beams": above(1)}, "transformers keeps beams that no token may follow"),
         (_DRAFTS, drafts | logprobs, "a static-batching server has no logprobs beside drafts"),
     ]
     if not can_draft:

@@ -10,7 +10,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from utils.json_values import too_many_values
+
 Role = Literal["system", "developer", "user", "assistant", "tool"]
+
+MAX_ARGUMENT_VALUES = 2**16
+"""JSON values in the arguments of a call in a history, as `too_many_values` counts them."""
 
 _OWN = frozenset(
     (
@@ -129,6 +134,8 @@ def _template_message(message: Message, *, knows_developer: bool, as_text: bool)
 
 def _arguments(call: ToolCall, *, as_text: bool) -> str | dict[str, Any]:
     text = call.arguments.strip() or "{}"
+    if too_many_values(text.encode(errors="replace"), MAX_ARGUMENT_VALUES):
+        raise ValueError(f"the arguments of the call of {call.name!r} have too many values to be read")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

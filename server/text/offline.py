@@ -91,7 +91,7 @@ def _checked(config: GenerationConfig, tokenizer: Tokenizer, size: checks.ModelS
     except ValidationError as error:
         raise from_validation(error) from None
     checks.check_config(size, config)
-    return with_tokens(config, tokenizer)
+    return with_tokens(checks.with_grammar(config), tokenizer)
 
 
 def _token_ids(

@@ -88,4 +88,5 @@ async def test_forms_of_plain_text(tmp_path: Path) -> None:
         await ask(url, "/completion/v2", native)
     for job in service.jobs:
         assert job.config.structured_outputs is not None
-        assert job.config.structured_outputs.json_schema == SCHEMA
+        grammar = job.config.structured_outputs.grammar
+        assert grammar is not None and f"%json {json.dumps(SCHEMA)[:-1]}" in grammar

@@ -62,6 +62,21 @@ async def test_all_bodies_together_have_a_budget(port: int) -> None:
         assert (await response(reader))[0] == 400  # it is read, and is no JSON
 
 
+@pytest.mark.parametrize(("values", "expected"), [(b"1," * 99_000, 413), (b'"' + b"," * 99_000 + b'",', 404)])
+async def test_a_body_of_too_many_values_is_not_read(
+    service: FakeService, values: bytes, expected: int
+) -> None:
+    """Those in strings are text, which is read at once: such a body gets as far as its model's name."""
+    with serving(create_app(service, http=HttpConfig(max_body_values=50_000))) as url:
+        async with connected(int(url.rpartition(":")[2])) as (reader, writer):
+            body = b'{"model": "other", "prompt": [' + values + b'"x"]}'
+            if expected == 404:
+                body = body.replace(b"[", b"").replace(b"]", b"").replace(b',"x"', b"")
+            writer.write(head("/v1/completions", f"Content-Length: {len(body)}") + body)
+            status, _, answer = await response(reader)
+            assert status == expected and (b"too_many_values" in answer) == (expected == 413)
+
+
 async def test_a_path_has_one_spelling(port: int) -> None:
     for end in ("%0A", "/", "%00", ";", "%20"):
         async with connected(port) as (reader, writer):

@@ -159,6 +159,14 @@ async def test_messages_stream(url: str) -> None:
     assert "input_json_delta" in stream and "DONE" not in stream
 
 
+async def test_the_form_of_a_message_is_a_grammar(url: str, service: FakeService) -> None:
+    schema = {"type": "object", "properties": {"days": {"type": "integer"}}}
+    form = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
+    await ask(url, MESSAGES, BODIES[MESSAGES] | form)
+    asked = service.jobs[-1].config.structured_outputs
+    assert asked is not None and "%json" in asked.grammar and '"days"' in asked.grammar
+
+
 async def test_messages_end_at_stop_sequences(url: str) -> None:
     answer = await ask(url, MESSAGES, {**BODIES[MESSAGES], "stop_sequences": ["me see", "nowhere"]})
     assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "me see")

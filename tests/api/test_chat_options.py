@@ -25,6 +25,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 SCHEMA = {"name": "x", "schema": {"type": "object"}}
 OBJECT = {"type": "json_object"}
 
+DEEP: dict[str, Any] = {"type": "json_schema", "schema": {}}
+for _ in range(70):
+    DEEP["schema"] = {"items": DEEP["schema"]}
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHAT, {"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     (
@@ -62,6 +66,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (MESSAGES, {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
     (MESSAGES, {"mcp_servers": []}, "mcp_servers"),
     (MESSAGES, {"temperature": 1.5}, "temperature"),
+    (MESSAGES, {"output_config": {"format": {"type": "text"}}}, "output_config.format.type"),
+    (MESSAGES, {"output_config": {"format": DEEP}}, "output_config.format"),
+    (MESSAGES, {"output_config": {"effort": "low"}, "thinking": None}, "output_config.effort"),
+    (CHAT, {"structured_outputs": {"json": '"' + "a" * 300_000 + '"'}}, "structured_outputs.json"),
+    (CHAT, {"structured_outputs": {"regex": "a" * 300_000}}, "structured_outputs"),
+    (CHAT, {"structured_outputs": {"json": {"enum": ["value"] * 60_000}}}, "structured_outputs"),
 ]
 
 
@@ -99,9 +109,27 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
     ),
     (MESSAGES, {"metadata": {"user_id": "u"}, "service_tier": "auto", "thinking": None, "top_k": 5}),
     (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}),
+    (MESSAGES, {"output_config": {"effort": "low", "format": None}}),
 ]
 
 
 @pytest.mark.parametrize(("route", "fields"), ACCEPTED)
 async def test_what_changes_nothing_is_taken(url: str, route: str, fields: dict[str, Any]) -> None:
     await ask(url, route, BODIES[route] | fields)
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        (CHAT, {"messages": [1, 2]}, "messages.0"),
+        (CHAT, {"structured_outputs": {"choice": ["a", 1, 2]}}, "structured_outputs.choice.1"),
+        (CHAT, {f"unknown_{i}": i for i in range(100)}, "unknown_0"),
+        (CHAT, {"logit_bias": dict.fromkeys(map(str, range(20_000)), "x")}, "logit_bias"),
+        (CHAT, {"stop_token_ids": [-1] * 100}, "stop_token_ids.0"),
+        (MESSAGES, {"messages": [{"role": "user", "content": 1}] * 3}, "messages.0.content"),
+    ],
+)
+async def test_of_many_faults_the_first_is_told(
+    url: str, route: str, fields: dict[str, Any], param: str
+) -> None:
+    assert (await refused(url, route, BODIES[route] | fields))["param"] == param

@@ -204,9 +204,9 @@ async def states(session: aiohttp.ClientSession) -> list[str]:
         return [replica["state"] for replica in (await response.json())["replicas"]]
 
 
-async def kill_what_serves(fleet: Fleet, session: aiohttp.ClientSession) -> None:
-    """Every two seconds kill -9 a server that is ready."""
-    while True:
+async def kill_what_serves(fleet: Fleet, session: aiohttp.ClientSession, most: float = float("inf")) -> None:
+    """Every two seconds kill -9 a server that is ready; `most` servers at most."""
+    while fleet.kills < most:
         await asyncio.sleep(2)
         async with session.get("/status") as response:
             replicas = (await response.json())["replicas"]

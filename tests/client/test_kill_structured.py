@@ -35,6 +35,7 @@ LONG = {
     "additionalProperties": False,
 }
 TOKENS = 300
+KILLS = 5
 STRICT = {"type": "function", "name": "record", "parameters": LONG, "strict": True}
 
 
@@ -142,13 +143,14 @@ async def test_kill_9_while_calls_and_json_are_streamed(tmp_path: Path) -> None:
             assert not [outcome for outcome in expected if outcome[2].isdigit()]
             assert all(text or calls for text, calls, _ in expected)
             assert sum(len(calls) for _, calls, _ in expected) > len(work) // 2
-            killing = asyncio.create_task(kill_what_serves(fleet, session))
+            # on a busy machine a server needs longer to load than to be killed: some have to be left in peace
+            killing = asyncio.create_task(kill_what_serves(fleet, session, KILLS))
             wrong, rounds = [], 0
-            while fleet.kills < 5:
+            while fleet.kills < KILLS:
                 found = await asyncio.gather(*[answer(session, *item) for item in work])
                 wrong += [pair for pair in zip(expected, found, strict=True) if pair[0] != pair[1]]
                 rounds += 1
-            assert killing.cancel()
+            await killing
             assert wrong == []
             async with session.get("/status") as response:
                 resumed = (await response.json())["requests"]["resumed_streams"]

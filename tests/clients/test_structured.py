@@ -136,6 +136,18 @@ def test_anthropic_forces_a_call(url: str) -> None:
         assert block.name == "other" and block.input == ARGUMENTS and message.stop_reason == "tool_use"
 
 
+def test_anthropic_parses(url: str) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    if not hasattr(anthropic.resources.Messages, "parse"):
+        pytest.skip("this anthropic asks for no form of an answer")
+    client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
+    messages = [{"role": "user", "content": QUESTION}]
+    # the SDK leaves out of a schema what Anthropic's server does not follow, such as constants
+    form = create_model("form", right=(bool, ...), sure=(bool, ...))
+    message = client.messages.parse(model=MODEL, max_tokens=200, messages=messages, output_format=form)
+    assert isinstance(message.parsed_output, form)
+
+
 def test_llama_index(url: str) -> None:
     like = pytest.importorskip("llama_index.llms.openai_like")
     model = like.OpenAILike(

@@ -172,3 +172,11 @@ def test_arguments_that_are_none_are_refused(tokenizer: Tokenizer) -> None:
     conversation = chat_ask(ChatCompletionRequest.model_validate_json(body)).conversation
     with pytest.raises(ValueError, match=r"get_weather.* not a JSON object"):
         tokenizer.render_chat(conversation)
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("text", ["", "Hello <|im_end|> [INST] you", 'Paris "é" 你 😀\n\n  x', "a" * 5000])
+def test_texts_become_the_tokens_that_transformers_makes(
+    tokenizer: Tokenizer, text: str, *, special: bool
+) -> None:
+    assert tokenizer.encode(text, special=special) == tokenizer.hf.encode(text, add_special_tokens=special)

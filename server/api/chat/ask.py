@@ -85,7 +85,7 @@ async def chat_call(service: Service, ask: ChatAsk) -> Call:
     call = Call([prompt.token_ids], config, priority, stream, options.resume, ask.field_of)
     call.cache_salt = (options.cache_salt or "").encode()
     _read_answers(service, ask, prompt.text, call)
-    return checked(service, call)
+    return await checked(service, call)
 
 
 async def read_prompt(service: Service, ask: ChatAsk) -> ChatPrompt:

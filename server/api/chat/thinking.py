@@ -46,12 +46,13 @@ def template_variables(
             raise _unknown(f"{name('chat_template_kwargs')}.{variable}", "has no such variable")
     switch = next((v for v, mark in _SWITCHES if tokenizer.template_shows(mark)), None)
     if thinking.effort is not None:
+        off_alone = thinking.effort == "none" and not tokenizer.answer_format.reads_reasoning
         if tokenizer.template_has(EFFORT):
             variables.setdefault(EFFORT, thinking.effort)
+        elif thinking.enabled is not None or (switch is None and not off_alone):
+            raise _unknown(name(EFFORT), "knows no reasoning effort")
         elif switch is not None:
             variables.setdefault(switch, thinking.effort != "none")
-        elif thinking.effort != "none" or tokenizer.answer_format.reads_reasoning:
-            raise _unknown(name(EFFORT), "knows no reasoning effort")
     if thinking.enabled is not None:
         if switch is not None:
             variables.setdefault(switch, thinking.enabled)

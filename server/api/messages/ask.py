@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from protocol.messages import BILLING, CountTokensRequest, MessageBlock, MessageParam, MessagesRequest
+from protocol.messages import (
+    BILLING,
+    CountTokensRequest,
+    MessageBlock,
+    MessageParam,
+    MessagesRequest,
+    OutputConfig,
+)
 from protocol.openai import SharedRequest
 from server.api.chat.ask import ChatAsk
 from server.api.chat.constraints import Constraints
@@ -13,7 +20,11 @@ from server.api.chat.thinking import Thinking
 from server.text.conversation import Conversation, Message, Tool, ToolCall
 from server.text.formats.chosen import AnswerTools
 
-_NAMES = {"stop": "stop_sequences"}
+_NAMES = {
+    "stop": "stop_sequences",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+}
 
 
 def messages_ask(request: CountTokensRequest) -> ChatAsk:
@@ -22,6 +33,7 @@ def messages_ask(request: CountTokensRequest) -> ChatAsk:
     kind = None if choice is None else choice.type
     offered = [] if kind == "none" else request.tools or []
     tools = [Tool(tool.name, tool.description, tool.input_schema) for tool in offered]
+    output = request.output_config or OutputConfig()
     single = choice is not None and choice.disable_parallel_tool_use is True
     messages = _system(request)
     for turn in request.messages:
@@ -42,6 +54,7 @@ def messages_ask(request: CountTokensRequest) -> ChatAsk:
                 for place, tool in enumerate(request.tools or ())
                 if tool.strict
             ),
+            text=None if output.format is None else output.format.schema_,
         ),
         thinking=_thinking(request),
         names=_NAMES,
@@ -63,11 +76,12 @@ def _sampling(request: CountTokensRequest) -> SharedRequest:
 def _thinking(request: CountTokensRequest) -> Thinking:
     """This API reasons only where it is asked to; ``adaptive`` leaves it to the model."""
     asked, variables = request.thinking, request.chat_template_kwargs or {}
+    effort = request.output_config.effort if request.output_config else None
     if asked is None:
-        return Thinking(enabled=False, by_default=True, variables=variables)
+        return Thinking(effort, enabled=False, by_default=True, variables=variables)
     if asked.type == "adaptive":
-        return Thinking(variables=variables)
-    return Thinking(enabled=asked.type == "enabled", variables=variables)
+        return Thinking(effort, variables=variables)
+    return Thinking(effort, enabled=asked.type == "enabled", variables=variables)
 
 
 def _system(request: CountTokensRequest) -> list[Message]:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 class Grammar:
     """What an answer is held to.
 
+    Its states share an automaton of llguidance, and only one of them can work with it at a time. Threads that
+    work with states side by side hold `lock` meanwhile. Without it they would wait for each other inside
+    llguidance, and keep Python's interpreter from all other threads.
+
     Args:
         matcher: at the beginning.
         ends: tokens that end an answer.
@@ -34,6 +38,7 @@ class Grammar:
     ) -> None:
         self._matcher = matcher
         self.mask_words = mask_words
+        self.lock = threading.Lock()
         self._ends = tuple(ends)
         self._never = tuple(set(model_ends) - set(ends))
 
@@ -103,4 +108,6 @@ def _brief(text: str) -> str:
     """An error of llguidance on one line, without the place in a grammar that may be ours."""
     message = re.split(r"\n\s*1 \| |\n\n", text.strip())[0]
     message = re.sub(r"^at \d+\(\d+\): |^\d+\(\d+\): ", "", message)
+    message = message.removeprefix("failed to compile JSON schema: ")
+    message = re.sub(r"^Unimplemented keys: \[(.*)\]", r"keywords that are not supported: \1", message)
     return " ".join(message.split())[:500]

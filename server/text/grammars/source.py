@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+from protocol.structured import MAX_FORM_BYTES, StructuredOutputs
 from server.text.grammars.dialect import for_llguidance
 
-MAX_BYTES = 256 * 1024
-"""Of a schema, an expression or a grammar."""
+MAX_BYTES = MAX_FORM_BYTES
+ROOM = 1024
+"""Bytes that a grammar may have beyond that: what is written around a form to make it one."""
 MAX_DEPTH = 64
 """Nested objects and arrays of a schema."""
 MAX_PROPERTIES = 1000
@@ -31,26 +33,35 @@ class GrammarError(ValueError):
     """A grammar that is not supported; the message says why in one line."""
 
 
-def grammar_source(asked: dict[str, Any]) -> str:
-    """The grammar for the fields of a `protocol.structured.StructuredOutputs`, in llguidance's own form.
+def as_grammar(form: StructuredOutputs) -> StructuredOutputs:
+    """The same form as a grammar: what is left is to compile it, which Python has no part in.
 
     Raises:
         GrammarError: it exceeds a bound.
     """
-    from llguidance import LLMatcher, regex_to_lark
+    texts = {name: getattr(form, name) for name in ("regex", "choice", "grammar")}
+    asked: dict[str, Any] = {"json": form.json_schema, **texts}
+    return StructuredOutputs.model_construct(grammar=grammar_source(asked))
+
+
+def grammar_source(asked: dict[str, Any]) -> str:
+    """The grammar for the fields of a `protocol.structured.StructuredOutputs`, in llguidance's Lark.
+
+    Raises:
+        GrammarError: it exceeds a bound.
+    """
+    from llguidance import regex_to_lark
 
     if asked.get("regex") is not None:
         # digits, letters and spaces are those of ASCII, as in JavaScript: what most who write \d mean
         expression = regex_to_lark(_bounded(asked["regex"], "regex"), use_ascii="dws")
-        return str(LLMatcher.grammar_from_lark(f"start: /{expression}/"))
+        return f"start: /{expression}/"
     if asked.get("grammar") is not None:
-        return str(LLMatcher.grammar_from_lark(_bounded(asked["grammar"], "grammar")))
+        return _bounded(asked["grammar"], "grammar", MAX_BYTES + ROOM)
     if asked.get("choice") is not None:
-        return str(LLMatcher.grammar_from_lark(_bounded(choice_of(asked["choice"]), "choice")))
-    schema = asked.get("json")
-    if schema is None:
-        schema = {"type": "object"}
-    return str(LLMatcher.grammar_from_json_schema(bounded_schema(schema)))
+        return _bounded(choice_of(asked["choice"]), "choice")
+    schema = {"type": "object"} if asked.get("json") is None else asked["json"]
+    return f"%llguidance {{}}\nstart: %json {bounded_schema(schema)}"
 
 
 def choice_of(texts: list[str]) -> str:
@@ -82,12 +93,13 @@ def bounded_schema(schema: dict[str, Any] | bool, *, lenient: bool = False) -> s
     return _bounded(json.dumps(given, ensure_ascii=False), "json")
 
 
-def _bounded(text: str, name: str) -> str:
-    size = len(text.encode(errors="replace"))
-    if size > MAX_BYTES:
+def _bounded(text: str, name: str, most: int = MAX_BYTES) -> str:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise GrammarError(f"{name}: a lone surrogate is not text") from None
+    if size > most:
         raise GrammarError(f"{name}: {size} bytes exceed the {MAX_BYTES} that a grammar may have")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise GrammarError(f"{name}: a lone surrogate is not text")
     return text
 
 

@@ -192,6 +192,8 @@ def test_the_first_loss_of_a_server_costs_no_budget() -> None:
         assert attempts.may_go_on(verdict, 9, empty)
         attempts.note(replica, verdict, progressed=False)
         assert not attempts.may_go_on(verdict, 9, empty)
+        assert attempts.may_go_on(verdict, 9, empty, died=True)  # not the request's doing, nor an overload
+        assert not attempts.may_go_on(verdict, 2, empty, died=True)
         attempts.note(replica, verdict, progressed=True)  # a stream that came further
         assert attempts.may_go_on(verdict, 9, empty)
     unreachable = of_error(aiohttp.ConnectionTimeoutError())
