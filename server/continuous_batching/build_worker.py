@@ -49,7 +49,7 @@ def build_worker(
     limits: Limits,
     *,
     drafts: bool = True,
-    prompt_graphs: bool,
+    prompt_graphs: bool = False,
 ) -> tuple[Worker, dict[str, str]]:
     """(worker that suits the backend, how it chooses tokens and why).
 
