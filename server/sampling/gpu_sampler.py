@@ -108,7 +108,7 @@ class GpuSampler:
         captures = forward.tokens is not None and all(stage.in_graph for stage, _ in wanted.values())
         if self._captured is None or not captures:
             return run()
-        key = len(forward.logits), forward.drafts is not None, *wanted
+        key = (len(forward.logits), forward.drafts is not None), *wanted
         if key not in self._captured:
             self._make_tables([stage for stage, _ in wanted.values()])
         return self._replay(key, run)
