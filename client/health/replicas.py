@@ -140,6 +140,8 @@ class Registry:
             replica.load.report_requests(report.requests, now)
         replica.load.slots = report.slots or DEFAULT_SLOTS
         terms = self._known_terms.of(replica.kind, report.accepts)
+        if report.accepts is None and _REPORTED[report.state] is ReplicaState.LOADING:
+            terms = replica.terms  # it tells once it is ready; requests wait for it as for the one before
         names = report.names
         if names and (names != replica.model_names or terms is not replica.terms):
             replica.model_id, *aliases = names
