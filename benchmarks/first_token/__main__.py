@@ -5,8 +5,8 @@
 
 A server with random weights gets requests one at a time, at random moments, on an idle engine and beside
 streams that decode. Every process notes when a request reaches a stage (`stamps.STAGES`); printed are the
-medians of the milliseconds between stages. On a GPU each is measured as served, with steps planned as early
-as can be, and with prompts replayed (`batcher_config.prompt_graphs`).
+medians of the milliseconds between stages. On a GPU each is measured as served, and with prompts replayed
+(`batcher_config.prompt_graphs`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 import orjson
 
 from benchmarks.checkpoints import SHAPES, describe_llama, word_tokenizer
-from benchmarks.first_token.stamps import DIRECTORY, PLAN_AT_ONCE, PREFIX, STAGES, read_device, read_stamps
+from benchmarks.first_token.stamps import DIRECTORY, PREFIX, STAGES, read_device, read_stamps
 from benchmarks.http_cost.client import EVENT, request
 from benchmarks.machine import processor, today
 from benchmarks.processes import free_port, running, wait_until_ready
@@ -35,7 +35,7 @@ from utils.commands import with_interpreter
 from utils.readiness import get_json
 
 PATH = "/v1/completions"
-AS_SERVED, AT_ONCE, REPLAYED = WAYS = ("as served", "planned at once", "replayed")
+WAYS = AS_SERVED, REPLAYED = ("as served", "replayed")
 _PAUSE = (0.1, 0.3)
 """Seconds between requests: any moment of a step is as likely as another."""
 
@@ -125,10 +125,9 @@ def measure(arguments: argparse.Namespace, model: Path, directory: Path, way: st
     config, log, port = directory / "server.json", directory / "server.log", free_port()
     config.write_text(json.dumps(configuration(arguments, model, way)))
     command: list[str | Path] = [sys.executable, "-m", "benchmarks.first_token.serve", config, str(port)]
-    settings = {DIRECTORY: str(directory)} | ({PLAN_AT_ONCE: "1"} if way == AT_ONCE else {})
     seen: dict[str, dict[str, tuple[float, float]]] = {}
     url = f"http://127.0.0.1:{port}"
-    with running(command, log, settings) as server:
+    with running(command, log, {DIRECTORY: str(directory)}) as server:
         start = wait_until_ready("the server", url, server, log)
         phases = get_json(url, routes.STATUS)[1]["details"]["engine_start"]
         for number in range(6):  # libraries allocate, estimates settle
@@ -169,7 +168,7 @@ def main() -> None:
         shape = SHAPES[arguments.shape]
         words = word_tokenizer(Path(place) / "tokenizer.json", shape.vocab)
         describe_llama(model, shape, tokenizer=words)
-        for way in arguments.ways or WAYS[: 2 if arguments.device == "cpu" else 3]:
+        for way in arguments.ways or ([AS_SERVED] if arguments.device == "cpu" else WAYS):
             directory = Path(place) / way.replace(" ", "-")
             found[way] = measure(arguments, model, directory, way)
             about = {"date": today(), "processor": processor(), "shape": arguments.shape}

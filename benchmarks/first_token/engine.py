@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence as Seq
 
 import server.models.load
-from benchmarks.first_token.stamps import PLAN_AT_ONCE, after, before, own_stamps
+from benchmarks.first_token.stamps import after, before, own_stamps
 from benchmarks.gpu.own import random_weights
 from server.continuous_batching import messages
 from server.continuous_batching.collector import Collector
@@ -65,6 +64,4 @@ def watch() -> None:
 if __name__ == "__main__":
     watch()
     server.models.load.load_weights = random_weights  # type: ignore[attr-defined,assignment]
-    if os.environ.get(PLAN_AT_ONCE):
-        Engine.slack = lambda engine: 0.0  # type: ignore[assignment]
     sys.exit(main())

@@ -11,8 +11,6 @@ from typing import Any
 
 DIRECTORY = "FIRST_TOKEN_DIRECTORY"
 """The environment variable that names where the files of stamps are."""
-PLAN_AT_ONCE = "FIRST_TOKEN_PLAN_AT_ONCE"
-"""The one that lets steps be planned as early as can be, to see what waiting gives."""
 DEVICE = "device"
 """Stands for a request where the device is timed."""
 PREFIX = "probe-"

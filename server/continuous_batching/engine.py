@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from server.continuous_batching.admission import objection, refusal_for_now, unknown_tokens
@@ -11,8 +12,8 @@ from server.continuous_batching.collector import Collector
 from server.continuous_batching.grammars import OPTION, Grammars
 from server.continuous_batching.isolation import Isolation
 from server.continuous_batching.outputs import RequestFailure, StepOutput
-from server.continuous_batching.pace import Launched, Pace
 from server.continuous_batching.stats import EngineStats, stats_of
+from server.sampling.chosen import ChosenTokens, PendingTokens
 from server.scheduling.block_hash import cache_root
 from server.scheduling.cache_manager import CacheManager
 from server.scheduling.limits import Limits
@@ -27,6 +28,15 @@ from server.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 NOBODY: frozenset[Sequence] = frozenset()
+
+
+@dataclass(slots=True)
+class Launched:
+    """A step under way: the plan, the sequences that get tokens, and their choice."""
+
+    plan: Plan
+    sequences: list[Sequence]
+    choice: ChosenTokens | PendingTokens | None
 
 
 class Engine:
@@ -62,7 +72,6 @@ class Engine:
         self._cache_root = cache_root
         self._isolation = Isolation(scheduler, worker, collector)
         self._launched: Launched | None = None
-        self._pace = Pace(scheduler.step_time, clock)
         self._requests: dict[str, Request] = {}
         self._dependent: set[str] = set()  # requests that have begun and whose tokens are chosen here: beams
         self._settled = 0.0  # when the last step was, or when the one under way began
@@ -121,10 +130,6 @@ class Engine:
             self.scheduler.queues.remove(request)
             self._collector.forget(request)
 
-    def slack(self) -> float:
-        """Seconds until the next step should be planned; at most 0 where that is now (`pace`)."""
-        return self._pace.slack(self._launched, waiting=bool(self.scheduler.queues.waiting))
-
     def step(self) -> StepOutput:
         """One iteration; returns its output (empty if there was nothing to do).
 
@@ -150,7 +155,6 @@ class Engine:
         if sound:
             try:
                 launched = self._launch(plan, output)
-                self._pace.launched(plan, begin)
             except Exception:
                 logger.exception("a step of %d tokens failed, running its requests apart", plan.num_tokens)
                 sound = False
@@ -196,7 +200,6 @@ class Engine:
         """Start a forward pass, if there is one, and the choice of tokens."""
         if plan.is_empty and not plan.joined:
             return None
-        begin = self._clock()
         self.worker.launch(self._builder.build(plan))
         sequences = plan.sampled()
         choice, absent = None, NOBODY
@@ -215,7 +218,7 @@ class Engine:
         for sequence in absent:  # as if they had not been computed
             sequence.pending -= 1
             sequence.num_computed -= 1
-        return Launched(plan, sequences, choice, begin)
+        return Launched(plan, sequences, choice)
 
     def _sample_input(
         self, plan: Plan, sequences: list[Sequence], output: StepOutput
@@ -240,7 +243,6 @@ class Engine:
         if launched.choice is not None:
             try:
                 result = launched.choice.read()
-                self._pace.read(launched)
                 self._accept(launched.plan, result)
                 if result.prompts is not None:
                     self._collector.collect_prompts(launched.plan.chunks, result.prompts, output)
@@ -264,7 +266,10 @@ class Engine:
     def _observe_step(self, plan: Plan) -> None:
         """Tell how long the step that was just settled took, counted from the end of the one before."""
         begin, self._settled = self._settled, self._clock()
-        if not (self._speculator.is_idle or plan.is_empty):
+        if plan.is_empty:
+            return
+        self.scheduler.step_time.observe(plan, self._settled - begin)
+        if not self._speculator.is_idle:
             self._speculator.observe_step(plan.num_tokens, self._settled - begin)
 
     def _accept(self, plan: Plan, result: StepResult) -> None:

@@ -21,16 +21,6 @@ def seconds(decodes: int, prompt: int) -> float:
     return 0.004 + 25e-6 * prompt + 2e-6 * decodes
 
 
-def test_nothing_is_expected_of_what_was_not_seen() -> None:
-    times = StepTime()
-    for _ in range(3):
-        assert times.expected(plan(8)) is None
-        times.observe(plan(8), 0.005)
-    assert times.expected(plan(8)) == pytest.approx(0.005)
-    assert times.expected(plan(4, 4)) is None, "steps with prompts are another kind"
-    assert times.expected(plan(0)) is None
-
-
 def test_chunks_grow_to_what_fits_and_never_far_beyond() -> None:
     times = StepTime(target=0.02)
     sizes = []
