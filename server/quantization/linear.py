@@ -23,7 +23,7 @@ class QuantizedLinear(LinearLayer):
 
     format_name: ClassVar[str]
 
-    def objection_to_codes(self, bits: int) -> str | None:
+    def objection_to_codes(self) -> str | None:
         return f"they do not multiply weights in format {self.format_name}"
 
     @classmethod
