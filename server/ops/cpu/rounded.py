@@ -23,7 +23,7 @@ def form_of(inputs: int) -> CodesForm:
 def rounded(weight: Tensor) -> SmallCodes:
     """A matrix [outputs, inputs] with the greatest weight of each group as the greatest code."""
     form = form_of(weight.shape[1])
-    groups = weight.detach().float().unflatten(1, (-1, form.group_size))
+    groups = weight.detach().float().view(len(weight), -1, form.group_size)
     scales = groups.abs().amax(dim=2) / _MOST
     codes = torch.round(groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2))
     return SmallCodes(form, (codes + 128).to(torch.uint8).flatten(1), scales)

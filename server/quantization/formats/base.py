@@ -167,19 +167,6 @@ class OpenFloats(OpenFormat):
         raise AssertionError("no layer stays quantized")
 
 
-def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
-    """What `OpenFormat.describe` says of floats.
-
-    Args:
-        stored: what they were, e.g. ``fp8``.
-        why: they did not stay so.
-    """
-    return {
-        "name": str(dtype).removeprefix("torch."),
-        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
-    }
-
-
 class WeightFormat(ABC):
     """A way to store quantized weights.
 

@@ -15,11 +15,12 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor
 from server.checkpoints.gguf.header import SUFFIX, GGUFHeader, GGUFTensor
-from server.quantization.formats.base import OpenFloats, OpenFormat, WeightFormat, dequantized
+from server.quantization.formats.base import OpenFloats, OpenFormat, WeightFormat
 from server.quantization.gguf.codes import FORMS
 from server.quantization.gguf.linear import GGUFLinear
 from server.quantization.gguf.names import Place, find_places, tensor_of
 from server.quantization.gguf.read import KINDS, read_blocks, read_tensor
+from server.quantization.linear import dequantized
 
 _FLOATS = ("F32", "F16", "BF16")
 _BLOCKS = tuple(kind for kind in KINDS if kind not in _FLOATS)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.layers.codes import CodesForm, SmallCodes
-from server.quantization.formats.base import dequantized
 from server.quantization.gguf.codes import FORMS, block_size, codes_of
 from server.quantization.gptq.memory import return_freed_pages
-from server.quantization.linear import QuantizedLinear
+from server.quantization.linear import QuantizedLinear, dequantized
 
 
 class GGUFLinear(QuantizedLinear):
