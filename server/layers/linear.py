@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.checkpoints.tensors import Part
+from server.layers.codes import CodesForm, SmallCodes
 from server.layers.layout import Layout
 from server.layers.shard import Shard
 
@@ -146,7 +147,7 @@ class LinearLayer(nn.Module):
 
     Attributes:
         dense: W is the floats in `weight` and nothing else, for whatever product is fastest; otherwise
-            only the layer multiplies with it, or who can read `quantized_weights`.
+            only the layer multiplies with it, or who can read its codes (`small_codes`).
         outputs: features of each projection.
         axes: by the last part of a tensor's name, its dimensions (outputs, inputs); None: it has no such.
     """
@@ -200,9 +201,17 @@ class LinearLayer(nn.Module):
         y: Tensor = residual + self(x)
         return y
 
-    def objection_to_codes(self, bits: int) -> str | None:
-        """Why `quantized_weights` cannot give one matrix of codes of `bits` bits; None: it can."""
+    def objection_to_codes(self) -> str | None:
+        """Why `small_codes` cannot give the weight; None: it can."""
         return f"they do not compute layers of class {type(self).__name__}"
+
+    def codes_forms(self) -> Sequence[tuple[CodesForm, int, int]]:
+        """(form, outputs, inputs) of each piece that `small_codes` will give."""
+        raise NotImplementedError
+
+    def small_codes(self) -> Iterator[SmallCodes]:
+        """The loaded weight for kernels that multiply with codes, in pieces of one form, by outputs."""
+        raise NotImplementedError
 
     def quantized_weights(self) -> Sequence[GroupedCodes]:
         """The loaded weight as codes: one matrix, or one for each projection.

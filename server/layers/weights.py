@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from server.layers.linear import Linear, LinearLayer
+from server.layers.linear import LinearLayer
 from server.layers.microscaled import Microscaled
 from server.layers.norm import Norm
 from server.layers.spec import LayerSpec, ModelSpec
@@ -93,4 +93,4 @@ class DecoderWeights(nn.Module):
     positions: nn.Parameter | None
     layers: nn.ModuleList
     norm: Norm
-    head: Linear
+    head: LinearLayer

@@ -23,7 +23,7 @@ class QuantizedLinear(LinearLayer):
 
     format_name: ClassVar[str]
 
-    def objection_to_codes(self, bits: int) -> str | None:
+    def objection_to_codes(self) -> str | None:
         return f"they do not multiply weights in format {self.format_name}"
 
     @classmethod
@@ -51,3 +51,16 @@ def pack_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> d
     """`QuantizedLinear.pack` for the quantized layers of `model`; None: it has none."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     return type(layers[0]).pack(layers, dtype, device) if layers else None
+
+
+def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
+    """What the operator is told of weights that became floats.
+
+    Args:
+        stored: what they were, e.g. ``fp8``.
+        why: they did not stay so.
+    """
+    return {
+        "name": str(dtype).removeprefix("torch."),
+        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
+    }

@@ -14,14 +14,14 @@ from server.layers.rotary import Rotary
 from server.layers.spec import FeedForwardSpec, LayerSpec, ModelSpec
 from server.layers.weights import DecoderWeights, ExpertsWeights, LayerWeights
 from server.ops.attention import AttentionBackend, AttentionShape
-from server.ops.backend import AttentionChoice, Backend
+from server.ops.backend import Arithmetic, AttentionChoice, Backend
 from server.ops.capabilities import Feature, layer_needs, missing
 from server.ops.communication import Communication
 from server.ops.cpu import structs
 from server.ops.cpu.attention import NativeAttention
-from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_layer
+from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_codes, describe_layer
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
-from server.ops.cpu.weights import BITS, PackedWeights, linears_of, stacks_of
+from server.ops.cpu.weights import PackedWeights, linears_of, stacks_of
 from server.ops.hidden_states import HiddenStates
 
 WIDTH_MULTIPLE = 32
@@ -51,11 +51,14 @@ FEATURES: frozenset[Feature] = frozenset(
 """What the whole pass can do beyond a Llama."""
 
 
-def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str | None:
+def objection(
+    model: DecoderWeights, dtype: torch.dtype, ranks: int = 1, arithmetic: Arithmetic = "exact"
+) -> str | None:
     """Why the kernels cannot run a model whose attention they can compute, or None.
 
     Args:
         ranks: that the model is split over.
+        arithmetic: of its products.
     """
     if dtype not in DTYPES:
         return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
@@ -67,7 +70,7 @@ def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str 
     if lacking is not None:
         return lacking
     for linear in linears_of(model):
-        reason = None if linear.dense else linear.objection_to_codes(BITS)
+        reason = None if linear.dense else linear.objection_to_codes()
         if reason is not None:
             return reason
     for layer in model.spec.layers:
@@ -77,6 +80,8 @@ def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str 
     for layer in layers:
         if layer.attention.order is not None:
             return "quantized queries and keys are in another order than it takes"
+        if layer.experts is not None and arithmetic == "int8":
+            return "it does not round the weights of experts to 8 bits"
         reason = None if layer.experts is None else _objection_to_experts(layer.experts, layer.spec)
         if reason is not None:
             return reason
@@ -114,18 +119,24 @@ class NativeBackend(Backend):
         attention: reason and capabilities of its attention.
         library: the kernels.
         comm: with the other ranks of a split model; they exchange their parts within the call.
+        arithmetic: of products: with ``int8`` activations, and weights of floats, are rounded to 8 bits.
 
     Attributes:
         same_bits: of a model in one piece; what ranks add up has another order than theirs.
     """
 
     def __init__(
-        self, attention: AttentionChoice, library: NativeLibrary, comm: Communication | None = None
+        self,
+        attention: AttentionChoice,
+        library: NativeLibrary,
+        comm: Communication | None = None,
+        arithmetic: Arithmetic = "exact",
     ) -> None:
         name = f"native ({library.variant.name})"
         super().__init__(attention, name, "all layers in one call of own C++ kernels")
         self.same_bits = comm is None
         self._comm = comm
+        self.arithmetic = arithmetic
         self._library = library
         self._wide_copies: list[Tensor] = []
         self._logits = torch.empty(0)
@@ -137,7 +148,9 @@ class NativeBackend(Backend):
         The embedding stays as it is, for a step looks up rows of it.
         """
         decoder: Any = model  # torch's stubs know no attribute of a module's children
-        self._weights = PackedWeights(self._library, linears_of(decoder), stacks_of(decoder))
+        linears, stacks = linears_of(decoder), stacks_of(decoder)
+        told = describe_codes(linears, self.arithmetic)
+        self._weights = PackedWeights(self._library, linears, stacks, self.arithmetic)
         self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         spec = model.spec
         self._spec = structs.ModelSpec(
@@ -154,17 +167,11 @@ class NativeBackend(Backend):
             embedding=model.embedding.data_ptr(),
             positions=None if model.positions is None else model.positions.data_ptr(),
             norm=self._norm(model.norm),
-            head=self._weights.pack(model.head).data,
+            head=self._weights.pack(model.head),
             head_bias=self._wide(model.head.bias),
             ranks=self._ranks(max(spec.hidden_size, len(model.embedding))),
         )
-        count = sum(not linear.dense for linear in linears_of(decoder))
-        if not count:
-            return None
-        return {
-            "name": f"native-int4 ({count} layers)",
-            "reason": "dequantized in the registers of own kernels",
-        }
+        return told
 
     def _ranks(self, widest: int) -> structs.Ranks:
         """Where the ranks exchange rows of at most `widest` numbers."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import addressof
 
 from torch import Tensor
 
+from server.layers.linear import LinearLayer
 from server.layers.rotary import Rotary
 from server.layers.spec import AttentionSpec, LayerSpec
 from server.ops.attention import AttentionBatch
-from server.ops.cpu import structs
+from server.ops.cpu import rounded, structs
 
 NORM_KINDS = {"rms": 0, "layer": 1}
 NORM_SCOPES = {"head": 0, "own": 1, "joint": 2}
@@ -90,3 +92,27 @@ def describe_cache(cache: Tensor) -> structs.Cache:
         layer_stride=cache.stride(1),
         block_size=cache.shape[3],
     )
+
+
+def describe_codes(linears: Sequence[LinearLayer], arithmetic: str) -> dict[str, str] | None:
+    """Name and reason of what multiplies with codes, for the operator; None: no layer has any.
+
+    Args:
+        arithmetic: of the products; with ``int8``, floats are rounded to codes.
+    """
+    kept = [linear for linear in linears if not linear.dense]
+    bits = {form.bits for linear in kept for form, _, _ in linear.codes_forms()}
+    reasons = []
+    if kept and arithmetic == "exact":
+        reasons.append("dequantized in the registers of own kernels")
+    if arithmetic == "int8":
+        if len(kept) < len(linears):
+            bits.add(rounded.BITS)
+            groups = f"8 bits in groups of up to {rounded.LARGEST_GROUP} inputs"
+            reasons.append(f"{len(linears) - len(kept)} matrices of floats are rounded to {groups}")
+            kept = list(linears)
+        reasons.append("activations are rounded to 8 bits (cpu_arithmetic is int8)")
+    if not kept:
+        return None
+    name = "+".join(map(str, sorted(bits)))
+    return {"name": f"native-int{name} ({len(kept)} layers)", "reason": "; ".join(reasons)}

@@ -14,6 +14,7 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, refuse_codes
 from server.checkpoints.tensors import read_tensors
+from server.layers.linear import LinearLayer
 from server.layers.microscaled import Microscaled
 from server.quantization.linear import QuantizedLinear
 
@@ -63,6 +64,23 @@ class OpenFormat(ABC):
             objection: why it does not; None: it does.
         """
         return self
+
+    def for_blocks(self, objection: str | None) -> OpenFormat:
+        """The same, with blocks of GGUF kept as they are where a device multiplies with them.
+
+        Args:
+            objection: why it does not; None: it does.
+        """
+        return self
+
+    def head(self, names: Sequence[str], *, dtype: torch.dtype, device: torch.device) -> LinearLayer | None:
+        """A filled layer for the logits, if the format keeps its weight as it is stored; None: it is floats.
+
+        Args:
+            names: of the head, and of the embedding where that stands for it.
+            dtype: of activations.
+        """
+        return None
 
     def for_experts(self, objection: str | None) -> OpenFormat:
         """The same, with stacked matrices of experts kept as they are where a device multiplies them.
@@ -147,19 +165,6 @@ class OpenFloats(OpenFormat):
         device: torch.device,
     ) -> QuantizedLinear:
         raise AssertionError("no layer stays quantized")
-
-
-def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
-    """What `OpenFormat.describe` says of floats.
-
-    Args:
-        stored: what they were, e.g. ``fp8``.
-        why: they did not stay so.
-    """
-    return {
-        "name": str(dtype).removeprefix("torch."),
-        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
-    }
 
 
 class WeightFormat(ABC):

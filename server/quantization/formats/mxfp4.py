@@ -20,8 +20,8 @@ from server.quantization.formats.base import (
     OpenFormat,
     WeightFormat,
     declared_method,
-    dequantized,
 )
+from server.quantization.linear import dequantized
 
 BLOCKS, SCALES = "_blocks", "_scales"
 

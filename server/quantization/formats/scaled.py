@@ -17,9 +17,9 @@ from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor
 from server.checkpoints.tensors import read_tensors
-from server.quantization.formats.base import OpenFloats, dequantized
+from server.quantization.formats.base import OpenFloats
 from server.quantization.fp8.scheme import BLOCK, MULTIPLE, Activations
-from server.quantization.linear import QuantizedLinear
+from server.quantization.linear import QuantizedLinear, dequantized
 from server.quantization.scales import Block, multiply, shared
 
 STORED = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}

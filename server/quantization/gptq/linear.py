@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from server.checkpoints.errors import ModelError
+from server.layers.codes import CodesForm, SmallCodes
 from server.layers.linear import Split, WeightMap
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.checks import check_values
@@ -167,12 +168,18 @@ class GPTQLinear(QuantizedLinear):
             for name, part in zip(self.names, self._parts(), strict=True)
         ]
 
-    def objection_to_codes(self, bits: int) -> str | None:
-        if self.config.bits != bits:
-            return f"they multiply weights of {bits} bits, not of {self.config.bits}"
+    def objection_to_codes(self) -> str | None:
         if not self.shares_order():
             return f"the inputs of {self.names[0]} are in another order than those of its neighbours"
         return None
+
+    def codes_forms(self) -> Sequence[tuple[CodesForm, int, int]]:
+        (weight,) = self.quantized_weights()
+        return [(weight.form, weight.outputs, weight.inputs)]
+
+    def small_codes(self) -> Iterator[SmallCodes]:
+        (weight,) = self.quantized_weights()
+        yield weight.small_codes()
 
     @classmethod
     def pack(cls, layers: Sequence[Self], dtype: torch.dtype, device: torch.device) -> dict[str, str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.checkpoints.errors import ModelError
+from server.layers.codes import CodesForm, SmallCodes
 from server.layers.linear import GroupedCodes
 from server.quantization.gptq.config import GPTQConfig
 from server.quantization.gptq.dequantize import dequantize
 from server.quantization.gptq.packing import shift_zeros, unpack_columns, unpack_rows
+
+_LARGEST_GROUP = 128
+"""Of inputs that kernels take together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,33 @@ class QuantizedWeight(GroupedCodes):
         """Codes of outputs `start` to `stop`, inputs in order of groups: uint8 [inputs, stop - start]."""
         codes = unpack_rows(self.qweight[:, start:stop], self.bits)
         return codes if self.order is None else codes[self.order]
+
+    @property
+    def form(self) -> CodesForm:
+        """What `small_codes` gives."""
+        return CodesForm(
+            self.bits,
+            math.gcd(self.group_size, _LARGEST_GROUP),
+            scales="half" if self.scales.dtype == torch.float16 else "float",
+            offsets="none" if self.symmetric else "zeros",
+        )
+
+    def small_codes(self) -> SmallCodes:
+        """The matrix for kernels that multiply with codes; a large group becomes several that are alike."""
+        form = self.form
+        scales = self.scales if form.scales == "half" else self.scales.float()
+        zeros = (self.zeros.to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
+
+        def by_outputs(of_groups: Tensor) -> Tensor:
+            return of_groups.t().repeat_interleave(self.group_size // form.group_size, dim=1).contiguous()
+
+        return SmallCodes(
+            form,
+            self.codes().t().contiguous(),
+            by_outputs(scales),
+            None if form.offsets == "none" else by_outputs(zeros),
+            order=None if self.order is None else self.order.int(),
+        )
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The matrix as `torch.nn.Linear` would have it: [outputs, inputs] in the checkpoint's order."""

@@ -18,7 +18,7 @@ from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.library import NativeLibrary
 from server.ops.cpu.weights import PackedWeights
 from tests.ops.cpu.scenes import LAYER, LAYERS, random_angles
-from tests.ops.cpu.test_int4 import layer_of
+from tests.ops.cpu.test_gptq import layer_of
 from tests.ops.shapes import attention_spec
 from tests.quantization.checkpoints import Form
 

@@ -8,17 +8,18 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "grouped_linear.h"
 
 template <class T>
 PackedWeight<T> packed_weight(const void* data, int outputs, int inputs) {
     return {static_cast<const T*>(data), outputs, int(ceil_div(inputs, kDepth<T>))};
 }
 
-// Call body with the weight that a matrix is.
+// Call body with the weight that a matrix is. memory: prepared_size() bytes that all threads share.
 template <class T, class Body>
-void with_weight(const Matrix& matrix, int outputs, int inputs, const Body& body) {
-    if (matrix.group)
-        body(int4_weight(matrix, outputs, inputs));
+void with_weight(const Matrix& matrix, int outputs, int inputs, uint8_t* memory, const Body& body) {
+    if (matrix.count)
+        body(CodesWeight{matrix.parts, matrix.count, outputs, inputs, memory});
     else
         body(packed_weight<T>(matrix.data, outputs, inputs));
 }
@@ -62,9 +63,9 @@ class Model {
             me.share(int(step.num_logits), [&](int row) {
                 pack_normalized(x_ + step.logit_rows[row] * spec_.hidden, spec_.norm, spec_.hidden, normed_, row);
             });
-            linear_to<false>(me, normed_, int(step.num_logits),
-                             packed_weight<T>(spec_.head, spec_.vocab_part, spec_.hidden), scratch_[rank],
-                             spec_.head_bias, part);
+            with_weight<T>(spec_.head, spec_.vocab_part, spec_.hidden, prepared_, [&](const auto& weight) {
+                linear_to<false>(me, normed_, int(step.num_logits), weight, scratch_[rank], spec_.head_bias, part);
+            });
             if (exchange_.split()) join_logits(me, part, int(step.num_logits), logits);
             if (spec_.logit_scale != 1.0f || spec_.logit_softcap)
                 me.share(int(step.num_logits), [&](int row) { finish_logits(logits + int64_t(row) * spec_.vocab); });
@@ -136,7 +137,7 @@ class Model {
         // body(input, weight): the product of `matrix` and its input, in the order that it has inputs in
         const auto product = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const auto& body) {
             const PackedRows<T> input = in_order(me, matrix, x, inputs, rows);
-            with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) { body(input, weight); });
+            with_weight<T>(matrix, outputs, inputs, prepared_, [&](const auto& weight) { body(input, weight); });
         };
         const auto enter = [&](const Norm& norm) {
             me.share(rows, [&](int row) {
@@ -261,6 +262,7 @@ class Model {
     // the products read but no result depends on.
     void arrange(int64_t rows) {
         int64_t qkv = 0, attended = 0, inner = 0, branch = 0, scores = 0, shared = 0;
+        int64_t prepared = prepared_size(spec_.head, rows, spec_.hidden);
         bool reorders = false;
         if (exchange_.split()) branch = spec_.hidden;
         for (const Layer& w : layers_) {
@@ -271,11 +273,14 @@ class Model {
             if (w.experts.count) branch = spec_.hidden;
             if (w.experts.shared) shared = spec_.hidden;
             if (w.parallel || w.attention_post_norm.weight || w.feed_forward_post_norm.weight) branch = spec_.hidden;
+            prepared = std::max({prepared, prepared_size(w.qkv, rows, spec_.hidden),
+                                 prepared_size(w.out, rows, w.attention.width()),
+                                 prepared_size(w.up, rows, spec_.hidden), prepared_size(w.down, rows, w.inner)});
             reorders |= w.qkv.order || w.out.order || w.up.order || w.down.order;
         }
         const int64_t ordered = reorders ? std::max({int64_t(spec_.hidden), attended, inner}) : 0;
         const int64_t padded = ceil_div(rows, 32) * 32;
-        int64_t total = 0;
+        int64_t total = ceil_div(prepared, 64) * 16;
         const int64_t hidden = spec_.hidden;
         for (int64_t width : {hidden, qkv, hidden, attended, inner, ordered, branch, scores, shared})
             total += padded * ceil_div(width, 32) * 32;
@@ -294,6 +299,7 @@ class Model {
         branch_ = take(branch);
         scores_ = take(scores);
         shared_ = take(shared);
+        prepared_ = reinterpret_cast<uint8_t*>(at);
     }
 
     const ModelSpec spec_;
@@ -305,6 +311,7 @@ class Model {
     float *x_ = nullptr, *qkv_ = nullptr, *branch_ = nullptr;
     float *attended_ = nullptr, *inner_ = nullptr, *ordered_ = nullptr;  // packed, as wide as each layer is
     float *scores_ = nullptr, *shared_ = nullptr;                         // of experts: [rows, experts], [rows, hidden]
+    uint8_t* prepared_ = nullptr;  // what is made of a product's input first
     PackedRows<T> normed_{};
     Routing<T> routing_;
 };

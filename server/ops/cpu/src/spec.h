@@ -3,7 +3,7 @@
 #pragma once
 
 #include "activations.h"
-#include "int4.h"
+#include "grouped.h"
 #include "ranks.h"
 
 // What of queries, or of keys, is normalized together: each head with one weight for all or with its own, or all.
@@ -66,12 +66,13 @@ struct Layer {
     Experts experts;  // in place of `up` and `down`, if any
 };
 
-// What is around the layers; embedding, positions (learned, added to the embedding) and head in T. Embedding and head
+// What is around the layers; embedding, positions (learned, added to the embedding) in T. Embedding and head
 // are of `vocab_part` tokens each rank, those of the first one first; the last ones may be padding.
 struct ModelSpec {
     int32_t layers, hidden, vocab, vocab_part, groups, threads;
     float embedding_scale, logit_scale, logit_softcap;
-    const void *embedding, *positions, *head;
+    const void *embedding, *positions;
+    Matrix head;
     const float* head_bias;
     Norm norm;
     Ranks ranks;
