@@ -10,7 +10,7 @@
 // product of bf16 pairs. Quarter q of a vector is pair q / 2 of panel q % 2.
 #pragma once
 
-#include "simd.h"
+#include "layout.h"
 
 constexpr int kCodesMiddle = 8;  // what is taken off a code, so that a symmetric weight has zero point 0
 constexpr int kCodesVector = 64;
@@ -66,7 +66,7 @@ INLINE void store_codes(bf16* place, CodePairs x) { store_pairs(place, x.first, 
 
 INLINE void store_codes(float* place, CodePairs x) {
     store(place, first_of(x));
-    store(place + 16, second_of(x));
+    store(place + kStepStride<float>, second_of(x));
 }
 
 // c + a[0] · first + a[1] · second per lane

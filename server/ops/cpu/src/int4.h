@@ -111,12 +111,8 @@ INLINE void each_pair(const uint8_t* codes, int group, const Put& put) {
 // Where inputs k, k + 1 of a panel lie in a packed stripe.
 template <class T>
 INLINE T* place_of(T* stripe, int k, int panel) {
-    return stripe + (k / kDepth<T> * 2 + panel) * kTile<T> + k % kDepth<T> * 16;
-}
-INLINE void put_inputs(bf16* place, F16 first, F16 second) { store_pairs(place, first, second); }
-INLINE void put_inputs(float* place, F16 first, F16 second) {
-    store(place, first);
-    store(place + 16, second);
+    constexpr int step = kDepth<T> / 16;
+    return stripe + k / kDepth<T> * 2 * kTile<T> + panel * kPanelStride<T> + k % kDepth<T> / step * kStepStride<T>;
 }
 
 // Up to this number of rows is multiplied with codes in registers; for more, the codes of a group are written as
