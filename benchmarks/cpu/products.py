@@ -1,8 +1,9 @@
 """The products of a forward pass alone, by rows: ``.venv/bin/python -m benchmarks.cpu.products``.
 
-For each number of rows: milliseconds of all products of a model, bytes of weights and operations a second, the best
-of many calls. Each kind of product is timed on one matrix that is too large for the caches, as all layers of
-the model one after the other are, and stands for its part of the model. Attention, norms and Python are left out.
+For each number of rows: milliseconds of all products of a model, bytes of weights and operations a second,
+the best of many calls. Each kind of product is timed on one matrix that is too large for the caches, as all
+layers of the model one after the other are, and stands for its part of the model. Attention, norms and
+Python are left out.
 """
 
 from __future__ import annotations
