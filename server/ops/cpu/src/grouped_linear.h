@@ -38,15 +38,7 @@ void prepare_row(const CodesPart& part, PackedRows<T> x, int row, int rows, int 
     }
 }
 
-#ifdef __AMX_BF16__
 // On tile registers: they take numbers in the layout of layout.h, and sum in an order of their own.
-template <class T>
-constexpr bool kOnTiles = sizeof(T) == 2;
-#else
-template <class T>
-constexpr bool kOnTiles = false;
-#endif
-
 template <int kBits, class T>
 void multiply_on_tiles(const NumberInputs<T>& product, const CodesForm& form, const uint8_t* stripe, int first,
                        int rows, T* numbers, float* part, float* c) {
@@ -92,7 +84,7 @@ void multiply_part(const CodesPart& part, int index, PackedRows<T> x, int first,
         const float* sums = form.has_offsets() ? reinterpret_cast<const float*>(memory) : nullptr;
         const NumberInputs<T> numbers{x, sums, inputs / form.group, 1.0f / kPairUnit<kBits>};
         float* own = c + ceil_div(rows, 32) * 32 * 32;  // behind it
-        if constexpr (kOnTiles<T>)
+        if constexpr (kTileRegisters<T>)
             if (form.group % kDepth<T> == 0)
                 return multiply_on_tiles<kBits>(numbers, form, stripe, first, rows, reinterpret_cast<T*>(own + 32 * 32), own, c);
         if (rows >= kReadyRows)

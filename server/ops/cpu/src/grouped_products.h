@@ -17,6 +17,8 @@ constexpr int kCodeRows = 2, kByteRows = 2;
 constexpr int kReadyRows = 4 * kCodeRows;
 // Inputs of a stripe that all rows pass by before the next ones: they stay in the first-level cache.
 constexpr int kBlockInputs = 256;
+// How far ahead of their use codes are fetched.
+constexpr int64_t kAheadBytes = 3072;
 
 template <class Body>
 INLINE void each_quad(const Body& body) {
