@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from server.layers.expert_stack import ExpertStack
 
 BLOCK = 32
 """Numbers that share a scale."""
@@ -29,29 +31,25 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers.flatten(1).to(dtype)
 
 
-class Microscaled(nn.Module):
-    """The matrices of all experts, one [outputs, inputs] for each.
+class Microscaled(ExpertStack):
+    """The matrices of all experts in MXFP4.
 
     Attributes:
         blocks: uint8 [experts, outputs, inputs / 32, 16].
         scales: uint8 [experts, outputs, inputs / 32].
-        dtype: of activations, and of what `self[expert]` gives.
     """
 
+    format_name = "mxfp4"
     blocks: Tensor
     scales: Tensor
 
     def __init__(
         self, experts: int, outputs: int, inputs: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__()
-        self.dtype, self.shape = dtype, (experts, outputs, inputs)
+        super().__init__((experts, outputs, inputs), dtype)
         groups = (experts, outputs, inputs // BLOCK)
         self.register_buffer("blocks", torch.zeros(*groups, BLOCK // 2, dtype=torch.uint8, device=device))
         self.register_buffer("scales", torch.zeros(groups, dtype=torch.uint8, device=device))
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, expert: int) -> Tensor:
         """The matrix of an expert, in floats."""

@@ -11,7 +11,7 @@ from server.models.decoder import Decoder
 from server.models.linears import QuantizedLinears
 from server.models.source import ModelSource
 from server.models.weights import load_weights
-from server.quantization.formats.mxfp4 import objection as objection_to_mxfp4
+from server.quantization.experts import objection as objection_to_experts
 from server.quantization.formats.registry import open_format
 from server.quantization.fp8.scheme import objection
 
@@ -54,7 +54,7 @@ def load_model(
         if shard.ranks > 1:
             other = "the model is split over ranks"
         checkpoint = checkpoint.for_float8(other or objection(device, dtype))
-        checkpoint = checkpoint.for_experts(other or objection_to_mxfp4(device, dtype))
+        checkpoint = checkpoint.for_experts(other or objection_to_experts(device, dtype))
     linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
     model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears, shard)
     load_weights(path, model, checkpoint)

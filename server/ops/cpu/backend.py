@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from server.layers.norm import Norm
 from server.layers.rotary import Rotary
-from server.layers.spec import FeedForwardSpec, LayerSpec, ModelSpec
+from server.layers.spec import FeedForwardSpec, ModelSpec
 from server.layers.weights import DecoderWeights, ExpertsWeights, LayerWeights
 from server.ops.attention import AttentionBackend, AttentionShape
 from server.ops.backend import AttentionChoice, Backend
@@ -20,9 +20,11 @@ from server.ops.communication import Communication
 from server.ops.cpu import structs
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_layer
+from server.ops.cpu.experts import objection_to_experts
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
 from server.ops.cpu.weights import BITS, PackedWeights, linears_of, stacks_of
 from server.ops.hidden_states import HiddenStates
+from server.quantization.gptq.stack import GroupedStack
 
 WIDTH_MULTIPLE = 32
 """The inputs of a product must be a multiple of this wide."""
@@ -77,24 +79,11 @@ def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str 
     for layer in layers:
         if layer.attention.order is not None:
             return "quantized queries and keys are in another order than it takes"
-        reason = None if layer.experts is None else _objection_to_experts(layer.experts, layer.spec)
+        reason = None if layer.experts is None else objection_to_experts(layer.experts, layer.spec)
         if reason is not None:
             return reason
     odd = [width for width in _widths(model.spec) if width % WIDTH_MULTIPLE]
     return f"a layer of {odd[0]} numbers is no multiple of {WIDTH_MULTIPLE}" if odd else None
-
-
-def _objection_to_experts(weights: ExpertsWeights, spec: LayerSpec) -> str | None:
-    if spec.parallel:
-        return "it does not compute experts beside attention"
-    if not isinstance(weights.gate_up, nn.Parameter) or not isinstance(weights.down, nn.Parameter):
-        return "it does not compute quantized experts"
-    if weights.shared is None:
-        return None
-    if spec.feed_forward.bias or not spec.feed_forward.gated:
-        return "it does not compute a shared expert with a bias or without a gate"
-    dense = weights.shared.gate_up.dense and weights.shared.down.dense
-    return None if dense else "it does not compute a quantized shared expert"
 
 
 def _widths(spec: ModelSpec) -> list[int]:
@@ -137,7 +126,11 @@ class NativeBackend(Backend):
         The embedding stays as it is, for a step looks up rows of it.
         """
         decoder: Any = model  # torch's stubs know no attribute of a module's children
-        self._weights = PackedWeights(self._library, linears_of(decoder), stacks_of(decoder))
+        stacks = stacks_of(decoder)
+        codes = [stack for stack in stacks if isinstance(stack, GroupedStack)]
+        for stack in codes:
+            stack.settle(model.embedding.device)
+        self._weights = PackedWeights(self._library, linears_of(decoder), stacks)
         self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         spec = model.spec
         self._spec = structs.ModelSpec(
@@ -159,10 +152,11 @@ class NativeBackend(Backend):
             ranks=self._ranks(max(spec.hidden_size, len(model.embedding))),
         )
         count = sum(not linear.dense for linear in linears_of(decoder))
-        if not count:
+        if not count and not codes:
             return None
+        experts = f", experts of {len(codes) // 2}" if codes else ""
         return {
-            "name": f"native-int4 ({count} layers)",
+            "name": f"native-int4 ({count} layers{experts})",
             "reason": "dequantized in the registers of own kernels",
         }
 
@@ -262,7 +256,8 @@ class NativeBackend(Backend):
 
     def _pack_experts(self, weights: ExpertsWeights, spec: FeedForwardSpec) -> structs.Experts:
         assert spec.experts is not None
-        assert isinstance(weights.gate_up, nn.Parameter) and isinstance(weights.down, nn.Parameter)
+        assert isinstance(weights.gate_up, nn.Parameter | GroupedStack)
+        assert isinstance(weights.down, nn.Parameter | GroupedStack)
         pack, experts = self._weights, spec.experts
         packed = structs.Experts(count=experts.count, used=experts.used, normalized=experts.normalized)
         packed.router, packed.router_bias = pack.pack(weights.router), self._wide(weights.router.bias)

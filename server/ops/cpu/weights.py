@@ -13,6 +13,7 @@ from server.layers.linear import GroupedCodes, LinearLayer
 from server.ops.cpu.library import NativeLibrary
 from server.ops.cpu.memory import map_huge_pages
 from server.ops.cpu.structs import Int4Source, Matrix
+from server.quantization.gptq.stack import GroupedStack
 
 STRIPE = 32
 """Outputs that lie together."""
@@ -34,7 +35,11 @@ def linears_of(model: Any) -> list[LinearLayer]:
     return found
 
 
-def stacks_of(model: Any) -> list[nn.Parameter]:
+Stack = nn.Parameter | GroupedStack
+"""Matrices of experts that can be packed."""
+
+
+def stacks_of(model: Any) -> list[Stack]:
     """The matrices of all experts of a `Decoder`: [experts, outputs, inputs] each."""
     experts = [layer.experts for layer in model.layers if layer.experts is not None]
     return [stack for each in experts for stack in (each.gate_up, each.down)]
@@ -52,7 +57,7 @@ class PackedWeights:
     """
 
     def __init__(
-        self, library: NativeLibrary, linears: Iterable[LinearLayer], stacks: Iterable[Tensor] = ()
+        self, library: NativeLibrary, linears: Iterable[LinearLayer], stacks: Iterable[Stack] = ()
     ) -> None:
         self._library = library
         self.size = sum(self._size(linear) for linear in linears)
@@ -78,26 +83,43 @@ class PackedWeights:
         linear.release()
         return matrix
 
-    def pack_stack(self, stack: nn.Parameter, *, halves: bool = False) -> tuple[int, int]:
+    def pack_stack(self, stack: Stack, *, halves: bool = False) -> tuple[Matrix, int]:
         """Pack matrices [experts, outputs, inputs] one behind the other; the stack is left empty.
 
         Returns:
-            (address of the first, numbers of one).
+            (the first, bytes of each).
         """
         address, size = self._next, self._one(stack)
         self._next += size * len(stack)
-        for index, matrix in enumerate(stack.detach()):
-            self._library.pack(matrix, address + index * size, halves=halves)
-        numbers = size // stack.element_size()
-        stack.data = stack.new_empty(0)
-        return address, numbers
+        packed = [self._pack_one(stack, e, address + e * size, halves) for e in range(len(stack))]
+        if isinstance(stack, GroupedStack):
+            stack.release()
+        else:
+            stack.data = stack.new_empty(0)
+        return packed[0], size
 
-    def _one(self, stack: Tensor) -> int:
+    def _pack_one(self, stack: Stack, expert: int, address: int, halves: bool) -> Matrix:
+        if isinstance(stack, GroupedStack):
+            return self.pack_int4(stack.weight(expert), address, halves=halves, has_zeros=not stack.symmetric)
+        self._library.pack(stack.detach()[expert], address, halves=halves)
+        return Matrix(data=address)
+
+    def _one(self, stack: Stack) -> int:
         """Bytes of one matrix of a stack, packed."""
-        return self._library.packed_bytes(stack.dtype, *stack.shape[1:])
+        _, outputs, inputs = stack.shape
+        if isinstance(stack, GroupedStack):
+            zeros = not stack.symmetric
+            return self._library.int4_bytes(outputs, inputs, stack.group_size, has_zeros=zeros)
+        return self._library.packed_bytes(stack.dtype, outputs, inputs)
 
-    def pack_int4(self, weight: GroupedCodes, address: int, *, halves: bool) -> Matrix:
-        """Pack a quantized weight at an address."""
+    def pack_int4(
+        self, weight: GroupedCodes, address: int, *, halves: bool, has_zeros: bool | None = None
+    ) -> Matrix:
+        """Pack a quantized weight at an address.
+
+        Args:
+            has_zeros: its zero points are stored; None: where they are not all in the middle.
+        """
         order = None
         if weight.order is not None:
             order = weight.order.int()
@@ -106,7 +128,7 @@ class PackedWeights:
             data=address,
             order=None if order is None else order.data_ptr(),
             group=weight.group_size,
-            has_zeros=not weight.symmetric,
+            has_zeros=not weight.symmetric if has_zeros is None else has_zeros,
         )
         scales, places = weight.scales.float(), _places(weight.outputs, halves)
         source = Int4Source(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -17,6 +16,7 @@ from server.quantization.gptq.checks import check_values
 from server.quantization.gptq.kernels.base import GPTQKernel
 from server.quantization.gptq.kernels.select import KernelChoice, choose_kernels
 from server.quantization.gptq.memory import return_freed_pages
+from server.quantization.gptq.parts import AXES, split_by_inputs
 from server.quantization.gptq.weight import QuantizedWeight, weight_of
 from server.quantization.linear import QuantizedLinear
 
@@ -40,13 +40,7 @@ class GPTQLinear(QuantizedLinear):
     """
 
     format_name = "gptq"
-    axes: ClassVar[dict[str, tuple[int | None, int | None]]] = {
-        "qweight": (1, 0),
-        "qzeros": (1, 0),
-        "scales": (1, 0),
-        "g_idx": (None, 0),
-        "bias": (0, None),
-    }
+    axes: ClassVar[dict[str, tuple[int | None, int | None]]] = AXES
 
     def __init__(
         self,
@@ -112,17 +106,14 @@ class GPTQLinear(QuantizedLinear):
         parts: Sequence[int] = (),
         copies: Sequence[Sequence[int]] | None = None,
     ) -> WeightMap:
-        """As `LinearLayer.targets`; groups are split as their inputs are, and each rank counts its own."""
+        """As `LinearLayer.targets`; groups are split as their inputs are."""
         found = super().targets(split, *names, parts=parts, copies=copies)
         if split != "inputs":
             return found
-        for name, target in found.items():
-            kind = name.rpartition(".")[2]
-            if self.config.group_size == -1 and kind in ("scales", "qzeros"):
-                found[name] = replace(target, axis=None)  # the one group is there on every rank
-            elif self.config.group_size != -1 and kind == "g_idx":
-                found[name] = replace(target, origin=self.config.groups(self.inputs))
-        return found
+        return {
+            name: split_by_inputs(target, name.rpartition(".")[2], self.config, self.inputs)
+            for name, target in found.items()
+        }
 
     def _parts(self) -> list[dict[str, Tensor]]:
         """The tensors of each projection, as views."""

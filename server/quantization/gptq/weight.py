@@ -51,11 +51,11 @@ def weight_of(
         qweight=qweight,
         zeros=unpack_columns(shift_zeros(qzeros, config.bits, config.zero_offset), config.bits),
         scales=scales,
-        order=None if g_idx is None else _order(g_idx.long(), group_size, name),
+        order=None if g_idx is None else order_of(g_idx.long(), group_size, name),
     )
 
 
-def _order(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
+def order_of(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
     """Inputs sorted by group, None where they are; inputs of a group keep their order."""
     in_order = torch.arange(g_idx.numel(), device=g_idx.device) // group_size
     if torch.equal(g_idx, in_order):

@@ -104,10 +104,17 @@ class Routing {
     Scratch memory_;
 };
 
-// The products of all groups with the weights of their experts, which lie `size` numbers apart; finish(expert) takes
+// The matrix of an expert, of those that lie `size` bytes apart.
+inline Matrix of_expert(const Matrix& first, int64_t size, int expert) {
+    Matrix own = first;
+    own.data = static_cast<const char*>(first.data) + expert * size;
+    return own;
+}
+
+// The products of all groups with the numbers of their experts, which lie `size` bytes apart; finish(expert) takes
 // the pieces of one. All stripes of all groups are one set of tasks.
 template <class T, class Finish>
-void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& groups, const T* weights, int64_t size,
+void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& groups, const Matrix& first, int64_t size,
                     int outputs, const Finish& finish) {
     const int stripes = int(ceil_div(outputs, 32));
     std::vector<int> ends;
@@ -120,7 +127,8 @@ void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& group
         const Passes passes(group.count, x.depth_tiles);
         const int begin = group.begin + own / stripes * passes.rows;
         const int end = std::min(group.begin + group.count, begin + passes.rows);
-        const PackedWeight<T> weight{weights + group.expert * size, outputs, x.depth_tiles};
+        const void* data = of_expert(first, size, group.expert).data;
+        const PackedWeight<T> weight{static_cast<const T*>(data), outputs, x.depth_tiles};
         pass_stripe(x, begin, end, weight.stripe(index), index, finish(group.expert));
     });
 }

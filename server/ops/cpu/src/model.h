@@ -187,12 +187,31 @@ class Model {
         if (w.feed_forward_post_norm.weight) add_branch(w.feed_forward_post_norm);
     }
 
+    // The products of the rows of each expert with its matrix: numbers in one set of tasks, codes expert by expert.
+    // finish(expert) takes the pieces of one.
+    template <class Finish>
+    void expert_products(Member& me, PackedRows<T> x, const Matrix& first, int64_t size, int outputs, int inputs,
+                         Scratch& scratch, const Finish& finish) {
+        if (!first.group) return grouped_linear(me, x, routing_.groups, first, size, outputs, finish);
+        for (const Group& group : routing_.groups) {
+            const PackedRows<T> own{x.at(group.begin, 0), x.depth_tiles};
+            const auto put = finish(group.expert);
+            with_weight<T>(of_expert(first, size, group.expert), outputs, inputs, [&](const auto& weight) {
+                linear(me, own, group.count, weight, scratch, [&](int row, int count, int index, const float* c) {
+                    put(group.begin + row, count, index, c);
+                });
+            });
+        }
+    }
+
     // What the experts of a layer make of normed_, in branch_.
     void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch) {
         const Experts& e = w.experts;
         const int hidden = spec_.hidden, wide = w.gated ? 2 * w.inner : w.inner;
         const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias, float* y) {
-            linear_to<false>(me, x, rows, packed_weight<T>(matrix.data, outputs, inputs), scratch, bias, y);
+            with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) {
+                linear_to<false>(me, x, rows, weight, scratch, bias, y);
+            });
         };
         to(e.router, e.count, hidden, normed_, e.router_bias, scores_);
         me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
@@ -203,22 +222,22 @@ class Model {
             return biases ? biases + int64_t(expert) * size : nullptr;
         };
         const PackedRows<T> inner = routing_.inner;
-        const T* up = static_cast<const T*>(e.up);
         if (w.gated)
-            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+            expert_products(me, routing_.gathered, e.up, e.up_size, wide, hidden, scratch, [&](int expert) {
                 return put_gated(w.inner, bias_of(e.up_bias, expert, wide), w.activation, w.clamp, inner);
             });
         else
-            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+            expert_products(me, routing_.gathered, e.up, e.up_size, wide, hidden, scratch, [&](int expert) {
                 return put_activated(bias_of(e.up_bias, expert, wide), w.activation, inner);
             });
-        grouped_linear(me, inner, routing_.groups, static_cast<const T*>(e.down), e.down_size, hidden, [&](int expert) {
+        expert_products(me, inner, e.down, e.down_size, hidden, w.inner, scratch, [&](int expert) {
             return store_rows<false>(hidden, bias_of(e.down_bias, expert, hidden), routing_.parts);
         });
         if (e.shared) {
             const PackedRows<T> between = rows_of(inner_, e.shared);
-            gated_linear(me, normed_, rows, packed_weight<T>(e.shared_up.data, 2 * e.shared, hidden), scratch,
-                         nullptr, w.activation, w.clamp, between);
+            with_weight<T>(e.shared_up, 2 * e.shared, hidden, [&](const auto& weight) {
+                gated_linear(me, normed_, rows, weight, scratch, nullptr, w.activation, w.clamp, between);
+            });
             to(e.shared_down, hidden, e.shared, between, nullptr, shared_);
             if (e.shared_gate.data) to(e.shared_gate, 1, hidden, normed_, nullptr, scores_);
         }
