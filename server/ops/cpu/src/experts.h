@@ -10,6 +10,9 @@
 #include "rows.h"
 #include "spec.h"
 
+// Rows up to which one thread chooses for all: it is done before others have begun.
+constexpr int kFewRows = 16;
+
 // The rows of one expert, side by side from `begin` on, a multiple of 32.
 struct Group {
     int expert, begin, count;

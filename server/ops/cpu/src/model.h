@@ -143,11 +143,11 @@ class Model {
                 pack_normalized(x_ + int64_t(row) * hidden, norm, hidden, normed_, row);
             });
         };
+        const auto add_to_stream = [&](int row, const Norm& norm) {
+            add_normalized(x_ + int64_t(row) * hidden, branch_ + int64_t(row) * hidden, norm, hidden, w.residual_scale);
+        };
         const auto add_branch = [&](const Norm& norm) {
-            me.share(rows, [&](int row) {
-                add_normalized(x_ + int64_t(row) * hidden, branch_ + int64_t(row) * hidden, norm, hidden,
-                               w.residual_scale);
-            });
+            me.share(rows, [&](int row) { add_to_stream(row, norm); });
         };
         // The last product of a part, into the stream, or aside where something comes before that; of several ranks,
         // aside and added up.
@@ -171,8 +171,9 @@ class Model {
         if (w.attention_post_norm.weight) add_branch(w.attention_post_norm);
         enter(w.feed_forward_norm);
         if (w.experts.count) {
-            run_experts(me, w, rows, scratch);
-            if (exchange_.split()) add_up(me, branch_, rows);
+            run_experts(me, w, rows, scratch, [&](int row) { add_to_stream(row, w.feed_forward_post_norm); });
+            if (!exchange_.split()) return;
+            add_up(me, branch_, rows);
             add_branch(w.feed_forward_post_norm);
             return;
         }
@@ -204,8 +205,10 @@ class Model {
         }
     }
 
-    // What the experts of a layer make of normed_, in branch_.
-    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch) {
+    // What the experts of a layer make of normed_, in branch_; finish(row) takes each row of it, but for ranks, whose
+    // parts are to be added up.
+    template <class Finish>
+    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch, const Finish& finish) {
         const Experts& e = w.experts;
         const int hidden = spec_.hidden, wide = w.gated ? 2 * w.inner : w.inner;
         const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias, float* y) {
@@ -214,9 +217,18 @@ class Model {
             });
         };
         to(e.router, e.count, hidden, normed_, e.router_bias, scores_);
-        me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
-        me.share(rows, [&](int row) { routing_.choose(row, scores_ + int64_t(row) * e.count); });
-        me.share(1, [&](int) { routing_.sort(rows); });
+        const auto choose = [&](int row) { routing_.choose(row, scores_ + int64_t(row) * e.count); };
+        if (rows <= kFewRows) {
+            me.share(1, [&](int) {
+                routing_.arrange(e, rows, hidden, w.inner);
+                for (int row = 0; row < rows; ++row) choose(row);
+                routing_.sort(rows);
+            });
+        } else {
+            me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
+            me.share(rows, choose);
+            me.share(1, [&](int) { routing_.sort(rows); });
+        }
         me.share(rows * e.used, [&](int choice) { routing_.gather(choice, normed_); });
         const auto bias_of = [](const float* biases, int expert, int size) {
             return biases ? biases + int64_t(expert) * size : nullptr;
@@ -244,9 +256,11 @@ class Model {
         me.share(rows, [&](int row) {
             float* y = branch_ + int64_t(row) * hidden;
             routing_.mix(row, y);
-            if (!e.shared) return;
-            const float gate = e.shared_gate.data ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
-            add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
+            if (e.shared) {
+                const float gate = e.shared_gate.data ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
+                add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
+            }
+            if (!exchange_.split()) finish(row);
         });
     }
 
