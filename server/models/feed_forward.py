@@ -101,11 +101,13 @@ class Experts(ExpertsWeights):
             found[f"{inward}_blocks"] = Target(self.gate_up.blocks, layout=mixed)
             found[f"{inward}_scales"] = Target(self.gate_up.scales, layout=mixed)
         else:
+            assert isinstance(self.gate_up, nn.Parameter)
             found[inward] = Target(self.gate_up.data, 1, halves, layout=replace(mixed, transposed=True))
         if isinstance(self.down, Microscaled):
             found[f"{outward}_blocks"] = Target(self.down.blocks)
             found[f"{outward}_scales"] = Target(self.down.scales)
         else:
+            assert isinstance(self.down, nn.Parameter)
             found[outward] = Target(self.down.data, 2, layout=Layout(transposed=True))
         if self.gate_up_bias is not None and self.down_bias is not None:
             found[f"{inward}_bias"] = Target(self.gate_up_bias.data, 1, halves, layout=mixed)

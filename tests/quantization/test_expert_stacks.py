@@ -28,7 +28,11 @@ from tests.quantization.test_other_formats import MADE, answers, engine, transfo
 from tools.size import weight_bytes
 
 CPU = torch.device("cpu")
-SIZES = EVEN | EXPERTS | {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64}
+SIZES = (
+    EVEN
+    | EXPERTS
+    | {"hidden_size": 128, "head_dim": 32, "moe_intermediate_size": 64, "intermediate_size": 128}
+)
 NATIVE = {"awq", "W4A16", "W4A16 asymmetric", "W4A16 by output"}
 """What the C++ kernels compute; of 8 bits, floats are made of an expert whenever it is used."""
 CODES = NATIVE | {"W8A16"}
@@ -89,7 +93,7 @@ def gptq_of(floats: Path, out: Path, form: Form) -> tuple[Path, Path]:
         parts = random_layer(form, inputs, outputs, seed)
         # projections of one input are quantized with the same activations
         joint = name.replace("gate_proj", "up_proj").replace("k_proj", "q_proj").replace("v_proj", "q_proj")
-        parts["g_idx"] = orders.setdefault(joint, parts["g_idx"])
+        parts["g_idx"] = orders.setdefault(joint, parts["g_idx"]).clone()
         stored |= {f"{name.removesuffix('weight')}{part}": value for part, value in parts.items()}
         plain[name] = torch.from_numpy(published_formula(form, parts)).float()
     paths = out / "quantized", out / "float"
