@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.checkpoints.errors import ModelError
 from server.layers.expert_stack import ExpertStack
+from server.layers.microscaled import Microscaled
 from server.models.config import ModelConfig
 from server.models.load import load_model
 from server.models.source import ModelSource
@@ -223,3 +224,15 @@ def test_orders_of_gate_and_up_that_differ(floats: Path, tmp_path: Path) -> None
 def test_sizes_that_no_kernel_of_a_gpu_takes() -> None:
     with pytest.raises(ModelError, match="192 inputs are no multiple of 128"):
         random_stack((2, 64, 192), 4, 64, symmetric=True, dtype=torch.float16, device=torch.device("cuda"))
+
+
+def test_scales_of_mxfp4_that_kernels_do_not_take() -> None:
+    stack = Microscaled(2, 4, 64, dtype=torch.bfloat16, device=CPU)
+    stack.scales.fill_(128)
+    stack.settle(torch.device("cuda"))
+    stack.scales[1, 2, 0] = 129
+    stack.settle(CPU)
+    with pytest.raises(
+        ModelError, match=r"a scale of experts in MXFP4 is 2\*\*2, but kernels take at most 2\*\*1"
+    ):
+        stack.settle(torch.device("cuda"))

@@ -71,7 +71,8 @@ def _codes_as_floats(codes, scales, dtype: tl.constexpr):
 def _unpack(pairs, scales, dtype: tl.constexpr):
     """The (first, second) numbers of bytes of two codes, by the exponents of their scales."""
     if _ASSEMBLY and dtype == tl.bfloat16:
-        # as in `_codes_as_floats`, four bytes at a time: bits of bfloat16 that is 2**126 times too small
+        # as in `_codes_as_floats`, four bytes at a time: bits of bfloat16 that is 2**126 times too small;
+        # no scale is above LARGEST_SCALE, so that one factor makes up for it
         first, second = tl.inline_asm_elementwise(
             """{
             .reg .b32 low, high, sign, rest;
@@ -100,7 +101,7 @@ def _unpack(pairs, scales, dtype: tl.constexpr):
             }""",
             "=r,=r,=r,=r,r", [pairs], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
         )  # fmt: skip
-        factors = (tl.maximum(scales.to(tl.int32) - 1, 0) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+        factors = ((scales.to(tl.int32) + 126) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
         first, second = first * factors, second * factors
     else:
         first = _codes_as_floats(pairs & 15, scales, dtype)
