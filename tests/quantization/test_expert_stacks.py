@@ -25,7 +25,7 @@ from tests.models.small_models import save as save_floats
 from tests.quantization.checkpoints import Form, published_formula, random_layer
 from tests.quantization.others import declare, make, save
 from tests.quantization.stacks import random_stack
-from tests.quantization.test_other_formats import MADE, answers, engine, transformers_answers
+from tests.quantization.test_other_formats import MADE, answers, engine, static, transformers_answers
 from tools.size import weight_bytes
 
 CPU = torch.device("cpu")
@@ -211,6 +211,12 @@ def test_zero_points_that_contradict_the_configuration(floats: Path, tmp_path: P
     zeros[0, 3] = 2
     save(tensors | {name: pack_columns(zeros, 4)}, path)
     assert "but sym is true" in refusal(path)
+
+
+def test_the_static_server_points_to_the_other_one(floats: Path, tmp_path: Path) -> None:
+    path, _ = make(floats, tmp_path, *MADE["awq"])
+    with pytest.raises(ModelError, match=r"experts that stay quantized .* continuous batching serves them"):
+        static(path)
 
 
 def test_orders_of_gate_and_up_that_differ(floats: Path, tmp_path: Path) -> None:
