@@ -100,43 +100,6 @@ def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn
     return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupedCodes:
-    """A quantized matrix [outputs, inputs] that kernels of any device can read: small integers, and a scale
-    and a zero point for each group of inputs.
-
-    Attributes:
-        bits: of a code.
-        group_size: inputs of a group.
-        qweight: int32 [inputs / n, outputs]: the codes, n in a word, the first in its lowest bits; inputs
-            in the checkpoint's order.
-        zeros: uint8 [groups, outputs].
-        scales: float [groups, outputs].
-        order: int64 [inputs]: place → input, with the inputs of a group side by side; None: they
-            are so already.
-    """
-
-    bits: int
-    group_size: int
-    qweight: Tensor
-    zeros: Tensor
-    scales: Tensor
-    order: Tensor | None
-
-    @property
-    def inputs(self) -> int:
-        return self.qweight.shape[0] * (32 // self.bits)
-
-    @property
-    def outputs(self) -> int:
-        return self.qweight.shape[1]
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether every zero point is the middle of the codes."""
-        return bool((self.zeros == 1 << (self.bits - 1)).all())
-
-
 class LinearLayer(nn.Module):
     """``y = x Wᵀ + b`` for one or several projections of the same input, however W is stored.
 
@@ -211,14 +174,6 @@ class LinearLayer(nn.Module):
 
     def small_codes(self) -> Iterator[SmallCodes]:
         """The loaded weight for kernels that multiply with codes, in pieces of one form, by outputs."""
-        raise NotImplementedError
-
-    def quantized_weights(self) -> Sequence[GroupedCodes]:
-        """The loaded weight as codes: one matrix, or one for each projection.
-
-        Raises:
-            ModelError: tensors that contradict each other.
-        """
         raise NotImplementedError
 
     def release(self) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from server.layers.linear import LinearLayer
+from server.quantization.experts import settle_stacks
 
 
 class QuantizedLinear(LinearLayer):
@@ -48,9 +49,14 @@ class QuantizedLinear(LinearLayer):
 
 
 def pack_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict[str, str] | None:
-    """`QuantizedLinear.pack` for the quantized layers of `model`; None: it has none."""
+    """`QuantizedLinear.pack` for the quantized layers of `model`, and `ExpertStack.settle` for its experts;
+    None: it has neither."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    return type(layers[0]).pack(layers, dtype, device) if layers else None
+    packed = type(layers[0]).pack(layers, dtype, device) if layers else None
+    settled = settle_stacks(model, device)
+    if packed is None or settled is None:
+        return packed or settled
+    return {key: f"{packed[key]}; {settled[key]}" for key in packed}
 
 
 def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:

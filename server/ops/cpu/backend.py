@@ -7,11 +7,12 @@ from ctypes import addressof
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from server.layers.expert_stack import ExpertStack
 from server.layers.norm import Norm
 from server.layers.rotary import Rotary
-from server.layers.spec import FeedForwardSpec, LayerSpec, ModelSpec
+from server.layers.spec import FeedForwardSpec, ModelSpec
 from server.layers.weights import DecoderWeights, ExpertsWeights, LayerWeights
 from server.ops.attention import AttentionBackend, AttentionShape
 from server.ops.backend import Arithmetic, AttentionChoice, Backend
@@ -20,6 +21,7 @@ from server.ops.communication import Communication
 from server.ops.cpu import structs
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_codes, describe_layer
+from server.ops.cpu.experts import objection_to_experts
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
 from server.ops.cpu.weights import PackedWeights, linears_of, stacks_of
 from server.ops.hidden_states import HiddenStates
@@ -81,25 +83,12 @@ def objection(
         if layer.attention.order is not None:
             return "quantized queries and keys are in another order than it takes"
         if layer.experts is not None and arithmetic == "int8":
-            return "it does not round the weights of experts to 8 bits"
-        reason = None if layer.experts is None else _objection_to_experts(layer.experts, layer.spec)
+            return "it does not compute experts in 8 bits"
+        reason = None if layer.experts is None else objection_to_experts(layer.experts, layer.spec)
         if reason is not None:
             return reason
     odd = [width for width in _widths(model.spec) if width % WIDTH_MULTIPLE]
     return f"a layer of {odd[0]} numbers is no multiple of {WIDTH_MULTIPLE}" if odd else None
-
-
-def _objection_to_experts(weights: ExpertsWeights, spec: LayerSpec) -> str | None:
-    if spec.parallel:
-        return "it does not compute experts beside attention"
-    if not isinstance(weights.gate_up, nn.Parameter) or not isinstance(weights.down, nn.Parameter):
-        return "it does not compute quantized experts"
-    if weights.shared is None:
-        return None
-    if spec.feed_forward.bias or not spec.feed_forward.gated:
-        return "it does not compute a shared expert with a bias or without a gate"
-    dense = weights.shared.gate_up.dense and weights.shared.down.dense
-    return None if dense else "it does not compute a quantized shared expert"
 
 
 def _widths(spec: ModelSpec) -> list[int]:
@@ -149,7 +138,10 @@ class NativeBackend(Backend):
         """
         decoder: Any = model  # torch's stubs know no attribute of a module's children
         linears, stacks = linears_of(decoder), stacks_of(decoder)
-        told = describe_codes(linears, self.arithmetic)
+        codes = [stack for stack in stacks if isinstance(stack, ExpertStack)]
+        for stack in codes:
+            stack.settle(model.embedding.device)
+        told = describe_codes(linears, codes, self.arithmetic)
         self._weights = PackedWeights(self._library, linears, stacks, self.arithmetic)
         self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         spec = model.spec
@@ -269,12 +261,11 @@ class NativeBackend(Backend):
 
     def _pack_experts(self, weights: ExpertsWeights, spec: FeedForwardSpec) -> structs.Experts:
         assert spec.experts is not None
-        assert isinstance(weights.gate_up, nn.Parameter) and isinstance(weights.down, nn.Parameter)
         pack, experts = self._weights, spec.experts
         packed = structs.Experts(count=experts.count, used=experts.used, normalized=experts.normalized)
         packed.router, packed.router_bias = pack.pack(weights.router), self._wide(weights.router.bias)
-        packed.up, packed.up_size = pack.pack_stack(weights.gate_up, halves=spec.gated)
-        packed.down, packed.down_size = pack.pack_stack(weights.down)
+        packed.up = pack.pack_stack(weights.gate_up, halves=spec.gated)
+        packed.down = pack.pack_stack(weights.down)
         packed.up_bias = self._wide(weights.gate_up_bias)
         packed.down_bias = self._wide(weights.down_bias)
         if weights.shared is not None:

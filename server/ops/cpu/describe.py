@@ -7,6 +7,7 @@ from ctypes import addressof
 
 from torch import Tensor
 
+from server.layers.expert_stack import ExpertStack
 from server.layers.linear import LinearLayer
 from server.layers.rotary import Rotary
 from server.layers.spec import AttentionSpec, LayerSpec
@@ -94,16 +95,20 @@ def describe_cache(cache: Tensor) -> structs.Cache:
     )
 
 
-def describe_codes(linears: Sequence[LinearLayer], arithmetic: str) -> dict[str, str] | None:
+def describe_codes(
+    linears: Sequence[LinearLayer], stacks: Sequence[ExpertStack], arithmetic: str
+) -> dict[str, str] | None:
     """Name and reason of what multiplies with codes, for the operator; None: no layer has any.
 
     Args:
+        stacks: matrices of experts that are codes, two of each layer that has some.
         arithmetic: of the products; with ``int8``, floats are rounded to codes.
     """
     kept = [linear for linear in linears if not linear.dense]
     bits = {form.bits for linear in kept for form, _, _ in linear.codes_forms()}
+    bits |= {stack.codes_form().bits for stack in stacks}
     reasons = []
-    if kept and arithmetic == "exact":
+    if (kept or stacks) and arithmetic == "exact":
         reasons.append("dequantized in the registers of own kernels")
     if arithmetic == "int8":
         if len(kept) < len(linears):
@@ -112,7 +117,8 @@ def describe_codes(linears: Sequence[LinearLayer], arithmetic: str) -> dict[str,
             reasons.append(f"{len(linears) - len(kept)} matrices of floats are rounded to {groups}")
             kept = list(linears)
         reasons.append("activations are rounded to 8 bits (cpu_arithmetic is int8)")
-    if not kept:
+    if not bits:
         return None
     name = "+".join(map(str, sorted(bits)))
-    return {"name": f"native-int{name} ({len(kept)} layers)", "reason": "; ".join(reasons)}
+    experts = f", experts of {len(stacks) // 2}" if stacks else ""
+    return {"name": f"native-int{name} ({len(kept)} layers{experts})", "reason": "; ".join(reasons)}

@@ -58,7 +58,6 @@ class Experts(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("count", "used", "normalized", "shared")),
         *((name, c_void_p) for name in ("up", "down")),
-        *((name, c_int64) for name in ("up_size", "down_size")),
         *((name, Matrix) for name in ("router", "shared_up", "shared_down", "shared_gate")),
         *((name, c_void_p) for name in ("router_bias", "up_bias", "down_bias")),
     )

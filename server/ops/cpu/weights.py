@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from server.layers.codes import CodesForm, OffsetKind, ScaleKind, SmallCodes
+from server.layers.expert_stack import ExpertStack
 from server.layers.linear import LinearLayer
 from server.ops.backend import Arithmetic
 from server.ops.cpu.library import NativeLibrary
@@ -38,7 +39,11 @@ def linears_of(model: Any) -> list[LinearLayer]:
     return found
 
 
-def stacks_of(model: Any) -> list[nn.Parameter]:
+Stack = nn.Parameter | ExpertStack
+"""Matrices of experts, as floats or as codes."""
+
+
+def stacks_of(model: Any) -> list[Stack]:
     """The matrices of all experts of a `Decoder`: [experts, outputs, inputs] each."""
     experts = [layer.experts for layer in model.layers if layer.experts is not None]
     return [stack for each in experts for stack in (each.gate_up, each.down)]
@@ -61,13 +66,13 @@ class PackedWeights:
         self,
         library: NativeLibrary,
         linears: Iterable[LinearLayer],
-        stacks: Iterable[Tensor] = (),
+        stacks: Iterable[Stack] = (),
         arithmetic: Arithmetic = "exact",
     ) -> None:
         self._library = library
         self._arithmetic = arithmetic
         self.size = sum(self._size(linear) for linear in linears)
-        self.size += sum(len(stack) * self._one(stack) for stack in stacks)
+        self.size += sum(len(stack) * self._size_of_one(stack) for stack in stacks)
         self._memory = map_huge_pages(self.size)
         self._next = addressof(c_char.from_buffer(self._memory))
         self._kept: list[object] = []
@@ -79,32 +84,34 @@ class PackedWeights:
             halves: it is two matrices on top of each other (gate and up), to be interleaved.
         """
         if linear.dense and self._arithmetic == "exact":
-            matrix = Matrix(data=self._next)
-            self._library.pack(linear.weight, self._next, halves=halves)
-            self._next += self._size(linear)
+            matrix = self._pack_floats(linear.weight, halves=halves)
         else:
             pieces = iter([rounded(linear.weight)]) if linear.dense else linear.small_codes()
             matrix = self._pack_codes(pieces, halves=halves)
         linear.release()
         return matrix
 
-    def pack_stack(self, stack: nn.Parameter, *, halves: bool = False) -> tuple[int, int]:
+    def pack_stack(self, stack: Stack, *, halves: bool = False) -> int:
         """Pack matrices [experts, outputs, inputs] one behind the other; the stack is left empty.
 
         Returns:
-            (address of the first, numbers of one).
+            The address of a `Matrix` for each.
         """
-        address, size = self._next, self._one(stack)
-        self._next += size * len(stack)
-        for index, matrix in enumerate(stack.detach()):
-            self._library.pack(matrix, address + index * size, halves=halves)
-        numbers = size // stack.element_size()
-        stack.data = stack.new_empty(0)
-        return address, numbers
+        if isinstance(stack, ExpertStack):
+            matrices = [self._pack_codes([stack.small_codes(e)], halves=halves) for e in range(len(stack))]
+            stack.release()
+        else:
+            matrices = [self._pack_floats(matrix, halves=halves) for matrix in stack.detach()]
+            stack.data = stack.new_empty(0)
+        array = (Matrix * len(matrices))(*matrices)
+        self._kept.append(array)
+        return addressof(array)
 
-    def _one(self, stack: Tensor) -> int:
-        """Bytes of one matrix of a stack, packed."""
-        return self._library.packed_bytes(stack.dtype, *stack.shape[1:])
+    def _pack_floats(self, weight: Tensor, *, halves: bool) -> Matrix:
+        matrix = Matrix(data=self._next)
+        self._library.pack(weight, self._next, halves=halves)
+        self._next += self._library.packed_bytes(weight.dtype, *weight.shape)
+        return matrix
 
     def _pack_codes(self, pieces: Iterable[SmallCodes], *, halves: bool) -> Matrix:
         """Pack the pieces of a matrix, in the order of their outputs."""
@@ -150,9 +157,16 @@ class PackedWeights:
         else:
             outputs, inputs = linear.weight.shape
             forms = [(form_of(inputs), outputs, inputs)]
-        return sum(
-            self._library.codes_bytes(self._part(form, outputs), inputs) for form, outputs, inputs in forms
-        )
+        return sum(self._codes_bytes(form, outputs, inputs) for form, outputs, inputs in forms)
+
+    def _size_of_one(self, stack: Stack) -> int:
+        _, outputs, inputs = stack.shape
+        if isinstance(stack, ExpertStack):
+            return self._codes_bytes(stack.codes_form(), outputs, inputs)
+        return self._library.packed_bytes(stack.dtype, outputs, inputs)
+
+    def _codes_bytes(self, form: CodesForm, outputs: int, inputs: int) -> int:
+        return self._library.codes_bytes(self._part(form, outputs), inputs)
 
 
 def _places(outputs: int, halves: bool) -> Tensor:

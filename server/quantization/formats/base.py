@@ -14,8 +14,8 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, refuse_codes
 from server.checkpoints.tensors import read_tensors
+from server.layers.expert_stack import ExpertStack
 from server.layers.linear import LinearLayer
-from server.layers.microscaled import Microscaled
 from server.quantization.linear import QuantizedLinear
 
 
@@ -83,21 +83,32 @@ class OpenFormat(ABC):
         return None
 
     def for_experts(self, objection: str | None) -> OpenFormat:
-        """The same, with stacked matrices of experts kept as they are where a device multiplies them.
+        """The same, with matrices of experts kept as they are where a device multiplies them so.
+
+        Called behind `for_float8`.
 
         Args:
-            objection: why it does not; None: it does.
+            objection: why no kernel makes floats of them in tiles; None: one does.
         """
         return self
 
     def stack(
-        self, name: str, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device
-    ) -> Microscaled | None:
-        """Empty matrices for those of the experts `name`; None: they are floats.
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ExpertStack | None:
+        """Empty matrices for those of all experts of a layer; None: they are floats.
 
         Args:
+            names: of all experts together, or of the projections of every expert in turn.
             shape: experts, outputs and inputs.
             dtype: of activations.
+
+        Raises:
+            ModelError: only some of them are quantized, or they cannot be multiplied.
         """
         return None
 

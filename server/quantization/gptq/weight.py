@@ -10,7 +10,6 @@ from torch import Tensor
 
 from server.checkpoints.errors import ModelError
 from server.layers.codes import CodesForm, SmallCodes
-from server.layers.linear import GroupedCodes
 from server.quantization.gptq.config import GPTQConfig
 from server.quantization.gptq.dequantize import dequantize
 from server.quantization.gptq.packing import shift_zeros, unpack_columns, unpack_rows
@@ -20,8 +19,40 @@ _LARGEST_GROUP = 128
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizedWeight(GroupedCodes):
-    """A matrix in the tensors of a checkpoint; its `group_size` is never -1."""
+class QuantizedWeight:
+    """A matrix [outputs, inputs] in the tensors of a checkpoint: small integers, and a scale and a zero point
+    for each group of inputs.
+
+    Attributes:
+        bits: of a code.
+        group_size: inputs of a group, never -1.
+        qweight: int32 [inputs / n, outputs]: the codes, n in a word, the first in its lowest bits; inputs
+            in the checkpoint's order.
+        zeros: uint8 [groups, outputs].
+        scales: float [groups, outputs].
+        order: int64 [inputs]: place → input, with the inputs of a group side by side; None: they
+            are so already.
+    """
+
+    bits: int
+    group_size: int
+    qweight: Tensor
+    zeros: Tensor
+    scales: Tensor
+    order: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        return self.qweight.shape[0] * (32 // self.bits)
+
+    @property
+    def outputs(self) -> int:
+        return self.qweight.shape[1]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle of the codes."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
 
     def codes(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes of outputs `start` to `stop`, inputs in order of groups: uint8 [inputs, stop - start]."""
@@ -30,17 +61,15 @@ class QuantizedWeight(GroupedCodes):
 
     @property
     def form(self) -> CodesForm:
-        """What `small_codes` gives."""
-        return CodesForm(
-            self.bits,
-            math.gcd(self.group_size, _LARGEST_GROUP),
-            scales="half" if self.scales.dtype == torch.float16 else "float",
-            offsets="none" if self.symmetric else "zeros",
-        )
+        """The form of `small_codes` that takes the least memory."""
+        return form_of(self.bits, self.group_size, self.scales.dtype, symmetric=self.symmetric)
 
-    def small_codes(self) -> SmallCodes:
-        """The matrix for kernels that multiply with codes; a large group becomes several that are alike."""
-        form = self.form
+    def small_codes(self, form: CodesForm) -> SmallCodes:
+        """The matrix for kernels that multiply with codes; a large group becomes several that are alike.
+
+        Args:
+            form: `self.form`, or that of several matrices of which some have zero points.
+        """
         scales = self.scales if form.scales == "half" else self.scales.float()
         zeros = (self.zeros.to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
 
@@ -63,6 +92,21 @@ class QuantizedWeight(GroupedCodes):
         return weight.t()
 
 
+def form_of(bits: int, group_size: int, scales: torch.dtype, *, symmetric: bool) -> CodesForm:
+    """How kernels take codes in groups.
+
+    Args:
+        scales: their type.
+        symmetric: every zero point is the middle of the codes.
+    """
+    return CodesForm(
+        bits,
+        math.gcd(group_size, _LARGEST_GROUP),
+        scales="half" if scales == torch.float16 else "float",
+        offsets="none" if symmetric else "zeros",
+    )
+
+
 def weight_of(
     config: GPTQConfig, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, name: str
 ) -> QuantizedWeight:
@@ -83,11 +127,11 @@ def weight_of(
         qweight=qweight,
         zeros=unpack_columns(shift_zeros(qzeros, config.bits, config.zero_offset), config.bits),
         scales=scales,
-        order=None if g_idx is None else _order(g_idx.long(), group_size, name),
+        order=None if g_idx is None else order_of(g_idx.long(), group_size, name),
     )
 
 
-def _order(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
+def order_of(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
     """Inputs sorted by group, None where they are; inputs of a group keep their order."""
     in_order = torch.arange(g_idx.numel(), device=g_idx.device) // group_size
     if torch.equal(g_idx, in_order):

@@ -133,6 +133,8 @@ struct Matrix {
     const int32_t* order;    // place → input, for inputs that are not in the order of their groups; or null
     const CodesPart* parts;  // codes, in the order of their outputs
     int32_t count;           // of parts; 0: numbers
+
+    bool is_there() const { return data || count; }
 };
 
 // What a part is packed from, an output after the other, each a row of codes with its scales and offsets as they

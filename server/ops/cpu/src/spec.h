@@ -40,13 +40,11 @@ struct Rotary {
     int32_t size;
 };
 
-// The experts of a feed-forward part. `up` and `down` are those of all experts, packed one after the other, each of
-// so many numbers; the others are packed like those of a layer. `shared` is the inner size of the expert that
-// every token passes, 0 without one; it has no biases.
+// The experts of a feed-forward part: `up` and `down` of each, of one form, packed like those of a layer. `shared` is
+// the inner size of the expert that every token passes, 0 without one; it has no biases.
 struct Experts {
     int32_t count, used, normalized, shared;
-    const void *up, *down;
-    int64_t up_size, down_size;
+    const Matrix *up, *down;  // [count]
     Matrix router, shared_up, shared_down, shared_gate;
     const float *router_bias, *up_bias, *down_bias;
 };
