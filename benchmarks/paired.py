@@ -81,7 +81,7 @@ def cpu(root: Path, directory: Path, quick: bool) -> Iterator[Measure]:
     directory.mkdir(parents=True, exist_ok=True)
     model = make_llama(directory.parent / "model", QUICK if quick else SHAPES["125m"])
     names = ("C2", "C4") if quick else NAMES
-    peer = Peer(ENGINES["own"], model, directory, len(os.sched_getaffinity(0)), root)
+    peer = Peer(ENGINES["own"], model, directory, len(os.sched_getaffinity(0)), root=root)
     try:
         for name in names:
             timed(peer, name, -1)

@@ -30,6 +30,7 @@ from server.checkpoints.files import StoredTensor, stored_tensors
 from server.continuous_batching.loaded_model import CACHE_DTYPES
 from server.layers.cache_spec import CacheSpec, cache_specs
 from server.models.config import ModelConfig
+from server.models.weights import sources_of
 from server.quantization.formats.registry import AUTO, Quantization, open_format
 from server.sampling.sampling_state import table_bytes
 from server.scheduling.limits import most_held
@@ -52,7 +53,7 @@ class Machine:
     taken: bytes of them that context, graphs and activations need.
     share: of the free memory that the cache may take.
     float8: it multiplies FP8, so that such weights stay as they are, and keeps keys and values in it.
-    gpu: it is an NVIDIA GPU, on which experts in MXFP4 stay as they are.
+    gpu: it is an NVIDIA GPU, on which matrices of experts stay as they are stored.
     """
 
     memory: float
@@ -94,30 +95,44 @@ class Size:
 
 
 def weight_bytes(
-    path: Path, config: ModelConfig, dtype: torch.dtype, *, float8: bool = True, mxfp4: bool = True
+    path: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    float8: bool = True,
+    experts: bool = True,
+    gpu: bool = True,
 ) -> int:
     """Bytes of the weights in memory: as they are stored or as what they become, floats in `dtype`; counted
     from the configuration where none are stored.
 
     Args:
-        float8, mxfp4: the device multiplies FP8, and experts in MXFP4.
+        float8, experts: the device multiplies FP8, and matrices of experts as they are stored.
+        gpu: it is one; on a CPU an embedding that is the output layer too is kept a second time, packed.
 
     Raises:
         ModelError: damaged files.
     """
-    if any(path.glob("*.safetensors*")):
-        checkpoint = open_format(path, Quantization(AUTO))
-        if checkpoint is None:
-            tensors: Mapping[str, StoredTensor] = stored_tensors(path)
-        else:
-            no = "the device does not multiply it"
-            checkpoint = checkpoint.for_float8(None if float8 else no)
-            tensors = checkpoint.for_experts(None if mxfp4 else no).tensors
-        return sum(_bytes(tensor, dtype) for tensor in tensors.values())
     architecture = config.architecture
     model = architecture.decoder(architecture.spec, dtype, torch.device("meta"), architecture.names)
-    unique = {id(weight): weight for weight in model.parameters()}
-    return sum(weight.numel() * weight.element_size() for weight in unique.values())
+    packed = model.embedding.nbytes if model.tied and not gpu else 0
+    if not any(path.glob("*.safetensors*")):
+        unique = {id(weight): weight for weight in model.parameters()}
+        return packed + sum(weight.nbytes for weight in unique.values())
+    checkpoint = open_format(path, Quantization(AUTO))
+    if checkpoint is None:
+        tensors: Mapping[str, StoredTensor] = stored_tensors(path)
+    else:
+        no = "the device does not multiply it"
+        checkpoint = checkpoint.for_float8(None if float8 else no)
+        tensors = checkpoint.for_experts(None if experts else no).tensors
+    head = f"{model.names.head}.weight"
+    if architecture.load is not None:  # by transformers' modules, whose names are not ours
+        return sum(_bytes(tensor, dtype) for tensor in tensors.values())
+    found = sources_of(tensors, model.weights().keys() | {head}, model.names)
+    if model.tied and f"{model.names.embedding}.weight" in found:
+        found.pop(head, None)  # of files that hold both, they are the same
+    return packed + sum(_bytes(tensor, dtype) for _, tensor in found.values())
 
 
 def _bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
@@ -206,8 +221,8 @@ def fitting(machine: Machine, args: argparse.Namespace, config: ModelConfig) -> 
     Raises:
         ModelError: damaged files.
     """
-    codes = machine.gpu and args.dtype != "float32"
-    kept = {"float8": machine.float8, "mxfp4": codes}
+    experts = machine.gpu and args.dtype != "float32"
+    kept = {"float8": machine.float8 and experts, "experts": experts, "gpu": machine.gpu}
     weights = weight_bytes(args.model, config, getattr(torch, args.dtype), **kept)
     specs = cache_specs(config.spec.layers, cache_type(args))
     needs = {"length": args.length, "beams": args.beams, "block": args.block_size}

@@ -93,12 +93,15 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="125m")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--gguf", metavar="TYPE", help="engines run one GGUF file, e.g. Q8_0 or Q4_K_M")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then; call again to go on")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "cpu-engines")
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/local/cpu-SHAPE")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/local/cpu-SHAPE[-TYPE]")
     options = parser.parse_args()
+    if options.gguf:
+        options.engines = [name for name in options.engines if ENGINES[name].reads_gguf]
     deadline = time.monotonic() + 60 * options.minutes
     options.environments.mkdir(parents=True, exist_ok=True)
     model = make_llama(options.environments / f"llama-{options.shape}", SHAPES[options.shape])
@@ -108,7 +111,10 @@ def main() -> None:
         "shape": options.shape,
         "weight_bytes": SHAPES[options.shape].bytes_per_token,
     }
-    directory = options.output or ROOT / "benchmarks" / "results" / "local" / f"cpu-{options.shape}"
+    if options.gguf:
+        setting |= {"gguf": options.gguf, "weight_bytes": 0}
+    name = "-".join(part for part in ("cpu", options.shape, options.gguf) if part)
+    directory = options.output or ROOT / "benchmarks" / "results" / "local" / name
     record = Record(directory, setting)
     lacking = {
         name
@@ -121,7 +127,7 @@ def main() -> None:
             record.result["read_bandwidths"].append(read_bandwidth(options.threads))
         for name in [name for name in options.engines if name in lacking]:
             print(f"loading {ENGINES[name].name}", file=sys.stderr, flush=True)
-            peers[name] = Peer(ENGINES[name], model, options.environments, options.threads)
+            peers[name] = Peer(ENGINES[name], model, options.environments, options.threads, options.gguf)
             stack.callback(peers[name].close)
             record.result["versions"][name] = peers[name].versions
         is_complete = measure(peers, options.workloads, options.repetitions, record, deadline)

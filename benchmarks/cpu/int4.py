@@ -1,7 +1,9 @@
-"""Weights of 4 bits beside bfloat16 on this processor: ``.venv/bin/python -m benchmarks.cpu.int4``.
+"""Weights of 4 and 8 bits beside bfloat16 on this processor: ``.venv/bin/python -m benchmarks.cpu.int4``.
 
-Both forms of a model are loaded into one process and take turns; the checkpoints are made where they
-are missing (random weights, rounded to nearest in groups of 128). Writes one JSON file.
+All forms of a model are loaded into one process and take turns: bfloat16 and GPTQ of 4 bits, each exact and
+in 8-bit arithmetic, and GGUF files of the same model where they are named (``--gguf``; `benchmarks.cpu.gguf`
+makes them). The checkpoints are made where they are missing (random weights, rounded to nearest in groups of
+128). Writes one JSON file.
 """
 
 from __future__ import annotations
@@ -27,11 +29,17 @@ PROMPT_TOKENS = (128, 512)
 STEPS = 48
 
 
-def load(path: Path, method: str | None) -> LLM:
+def load(path: Path, tokenizer: Path, arithmetic: str) -> LLM:
     """An engine on the CPU, without a prefix cache."""
     return LLM(
         path,
-        model_loading_config={"torch_dtype": "bfloat16", "device": "cpu", "quantize_method": method},
+        model_loading_config={
+            "torch_dtype": "bfloat16",
+            "device": "cpu",
+            "quantization": "auto",
+            "tokenizer_name_or_path": str(tokenizer),
+            "cpu_arithmetic": arithmetic,
+        },
         batcher_config={"batch_max_tokens": 4096, "prefill_chunk_tokens": 512},
         cache_config={"num_blocks": 512, "enable_prefix_cache": False},
     )
@@ -56,13 +64,22 @@ def decode_ms(llm: LLM, rows: int, seed: int) -> float:
     return (seconds(llm, rows, 32, STEPS + 1, seed) - short) / STEPS * 1e3
 
 
-def measure(shape: str, models: Path, repeats: int) -> dict[str, Any]:
-    """All figures of a shape; each the median of `repeats` turns."""
+def measure(shape: str, models: Path, repeats: int, kinds: list[str]) -> dict[str, Any]:
+    """All figures of a shape; each the median of `repeats` turns.
+
+    Args:
+        kinds: of GGUF files ``models/SHAPE/model-KIND.gguf``.
+    """
     plain = make_llama(models / shape, SHAPES[shape])
     quantized = models / f"{shape}-int4"
     if not quantized.exists():
         quantize_checkpoint(plain, quantized, Recipe())
-    engines = {"bfloat16": load(plain, None), "int4": load(quantized, "gptq")}
+    paths = {"bfloat16": plain, "int4": quantized}
+    paths |= {kind: plain / f"model-{kind}.gguf" for kind in kinds}
+    engines = {}
+    for name, path in paths.items():
+        engines[name] = load(path, plain, "exact")
+        engines[f"{name} in 8 bits"] = load(path, plain, "int8")
     cases = {f"decode {rows}": (decode_ms, rows) for rows in ROWS}
     cases |= {f"prompt {length}": (prompt_ms, length) for length in PROMPT_TOKENS}
     times: dict[str, dict[str, list[float]]] = {name: {e: [] for e in engines} for name in cases}
@@ -75,7 +92,7 @@ def measure(shape: str, models: Path, repeats: int) -> dict[str, Any]:
     return {
         "shape": shape,
         "kernels": engines["int4"].capabilities["kernels"]["name"],
-        "weights": engines["int4"].capabilities["weights"]["name"],
+        "weights": {name: llm.capabilities["weights"]["name"] for name, llm in engines.items()},
         "milliseconds": times,
     }
 
@@ -90,10 +107,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m", "500m"])
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
+    parser.add_argument("--gguf", nargs="*", default=[], metavar="TYPE", help="of files of the shapes")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/cpu-int4.json"))
     options = parser.parse_args()
-    results = [measure(shape, options.models, options.repeats) for shape in options.shapes]
+    results = [measure(shape, options.models, options.repeats, options.gguf) for shape in options.shapes]
     report = {
         "date": today(),
         "threads": torch.get_num_threads(),
@@ -102,10 +120,12 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))
     for result in results:
-        print(f"{result['shape']}, {result['weights']}, {result['kernels']}: ms, medians")
+        print(f"{result['shape']}, {result['kernels']}: ms, medians, and bfloat16 divided by them")
         for name, figures in result["milliseconds"].items():
-            plain, int4 = (statistics.median(figures[engine]) for engine in ("bfloat16", "int4"))
-            print(f"  {name:10}  bfloat16 {plain:8.2f}  int4 {int4:8.2f}  {plain / int4:5.2f}x", flush=True)
+            plain = statistics.median(figures["bfloat16"])
+            for engine, times in figures.items():
+                found = statistics.median(times)
+                print(f"  {name:10}  {engine:20} {found:8.2f}  {plain / found:5.2f}x", flush=True)
 
 
 if __name__ == "__main__":

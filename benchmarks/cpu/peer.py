@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cpu.engines import ROOT, Engine, environment, interpreter
+from benchmarks.cpu.engines import ENGINES, ROOT, Engine, environment, interpreter
 from benchmarks.cpu.peers.worker import MARK
 from benchmarks.cpu.workloads import figure
 
@@ -24,18 +24,29 @@ class Peer:
         model: checkpoint directory.
         environments: where engines are installed.
         threads: processors that it may use.
+        kind: of the GGUF file that it runs; None: the checkpoint as it is.
         root: the checkout of this project whose code is run.
     """
 
     def __init__(
-        self, engine: Engine, model: Path, environments: Path, threads: int, root: Path = ROOT
+        self,
+        engine: Engine,
+        model: Path,
+        environments: Path,
+        threads: int,
+        kind: str | None = None,
+        root: Path = ROOT,
     ) -> None:
         self.engine = engine
         python = interpreter(engine, environments)
         arguments = [str(model)]
         if engine.module == "llama_cpp_peer":
-            arguments = [str(_gguf(model, python)), str(threads)]
-        self._log = (environments / f"{engine.module}-{root.name}.log").open("w")
+            arguments = [str(_gguf(model, python, kind)), str(threads)]
+        elif engine.module == "own":
+            llama = interpreter(ENGINES["llama.cpp"], environments) if kind else python
+            weights = _gguf(model, llama, kind) if kind else model
+            arguments = [str(weights), str(model), engine.arithmetic]
+        self._log = (environments / f"{engine.module}-{engine.arithmetic}-{root.name}.log").open("w")
         self._process = subprocess.Popen(
             [python, "-m", f"benchmarks.cpu.peers.{engine.module}", *arguments],
             cwd=root,
@@ -72,11 +83,12 @@ class Peer:
         self._log.close()
 
 
-def _gguf(model: Path, python: Path) -> Path:
-    """The checkpoint as llama.cpp reads it, written by the engine's own environment."""
-    file = model / "model-bf16.gguf"
+def _gguf(model: Path, python: Path, kind: str | None) -> Path:
+    """The checkpoint as llama.cpp reads it, written by that engine's own environment."""
+    file = model / f"model-{kind or 'bf16'}.gguf"
     if not file.is_file():
-        subprocess.run([python, "-m", "benchmarks.cpu.gguf", model, file], cwd=ROOT, check=True)
+        wanted = [kind] if kind else []
+        subprocess.run([python, "-m", "benchmarks.cpu.gguf", model, file, *wanted], cwd=ROOT, check=True)
     return file
 
 

@@ -27,9 +27,10 @@ def table(result: dict[str, Any]) -> str:
     figures = {workload: result["figures"][workload] for workload in NAMES if workload in result["figures"]}
     names = [name for name in ENGINES if any(by_engine.get(name) for by_engine in figures.values())]
     counts = {len(values) for by_engine in figures.values() for values in by_engine.values() if values}
+    weights = f"Llama {result['shape']} in {result.get('gguf', 'bfloat16')} with random weights"
     lines = [
-        f"{result['date']}, {result['processor']}, {result['threads']} threads, Llama {result['shape']} in "
-        f"bfloat16 with random weights; median of {' or '.join(map(str, sorted(counts)))} (least–greatest), "
+        f"{result['date']}, {result['processor']}, {result['threads']} threads, {weights}; "
+        f"median of {' or '.join(map(str, sorted(counts)))} (least–greatest), "
         "engines in turn",
         "",
         "| | " + " | ".join(f"{name} {UNITS[name]}" for name in figures) + " |",
@@ -39,7 +40,7 @@ def table(result: dict[str, Any]) -> str:
         cells = [_cell(by_engine.get(name)) for by_engine in figures.values()]
         versions = ", ".join(f"{key} {value}" for key, value in result["versions"][name].items())
         lines.append(f"| {ENGINES[name].name} ({versions}) | " + " | ".join(cells) + " |")
-    if figures.get("C2", {}).get("own"):
+    if figures.get("C2", {}).get("own") and result["weight_bytes"]:
         seconds = statistics.median(figures["C2"]["own"]) / 1e3
         rate = result["weight_bytes"] / seconds / 1e9
         bound = statistics.median(result["read_bandwidths"]) / 1e9

@@ -1,8 +1,9 @@
 """Models with experts on one GPU: ``.venv/bin/python -m benchmarks.gpu.experts OUT [--vllm SITE]``.
 
-Shapes of Qwen3-30B-A3B in bfloat16 and of gpt-oss-20b in MXFP4, weights made up on the GPU, the workloads of
-`benchmarks.gpu.workloads`. Each engine runs each shape in a process of its own, which is ended after LIMIT
-seconds; OUT is a directory, in which results and logs are written as they come.
+Shapes of Qwen3-30B-A3B in bfloat16, in codes of 4 bits (GPTQ, groups of 128) and in FP8 (blocks of 128),
+and of gpt-oss-20b in MXFP4, weights made up on the GPU, the workloads of `benchmarks.gpu.workloads`. Each
+engine runs each shape in a process of its own, which is ended after LIMIT seconds; OUT is a directory, in
+which results and logs are written as they come.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,12 +26,21 @@ from benchmarks.gpu.__main__ import environment, run_child
 from benchmarks.gpu.step_time import replay_ms
 from server.checkpoints.files import StoredTensor
 from server.models.decoder import Decoder
+from server.quantization.formats.base import OpenFormat
+from server.quantization.formats.gptq import OpenGPTQ
 from server.quantization.formats.mxfp4 import BLOCKS, SCALES, OpenMXFP4
+from server.quantization.formats.scaled import OpenScaled, open_scaled
+from server.quantization.fp8.scheme import Activations
+from server.quantization.gptq.checkpoint import GPTQCheckpoint
+from server.quantization.gptq.config import GPTQConfig
 from utils.commands import with_interpreter
 
 LIMIT = 120
 LENGTH = 4096
-SHAPES = ("qwen3-30b-a3b", "gpt-oss-20b")
+SHAPES = ("qwen3-30b-a3b", "gpt-oss-20b", "qwen3-30b-a3b-int4", "qwen3-30b-a3b-fp8")
+GROUP, BLOCK = 128, 128
+PEER_SHAPES = SHAPES[:2]
+"""That vLLM makes up weights for."""
 ENGINES = ("own", "vllm")
 ROWS = (1, 4, 16, 64, 256)
 
@@ -73,12 +84,66 @@ def mxfp4_of(path: Path, config: Any) -> OpenMXFP4:
     return OpenMXFP4(path, path, {}, frozenset(), stored)
 
 
+def matrices_of(config: Any) -> dict[str, tuple[int, int]]:
+    """Name → outputs and inputs of every quantized matrix of Qwen3 with experts."""
+    hidden, inner, head = config.hidden_size, config.moe_intermediate_size, config.head_dim
+    heads, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    found = {}
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        for name, size in (("q", heads), ("k", keys), ("v", keys)):
+            found[f"{layer}.self_attn.{name}_proj"] = (size, hidden)
+        found[f"{layer}.self_attn.o_proj"] = (hidden, heads)
+        for expert in range(config.num_experts):
+            prefix = f"{layer}.mlp.experts.{expert}"
+            found |= {f"{prefix}.{name}_proj": (inner, hidden) for name in ("gate", "up")}
+            found[f"{prefix}.down_proj"] = (hidden, inner)
+    return found
+
+
+def gptq_of(path: Path, config: Any) -> OpenGPTQ:
+    """The description of a GPTQ checkpoint, without files."""
+    stored = {}
+    for name, (outputs, inputs) in matrices_of(config).items():
+        groups = inputs // GROUP
+        stored[f"{name}.qweight"] = StoredTensor(path, "I32", (inputs // 8, outputs))
+        stored[f"{name}.qzeros"] = StoredTensor(path, "I32", (groups, outputs // 8))
+        stored[f"{name}.scales"] = StoredTensor(path, "F16", (groups, outputs))
+    how = GPTQConfig(4, GROUP, desc_act=False, sym=True, zero_offset=0)
+    return OpenGPTQ.of(GPTQCheckpoint(path, how, path, stored, torch.float16))
+
+
+def fp8_of(path: Path, config: Any) -> OpenScaled:
+    """The description of a checkpoint in FP8 as Qwen publishes it, without files."""
+    stored = {}
+    for name, (outputs, inputs) in matrices_of(config).items():
+        stored[f"{name}.weight"] = StoredTensor(path, "F8_E4M3", (outputs, inputs))
+        shape = (outputs // BLOCK, inputs // BLOCK)
+        stored[f"{name}.weight_scale_inv"] = StoredTensor(path, "F32", shape)
+    return open_scaled(path, path, stored, path, block=[BLOCK, BLOCK], activations=Activations())
+
+
+CHECKPOINTS: dict[str, Callable[[Path, Any], OpenFormat]] = {
+    "gpt-oss-20b": mxfp4_of,
+    "qwen3-30b-a3b-int4": gptq_of,
+    "qwen3-30b-a3b-fp8": fp8_of,
+}
+
+
 def random_weights(path: Path, model: Decoder, quantized: Any = None) -> None:
     """Weights made up in place: norms 1, codes of any kind with scales that make them small, others small."""
     torch.manual_seed(0)
     for name, target in model.weights().items():
         if name.endswith("norm.weight"):
             target.tensor.fill_(1.0)
+        elif name.endswith("qzeros"):
+            target.tensor.fill_(-0x77777778)  # 8 in every place
+        elif name.endswith("qweight"):
+            target.tensor.random_(-(2**31), 2**31 - 1)
+        elif name.endswith((".scales", ".weight_scale")):
+            target.tensor.fill_(0.004)
+        elif target.tensor.dtype == torch.float8_e4m3fn:
+            target.tensor.copy_(torch.randn(target.tensor.shape, device=target.tensor.device) * 5)
         elif name.endswith(SCALES):
             target.tensor.fill_(127 + round(math.log2(0.02 / 3)))
         elif name.endswith(BLOCKS):
@@ -92,7 +157,8 @@ def load(path: Path, shape: str) -> Any:
     from server.continuous_batching import LLM
 
     config = describe(path, shape)
-    checkpoint = mxfp4_of(path, config) if shape == "gpt-oss-20b" else None
+    describe_stored = CHECKPOINTS.get(shape)
+    checkpoint = None if describe_stored is None else describe_stored(path, config)
     with (
         mock.patch("server.models.load.load_weights", random_weights),
         mock.patch("server.models.load.open_format", lambda *_: checkpoint),
@@ -155,7 +221,7 @@ def main() -> None:
         return
     for shape in arguments.shapes:
         for engine in arguments.engines:
-            if engine == "vllm" and arguments.vllm is None:
+            if engine == "vllm" and (arguments.vllm is None or shape not in PEER_SHAPES):
                 continue
             command = [sys.executable, "-m", "benchmarks.gpu.experts", str(arguments.out)]
             log = arguments.out / f"{engine}-{shape}.log"

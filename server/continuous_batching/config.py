@@ -49,6 +49,9 @@ class ModelLoadingConfig(ConfigModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: PositiveInt | None = None
     """Threads that compute on the CPU; null: ``OMP_NUM_THREADS``, else one per processor."""
+    cpu_arithmetic: Literal["exact", "int8"] = "exact"
+    """Of products on a CPU; int8: activations are rounded to 8 bits, and so are weights of floats when they
+    are loaded, which is faster; ``weights`` in ``/status`` says so."""
     attention_backend: Literal["auto", "triton", "flash", "varlen", "xformers"] = "auto"
     """On a GPU, what computes attention; auto: what was measured fastest of those that run there."""
     deterministic: bool = False

@@ -139,6 +139,7 @@ def load(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None) -
             cache_dtype,
             deterministic=loading.deterministic,
             comm=group,
+            cpu_arithmetic=loading.cpu_arithmetic,
         )
         quantization = backend.prepare(model, dtype)
     return LoadedModel(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.checkpoints.tensors import Part
+from server.layers.codes import CodesForm, SmallCodes
 from server.layers.layout import Layout
 from server.layers.shard import Shard
 
@@ -99,43 +100,6 @@ def empty_parameter(*shape: int, dtype: torch.dtype, device: torch.device) -> nn
     return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
 
 
-@dataclass(frozen=True, slots=True)
-class GroupedCodes:
-    """A quantized matrix [outputs, inputs] that kernels of any device can read: small integers, and a scale
-    and a zero point for each group of inputs.
-
-    Attributes:
-        bits: of a code.
-        group_size: inputs of a group.
-        qweight: int32 [inputs / n, outputs]: the codes, n in a word, the first in its lowest bits; inputs
-            in the checkpoint's order.
-        zeros: uint8 [groups, outputs].
-        scales: float [groups, outputs].
-        order: int64 [inputs]: place → input, with the inputs of a group side by side; None: they
-            are so already.
-    """
-
-    bits: int
-    group_size: int
-    qweight: Tensor
-    zeros: Tensor
-    scales: Tensor
-    order: Tensor | None
-
-    @property
-    def inputs(self) -> int:
-        return self.qweight.shape[0] * (32 // self.bits)
-
-    @property
-    def outputs(self) -> int:
-        return self.qweight.shape[1]
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether every zero point is the middle of the codes."""
-        return bool((self.zeros == 1 << (self.bits - 1)).all())
-
-
 class LinearLayer(nn.Module):
     """``y = x Wᵀ + b`` for one or several projections of the same input, however W is stored.
 
@@ -146,7 +110,7 @@ class LinearLayer(nn.Module):
 
     Attributes:
         dense: W is the floats in `weight` and nothing else, for whatever product is fastest; otherwise
-            only the layer multiplies with it, or who can read `quantized_weights`.
+            only the layer multiplies with it, or who can read its codes (`small_codes`).
         outputs: features of each projection.
         axes: by the last part of a tensor's name, its dimensions (outputs, inputs); None: it has no such.
     """
@@ -200,16 +164,16 @@ class LinearLayer(nn.Module):
         y: Tensor = residual + self(x)
         return y
 
-    def objection_to_codes(self, bits: int) -> str | None:
-        """Why `quantized_weights` cannot give one matrix of codes of `bits` bits; None: it can."""
+    def objection_to_codes(self) -> str | None:
+        """Why `small_codes` cannot give the weight; None: it can."""
         return f"they do not compute layers of class {type(self).__name__}"
 
-    def quantized_weights(self) -> Sequence[GroupedCodes]:
-        """The loaded weight as codes: one matrix, or one for each projection.
+    def codes_forms(self) -> Sequence[tuple[CodesForm, int, int]]:
+        """(form, outputs, inputs) of each piece that `small_codes` will give."""
+        raise NotImplementedError
 
-        Raises:
-            ModelError: tensors that contradict each other.
-        """
+    def small_codes(self) -> Iterator[SmallCodes]:
+        """The loaded weight for kernels that multiply with codes, in pieces of one form, by outputs."""
         raise NotImplementedError
 
     def release(self) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from server.checkpoints.errors import ModelError
+from server.layers.expert_stack import ExpertStack
 
 BLOCK = 32
 """Numbers that share a scale."""
 LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """Code → number (E2M1)."""
+LARGEST_SCALE = 128
+"""That kernels take, as it is stored: what is larger stands for weights above 12, which no model has."""
 _BIAS = 127
 """Of the exponents in which scales are stored (E8M0)."""
 
@@ -29,29 +34,32 @@ def dequantize(blocks: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return numbers.flatten(1).to(dtype)
 
 
-class Microscaled(nn.Module):
-    """The matrices of all experts, one [outputs, inputs] for each.
+class Microscaled(ExpertStack):
+    """The matrices of all experts in MXFP4.
 
     Attributes:
         blocks: uint8 [experts, outputs, inputs / 32, 16].
         scales: uint8 [experts, outputs, inputs / 32].
-        dtype: of activations, and of what `self[expert]` gives.
     """
 
+    format_name = "mxfp4"
     blocks: Tensor
     scales: Tensor
 
     def __init__(
         self, experts: int, outputs: int, inputs: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
-        super().__init__()
-        self.dtype, self.shape = dtype, (experts, outputs, inputs)
+        super().__init__((experts, outputs, inputs), dtype)
         groups = (experts, outputs, inputs // BLOCK)
         self.register_buffer("blocks", torch.zeros(*groups, BLOCK // 2, dtype=torch.uint8, device=device))
         self.register_buffer("scales", torch.zeros(groups, dtype=torch.uint8, device=device))
 
-    def __len__(self) -> int:
-        return self.shape[0]
+    def settle(self, device: torch.device) -> None:
+        if device.type == "cuda" and (largest := int(self.scales.max())) > LARGEST_SCALE:
+            raise ModelError(
+                f"a scale of experts in MXFP4 is 2**{largest - _BIAS}, but kernels take at most "
+                f"2**{LARGEST_SCALE - _BIAS}"
+            )
 
     def __getitem__(self, expert: int) -> Tensor:
         """The matrix of an expert, in floats."""

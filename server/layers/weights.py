@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from server.layers.linear import Linear, LinearLayer
-from server.layers.microscaled import Microscaled
+from server.layers.expert_stack import ExpertStack
+from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
 from server.layers.spec import LayerSpec, ModelSpec
 
@@ -46,13 +46,13 @@ class ExpertsWeights(nn.Module):
     Attributes:
         router: [experts, hidden].
         gate_up: [experts, 2 × inner, hidden], gates above ups; or ups alone.
-        down: [experts, hidden, inner]. Both hold floats, or codes that `[expert]` makes floats of.
+        down: [experts, hidden, inner]. Both hold floats, or what `[expert]` makes floats of.
         gate_up_bias, down_bias: of each expert.
     """
 
     router: LinearLayer
-    gate_up: nn.Parameter | Microscaled
-    down: nn.Parameter | Microscaled
+    gate_up: nn.Parameter | ExpertStack
+    down: nn.Parameter | ExpertStack
     gate_up_bias: nn.Parameter | None
     down_bias: nn.Parameter | None
     shared: FeedForwardWeights | None
@@ -93,4 +93,4 @@ class DecoderWeights(nn.Module):
     positions: nn.Parameter | None
     layers: nn.ModuleList
     norm: Norm
-    head: Linear
+    head: LinearLayer

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.layers.linear import Linear, Target, WeightMap
+from server.layers.linear import Linear, LinearLayer, Target, WeightMap
 from server.layers.norm import build_norm
 from server.layers.shard import WHOLE, Shard
 from server.layers.spec import ModelSpec
@@ -64,7 +64,9 @@ class Decoder(DecoderWeights):
             self.positions = build.parameter(spec.learned_positions, spec.hidden_size)
         self.layers = nn.ModuleList(Layer(spec, i, self.names, build) for i in range(len(spec.layers)))
         self.norm = build_norm(spec.hidden_size, spec.norm, dtype=dtype, device=device)
-        self.head = Linear(spec.hidden_size, rows, bias=spec.head_bias, dtype=dtype, device=device)
+        self.head: LinearLayer = Linear(
+            spec.hidden_size, rows, bias=spec.head_bias, dtype=dtype, device=device
+        )
         # rounded to the type of the weights before it multiplies, as transformers does
         self._embedding_scale = torch.tensor(spec.embedding_scale).to(dtype).item()
         if spec.tied:

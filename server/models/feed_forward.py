@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from server.checkpoints.errors import ModelError
+from server.layers.expert_stack import ExpertStack
 from server.layers.layout import Layout
-from server.layers.linear import Target, WeightMap
+from server.layers.linear import Split, Target, WeightMap
 from server.layers.microscaled import Microscaled
 from server.layers.spec import FeedForwardSpec
 from server.layers.weights import ExpertsWeights, FeedForwardWeights
@@ -40,27 +40,24 @@ class FeedForward(FeedForwardWeights):
 
 
 class Experts(ExpertsWeights):
-    """Weights of the experts of a feed-forward part.
-
-    Raises:
-        ModelError: the checkpoint has them quantized.
-    """
+    """Weights of the experts of a feed-forward part."""
 
     def __init__(self, hidden: int, own: FeedForwardSpec, prefix: str, names: Names, build: Builder) -> None:
         super().__init__()
         spec = own.experts
         assert spec is not None
         self.names, self.prefix, self.inner = names, f"{prefix}.{names.experts}", own.inner
-        first = f"{self.prefix}.0.{names.expert_down}"
-        if not build.linears([first], own.inner, hidden, bias=own.bias).dense:
-            raise ModelError(f"quantized experts ({first}) are not supported")
         wide = 2 * own.inner if own.gated else own.inner
         self.router_name = f"{prefix}.{names.router}"
         self.router = build.linears([self.router_name], hidden, spec.count, bias=spec.router_bias)
         self.inward = f"{self.prefix}.{names.expert_gate_up[0]}"
         self.outward = f"{self.prefix}.{names.expert_down}"
-        self.gate_up = build.linears.stack(self.inward, spec.count, wide, hidden)
-        self.down = build.linears.stack(self.outward, spec.count, hidden, own.inner)
+        inward, outward = [self.inward], [self.outward]
+        if not names.stacked_experts:
+            inward = [name for expert in range(spec.count) for name in self._inward_of(expert)]
+            outward = [self._outward_of(expert) for expert in range(spec.count)]
+        self.gate_up = build.linears.stack(inward, spec.count, wide, hidden)
+        self.down = build.linears.stack(outward, spec.count, hidden, own.inner)
         self.gate_up_bias = build.parameter(spec.count, wide) if own.bias else None
         self.down_bias = build.parameter(spec.count, hidden) if own.bias else None
         self.shared, self.shared_gate = None, None
@@ -81,15 +78,20 @@ class Experts(ExpertsWeights):
             found |= self.shared_gate.targets(None, self.shared_gate_name)
         return found
 
+    def _inward_of(self, expert: int) -> list[str]:
+        """Names of the first projections of an expert, of checkpoints that number them."""
+        return [f"{self.prefix}.{expert}.{name}" for name in self.names.expert_gate_up]
+
+    def _outward_of(self, expert: int) -> str:
+        return f"{self.prefix}.{expert}.{self.names.expert_down}"
+
     def _by_number(self) -> WeightMap:
         found: WeightMap = {}
-        assert isinstance(self.gate_up, nn.Parameter) and isinstance(self.down, nn.Parameter)
         for expert in range(len(self.down)):
-            prefix = f"{self.prefix}.{expert}"
-            for part, name in enumerate(self.names.expert_gate_up):
-                rows = slice(part * self.inner, (part + 1) * self.inner)
-                found[f"{prefix}.{name}.weight"] = Target(self.gate_up.data[expert, rows], 0)
-            found[f"{prefix}.{self.names.expert_down}.weight"] = Target(self.down.data[expert], 1)
+            for part, name in enumerate(self._inward_of(expert)):
+                found |= _targets(self.gate_up, "outputs", expert, part, self.inner, name)
+            name = self._outward_of(expert)
+            found |= _targets(self.down, "inputs", expert, 0, self.down.shape[1], name)
         return found
 
     def _stacked(self) -> WeightMap:
@@ -99,13 +101,26 @@ class Experts(ExpertsWeights):
             found[f"{inward}_blocks"] = Target(self.gate_up.blocks, layout=mixed)
             found[f"{inward}_scales"] = Target(self.gate_up.scales, layout=mixed)
         else:
+            assert isinstance(self.gate_up, nn.Parameter)
             found[inward] = Target(self.gate_up.data, 1, halves, layout=replace(mixed, transposed=True))
         if isinstance(self.down, Microscaled):
             found[f"{outward}_blocks"] = Target(self.down.blocks)
             found[f"{outward}_scales"] = Target(self.down.scales)
         else:
+            assert isinstance(self.down, nn.Parameter)
             found[outward] = Target(self.down.data, 2, layout=Layout(transposed=True))
         if self.gate_up_bias is not None and self.down_bias is not None:
             found[f"{inward}_bias"] = Target(self.gate_up_bias.data, 1, halves, layout=mixed)
             found[f"{outward}_bias"] = Target(self.down_bias.data, first_only=True)
         return found
+
+
+def _targets(
+    stack: nn.Parameter | ExpertStack, split: Split, expert: int, part: int, size: int, name: str
+) -> WeightMap:
+    """Where the tensors of projection `name` of an expert go, which has `size` outputs."""
+    if isinstance(stack, ExpertStack):
+        found = stack.targets(split, expert, part)
+        return {f"{name}.{kind}": target for kind, target in found.items()}
+    matrix = stack.data[expert, part * size : (part + 1) * size]
+    return {f"{name}.weight": Target(matrix, 0 if split == "outputs" else 1)}

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from server.layers.expert_stack import ExpertStack
 from server.layers.linear import Linear, LinearLayer, empty_parameter
-from server.layers.microscaled import Microscaled
 from server.quantization.formats.base import OpenFormat
 
 
@@ -25,8 +25,12 @@ class Linears(Protocol):
             bias: whether the architecture gives them one.
         """
 
-    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
-        """Empty matrices of all experts, [experts, outputs, inputs], which the checkpoint calls `name`."""
+    def stack(self, names: Sequence[str], *shape: int) -> nn.Parameter | ExpertStack:
+        """Empty matrices of all experts, [experts, outputs, inputs].
+
+        Args:
+            names: what the checkpoint calls them: one name for all, or those of every expert in turn.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class PlainLinears:
     def __call__(self, names: Sequence[str], inputs: int, *outputs: int, bias: bool = False) -> LinearLayer:
         return Linear(inputs, *outputs, bias=bias, dtype=self.dtype, device=self.device)
 
-    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
+    def stack(self, names: Sequence[str], *shape: int) -> nn.Parameter | ExpertStack:
         return empty_parameter(*shape, dtype=self.dtype, device=self.device)
 
 
@@ -61,7 +65,12 @@ class QuantizedLinears:
             return PlainLinears(self.dtype, self.device)(names, inputs, *outputs, bias=bias)
         return self.checkpoint.linear(names, inputs, outputs, dtype=self.dtype, device=self.device)
 
-    def stack(self, name: str, *shape: int) -> nn.Parameter | Microscaled:
+    def stack(self, names: Sequence[str], *shape: int) -> nn.Parameter | ExpertStack:
+        """As `Linears`.
+
+        Raises:
+            ModelError: only some of them are quantized, or they cannot be packed.
+        """
         experts, outputs, inputs = shape
-        kept = self.checkpoint.stack(name, (experts, outputs, inputs), dtype=self.dtype, device=self.device)
-        return kept or PlainLinears(self.dtype, self.device).stack(name, *shape)
+        kept = self.checkpoint.stack(names, (experts, outputs, inputs), dtype=self.dtype, device=self.device)
+        return kept or PlainLinears(self.dtype, self.device).stack(names, *shape)

@@ -11,7 +11,8 @@ from server.models.decoder import Decoder
 from server.models.linears import QuantizedLinears
 from server.models.source import ModelSource
 from server.models.weights import load_weights
-from server.quantization.formats.mxfp4 import objection as objection_to_mxfp4
+from server.quantization.experts import objection as objection_to_experts
+from server.quantization.formats.gguf import objection as objection_to_blocks
 from server.quantization.formats.registry import open_format
 from server.quantization.fp8.scheme import objection
 
@@ -54,8 +55,14 @@ def load_model(
         if shard.ranks > 1:
             other = "the model is split over ranks"
         checkpoint = checkpoint.for_float8(other or objection(device, dtype))
-        checkpoint = checkpoint.for_experts(other or objection_to_mxfp4(device, dtype))
+        checkpoint = checkpoint.for_experts(other or objection_to_experts(device, dtype))
+        if architecture.names.paired or architecture.names.mixed_heads:
+            other = "the checkpoint has its heads in another order"
+        checkpoint = checkpoint.for_blocks(other or objection_to_blocks(device, dtype))
     linears = None if checkpoint is None else QuantizedLinears(checkpoint, dtype, device)
     model = architecture.decoder(architecture.spec, dtype, device, architecture.names, linears, shard)
     load_weights(path, model, checkpoint)
+    if checkpoint is not None and model.head.bias is None:
+        names = [architecture.names.head] + ([architecture.names.embedding] if model.tied else [])
+        model.head = checkpoint.head(names, dtype=dtype, device=device) or model.head
     return model, None if checkpoint is None else checkpoint.describe(dtype)

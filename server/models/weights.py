@@ -42,7 +42,7 @@ def load_weights(path: Path, model: Decoder, quantized: OpenFormat | None) -> No
     embedding, head = f"{model.names.embedding}.weight", f"{model.names.head}.weight"
     known = model.weights().keys() | {head}
     stored, read = _open(path, quantized, known, model.embedding.dtype)
-    sources = _sources(stored, known, model.names)
+    sources = sources_of(stored, known, model.names)
     tied = model.tied
     if tied and embedding in sources and head in sources:
         model.untie()  # the configuration does not count where the two differ
@@ -77,8 +77,12 @@ def _cut(tensors: Iterable[tuple[str, Tensor]], parts: Mapping[str, Part]) -> It
         yield name, tensor if part is None else part.of(tensor)
 
 
-def _sources(stored: Mapping[str, StoredTensor], known: Collection[str], names: Names) -> Sources:
-    """Where each tensor of the model is, named as transformers maps names."""
+def sources_of(stored: Mapping[str, StoredTensor], known: Collection[str], names: Names) -> Sources:
+    """Where each tensor of the model is, named as transformers maps names.
+
+    Raises:
+        ModelError: a tensor is stored twice.
+    """
     found: Sources = {}
     wrapped = any(_TEXT_PART.match(name) for name in stored)
     for name, tensor in stored.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from server.ops.communication import Communication
 from server.ops.hidden_states import HiddenStates
 from server.ops.layer_ops import LayerOps
 
+Arithmetic = Literal["exact", "int8"]
+"""Activations as they are, or rounded to 8 bits, and weights of floats with them."""
 MakeAttention = Callable[[AttentionShape, Sequence[Rotary], Tensor], AttentionBackend[Any]]
 """Makes an attention backend for layers, angles and the cache."""
 
@@ -49,9 +51,11 @@ class Backend(ABC):
     Attributes:
         same_bits: whether a token's bits depend on nothing but its own sequence, and which of it was decoded:
             neither on the rows beside it nor on how many threads there are.
+        arithmetic: of products on a CPU.
     """
 
     same_bits = False
+    arithmetic: Arithmetic = "exact"
 
     def __init__(self, attention: AttentionChoice, name: str, reason: str) -> None:
         self._attention = attention

@@ -13,13 +13,13 @@ from server.checkpoints.errors import ModelError
 from server.layers.spec import ModelSpec
 from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend
-from server.ops.backend import AttentionChoice, Backend, LayeredBackend
+from server.ops.backend import Arithmetic, AttentionChoice, Backend, LayeredBackend
 from server.ops.communication import Communication
 from server.ops.cpu import backend as native
 from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.build import NativeError
 from server.ops.cpu.library import load
-from server.ops.layer_ops import LayerOps
+from server.ops.layer_ops import ForeignOps, LayerOps
 from server.ops.torch import packed
 from server.ops.torch.attention import TorchAttention
 from server.quantization.fp8.scheme import FIRST_UNITS
@@ -46,6 +46,7 @@ def choose_backend(
     *,
     deterministic: bool = False,
     comm: Communication | None = None,
+    cpu_arithmetic: Arithmetic = "exact",
 ) -> Backend:
     """The best backend of a device that can compute a model.
 
@@ -57,19 +58,23 @@ def choose_backend(
         cache_dtype: of keys and values; None: that of activations.
         deterministic: a token's bits shall depend on nothing but its own sequence (`Backend.same_bits`).
         comm: with the other ranks, where the model is one of several parts.
+        cpu_arithmetic: `Backend.arithmetic`.
 
     Raises:
         ModelError: the backend that is wanted, or every one, cannot; says why.
     """
+    failed = "model_loading_config.deterministic cannot be honoured"
     if deterministic and comm is not None:
-        failed = "model_loading_config.deterministic cannot be honoured"
         raise ModelError(f"{failed} where a model is split over ranks: what they add up has another order")
     if device.type == "cuda" and deterministic:
-        return _choose_fixed_order(model, dtype, device, block_size, wanted, cache_dtype)
-    backend = _choose(model, dtype, device, block_size, wanted, cache_dtype, comm)
+        backend = _choose_fixed_order(model, dtype, device, block_size, wanted, cache_dtype)
+    else:
+        backend = _choose(model, dtype, device, block_size, wanted, cache_dtype, comm, cpu_arithmetic)
+    if backend.arithmetic != cpu_arithmetic:
+        refused = f"cpu_arithmetic {cpu_arithmetic!r} cannot be honoured by {backend.name}: {backend.reason}"
+        raise ModelError(f"model_loading_config.{refused}")
     if deterministic and not backend.same_bits:
-        reason = f"sums of {backend.name} follow the number of rows: {backend.reason}"
-        raise ModelError(f"model_loading_config.deterministic cannot be honoured: {reason}")
+        raise ModelError(f"{failed}: sums of {backend.name} follow the number of rows: {backend.reason}")
     return backend
 
 
@@ -81,26 +86,20 @@ def _choose(
     wanted: Literal["auto"] | CudaName,
     cache_dtype: torch.dtype | None,
     comm: Communication | None,
+    cpu_arithmetic: Arithmetic,
 ) -> Backend:
     if wanted != "auto" and device.type != "cuda":
         raise ModelError(f"attention_backend {wanted!r} is for NVIDIA GPUs; the device is {device.type}")
     if cache_dtype not in (None, dtype):
         _check_float8_cache(device)
     if device.type == "cpu":
-        return _choose_cpu(model, dtype, block_size, comm)
+        return _choose_cpu(model, dtype, block_size, comm, cpu_arithmetic)
     if device.type == "cuda":
         fitting = _CudaAttention(model, dtype, device, block_size, cache_dtype)
         return _choose_cuda(fitting, model, wanted, comm)
     reason = f"torch operations run on every device ({device.type}, {dtype})"
     attention = _torch_attention(model.spec, dtype, block_size, reason)
     return _layered(model, attention, LayerOps(), reason, comm)
-
-
-class _ForeignOps(LayerOps):
-    """Stands for layers that others' modules compute."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
 
 
 def _layered(
@@ -116,7 +115,7 @@ def _layered(
     reason = (
         f"modules of {model.computed_by} over the paged cache: the model type has no file in server/models"
     )
-    return LayeredBackend(attention, _ForeignOps(model.computed_by), reason)
+    return LayeredBackend(attention, ForeignOps(model.computed_by), reason)
 
 
 def _torch_attention(spec: ModelSpec, dtype: torch.dtype, block_size: int, reason: str) -> AttentionChoice:
@@ -132,10 +131,14 @@ def _torch_attention(spec: ModelSpec, dtype: torch.dtype, block_size: int, reaso
 
 
 def _choose_cpu(
-    model: DecoderWeights, dtype: torch.dtype, block_size: int, comm: Communication | None
+    model: DecoderWeights,
+    dtype: torch.dtype,
+    block_size: int,
+    comm: Communication | None,
+    mode: Arithmetic,
 ) -> Backend:
     unable = NativeAttention.capabilities.objection(model.spec, dtype, block_size)
-    obstacle = unable or native.objection(model, dtype, ranks=1 if comm is None else comm.size)
+    obstacle = unable or native.objection(model, dtype, 1 if comm is None else comm.size, mode)
     if unable is None:
         try:
             library = load()
@@ -148,7 +151,7 @@ def _choose_cpu(
         make, able = partial(NativeAttention, library=library), NativeAttention.capabilities
         attention = AttentionChoice(NativeAttention.name, make, able, "own C++ kernels")
         if obstacle is None:
-            return native.NativeBackend(attention, library, comm)
+            return native.NativeBackend(attention, library, comm, mode)
     unpacked = packed.objection(dtype)
     if unpacked is None:
         reason = f"weights packed by oneDNN; no own C++ kernels: {obstacle}"

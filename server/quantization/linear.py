@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from server.layers.linear import LinearLayer
+from server.quantization.experts import settle_stacks
 
 
 class QuantizedLinear(LinearLayer):
@@ -23,7 +24,7 @@ class QuantizedLinear(LinearLayer):
 
     format_name: ClassVar[str]
 
-    def objection_to_codes(self, bits: int) -> str | None:
+    def objection_to_codes(self) -> str | None:
         return f"they do not multiply weights in format {self.format_name}"
 
     @classmethod
@@ -48,6 +49,24 @@ class QuantizedLinear(LinearLayer):
 
 
 def pack_layers(model: nn.Module, dtype: torch.dtype, device: torch.device) -> dict[str, str] | None:
-    """`QuantizedLinear.pack` for the quantized layers of `model`; None: it has none."""
+    """`QuantizedLinear.pack` for the quantized layers of `model`, and `ExpertStack.settle` for its experts;
+    None: it has neither."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    return type(layers[0]).pack(layers, dtype, device) if layers else None
+    packed = type(layers[0]).pack(layers, dtype, device) if layers else None
+    settled = settle_stacks(model, device)
+    if packed is None or settled is None:
+        return packed or settled
+    return {key: f"{packed[key]}; {settled[key]}" for key in packed}
+
+
+def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
+    """What the operator is told of weights that became floats.
+
+    Args:
+        stored: what they were, e.g. ``fp8``.
+        why: they did not stay so.
+    """
+    return {
+        "name": str(dtype).removeprefix("torch."),
+        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
+    }

@@ -21,9 +21,9 @@ def multiply(stored: Tensor, scales: Tensor, block: Block | None, dtype: torch.d
     wide = scales.float().reshape(-1, 1) if scales.ndim < 2 else scales.float()
     height, width = shared((outputs, inputs), tuple(wide.shape), block)
     across = wide.repeat_interleave(width, 1)[:, :inputs] if wide.shape[1] > 1 else wide
-    found = torch.empty(outputs, inputs, dtype=dtype)
+    found = torch.empty(outputs, inputs, dtype=dtype, device=stored.device)
     for start in range(0, outputs, _ROWS):
-        rows = torch.arange(start, min(start + _ROWS, outputs))
+        rows = torch.arange(start, min(start + _ROWS, outputs), device=stored.device)
         found[start : start + _ROWS] = stored[start : start + _ROWS].float() * across[rows // height]
     return found
 

@@ -22,6 +22,8 @@ from server.quantization.linear import pack_layers
 
 _METHOD = "own_linear_layers"
 """Our name among transformers' quantizers; its own ones need further packages."""
+EXPERTS = ".experts."
+"""In the names of layers that transformers holds as one tensor for all experts."""
 
 
 class _SwapConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transformers is not typed
@@ -141,6 +143,11 @@ def swap_layers(model: nn.Module, checkpoint: OpenFormat, dtype: torch.dtype) ->
             inputs, outputs = module.in_features, module.out_features
         elif isinstance(module, Conv1D):
             inputs, outputs = module.nx, module.nf
+        elif module is None and EXPERTS in name:
+            raise ModelError(
+                f"{checkpoint.path}: experts that stay quantized ({name}) are not supported here; "
+                "continuous batching serves them"
+            )
         else:
             kind = "is missing from" if module is None else f"({type(module).__name__}) is not linear in"
             raise ModelError(f"{checkpoint.path}: the quantized layer {name} {kind} the model")

@@ -87,7 +87,7 @@ class Packed(Linear):
 
     dense = False
 
-    def objection_to_codes(self, bits: int) -> str | None:
+    def objection_to_codes(self) -> str | None:
         return None
 
 

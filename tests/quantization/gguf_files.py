@@ -34,6 +34,7 @@ def write_gguf(
     fields: Mapping[str, Any] | None = None,
     more: Mapping[str, np.ndarray] | None = None,
     max_tensors: int = 0,
+    kinds: Mapping[str, str] | None = None,
 ) -> Path:
     """The float checkpoint in directory `checkpoint` as a GGUF file.
 
@@ -42,6 +43,7 @@ def write_gguf(
         fields: further ones of the architecture, or others than those that follow; None: left out.
         more: further tensors.
         max_tensors: of a part; 0: the file is not cut.
+        kinds: other types of some matrices, by a part of their names.
     """
     config = json.loads((checkpoint / "config.json").read_text())
     architecture = _ARCHITECTURES.get(config["model_type"], config["model_type"])
@@ -72,7 +74,8 @@ def write_gguf(
         _add(writer, f"{architecture}.{key}", value)
     _add_tokenizer(writer, checkpoint)
     for name, tensor in (converted(checkpoint, config, architecture) | dict(more or {})).items():
-        raw = GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
+        own = next((other for part, other in (kinds or {}).items() if f".{part}." in name), kind)
+        raw = GGMLQuantizationType[own if tensor.ndim > 1 else "F32"]
         writer.add_tensor(name, quantize(tensor, raw), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -18,6 +18,8 @@ from server.checkpoints.hf_config import read_hf_config
 from server.continuous_batching.llm import LLM
 from server.models import registry
 from server.models.config import ModelConfig
+from server.ops import choose
+from server.ops.cpu.build import NativeError
 from server.quantization.gguf.names import Place
 from server.quantization.gguf.read import KINDS, read_tensor
 from server.static_batching.pipeline import StaticPipeline
@@ -114,12 +116,39 @@ def test_both_servers_answer_as_transformers_on_the_same_file(kind: str, llama: 
     served = engine(path)
     assert answers(served) == expected
     weights = served.capabilities["weights"]
-    assert weights["name"] == "float32" and weights["reason"].startswith(kind)
-    assert ("dequantized when loaded" in weights["reason"]) == (kind not in ("F32", "F16", "BF16"))
+    if kind in ("F32", "F16", "BF16"):
+        assert weights == {"name": "float32", "reason": f"{kind} in the checkpoint (GGUF)"}
+    else:
+        assert weights["name"] == f"native-int{kind[1]} (9 layers)"
+        assert weights["reason"] == "dequantized in the registers of own kernels"
     if kind in ("Q4_1", "F16"):
         pipeline = static(path)
         assert answers(pipeline) == expected
-        assert pipeline.capabilities["weights"] == weights
+        told = pipeline.capabilities["weights"]
+        assert told["name"] == "float32" and told["reason"].startswith(kind)
+        assert ("dequantized when loaded" in told["reason"]) == (kind == "Q4_1")
+
+
+def test_without_own_kernels_blocks_become_floats(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise NativeError("no C++ compiler is installed")
+
+    expected = answers(engine(gguf))
+    monkeypatch.setattr(choose, "load", refuse)
+    served = engine(gguf)
+    assert answers(served) == expected
+    weights = served.capabilities["weights"]
+    assert weights["name"] == "float32" and weights["reason"].startswith("Q4_1 (GGUF) in the checkpoint")
+
+
+def test_what_is_fused_but_not_alike(llama: Path, tmp_path: Path) -> None:
+    """Stripes of queries, keys and values may differ in type; gate and up, which share stripes, may not."""
+    path = write_gguf(llama, tmp_path / "mixed.gguf", "Q8_0", kinds={"attn_v": "Q5_1", "ffn_up": "Q4_0"})
+    served = engine(path)
+    assert answers(served) == transformers_answers(path)
+    weights = served.capabilities["weights"]
+    assert weights["name"] == "native-int5+8 (7 layers); float32"
+    assert "dequantized when loaded" in weights["reason"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -73,8 +73,8 @@ def opened(path: Path) -> OpenFormat:
     return checkpoint
 
 
-def engine(path: Path) -> LLM:
-    loading = {"torch_dtype": "float32", "device": "cpu"}
+def engine(path: Path, **loading: Any) -> LLM:
+    loading = {"torch_dtype": "float32", "device": "cpu"} | loading
     return LLM(path, model_loading_config=loading, cache_config={"num_blocks": 64})
 
 
@@ -213,10 +213,10 @@ def test_gpt_oss(gpt_oss: tuple[Path, Path]) -> None:
 def test_gpt_oss_with_experts_in_mxfp4(gpt_oss: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Kept as they are: the same answers, and the bytes that are stored."""
     path, floats = gpt_oss
-    monkeypatch.setattr("server.models.load.objection_to_mxfp4", lambda *_: None)
+    monkeypatch.setattr("server.models.load.objection_to_experts", lambda *_: None)
     config = ModelConfig.load(path)
     model, what = load_model(ModelSource(path), config, torch.float32, torch.device("cpu"))
-    assert what is not None and what["name"] == "mxfp4"
+    assert what is None
     kept = [each for each in model.modules() if isinstance(each, Microscaled)]
     assert len(kept) == 4
     stored = load_file(path / "model.safetensors")
@@ -225,7 +225,7 @@ def test_gpt_oss_with_experts_in_mxfp4(gpt_oss: tuple[Path, Path], monkeypatch: 
     held = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
     assert weight_bytes(path, config, torch.float32) == pytest.approx(sum(held.values()), rel=0.01)
     served = LLM(path, model_loading_config={"torch_dtype": "float32", "device": "cpu"})
-    assert served.capabilities["weights"]["name"] == "mxfp4"
+    assert served.capabilities["weights"]["name"] == "mxfp4 (experts)"
     assert answers(served) == transformers_answers(floats)
 
 

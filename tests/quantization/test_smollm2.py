@@ -54,3 +54,25 @@ def check_greedy(path: Path, prompts: list[list[int]], answers: list[list[int]])
         logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
         assert answer == logits.argmax(-1).tolist()
         assert len(answer) == TOKENS or answer[-1] == model.config.eos_token_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "arithmetic"), [("bfloat16", "exact"), ("float32", "int8")])
+@torch.inference_mode()
+def test_rounding_changes_few_choices(
+    dtype: str, arithmetic: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Behind the same tokens, the greedy choice is nearly always that of transformers in float32."""
+    path = obtain("smollm2", Path(tmp_path_factory.getbasetemp()).parent / "models").path
+    loading = {"torch_dtype": dtype, "device": "cpu", "cpu_arithmetic": arithmetic}
+    engine = LLM(path, model_loading_config=loading)
+    chats = [[{"role": "user", "content": f"{VERBS[0]} {thing}"}] for thing in THINGS]
+    tokenizer = engine.tokenizer.hf
+    prompts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+    answers = [each.answers[0].token_ids for each in engine.generate(prompts, OPTIONS)]
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    alike = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        alike += [one == other for one, other in zip(answer, logits.argmax(-1).tolist(), strict=True)]
+    assert sum(alike) > 0.94 * len(alike)

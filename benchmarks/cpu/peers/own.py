@@ -11,9 +11,15 @@ from server.continuous_batching import LLM
 
 
 def main() -> None:
+    weights, tokenizer, arithmetic = sys.argv[1:]
     llm = LLM(
-        sys.argv[1],
-        model_loading_config={"torch_dtype": "bfloat16", "device": "cpu"},
+        weights,
+        model_loading_config={
+            "torch_dtype": "bfloat16",
+            "device": "cpu",
+            "tokenizer_name_or_path": tokenizer,
+            "cpu_arithmetic": arithmetic,
+        },
         cache_config={"enable_prefix_cache": False},
     )
 

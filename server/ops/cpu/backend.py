@@ -7,21 +7,23 @@ from ctypes import addressof
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from server.layers.expert_stack import ExpertStack
 from server.layers.norm import Norm
 from server.layers.rotary import Rotary
-from server.layers.spec import FeedForwardSpec, LayerSpec, ModelSpec
+from server.layers.spec import FeedForwardSpec, ModelSpec
 from server.layers.weights import DecoderWeights, ExpertsWeights, LayerWeights
 from server.ops.attention import AttentionBackend, AttentionShape
-from server.ops.backend import AttentionChoice, Backend
+from server.ops.backend import Arithmetic, AttentionChoice, Backend
 from server.ops.capabilities import Feature, layer_needs, missing
 from server.ops.communication import Communication
 from server.ops.cpu import structs
 from server.ops.cpu.attention import NativeAttention
-from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_layer
+from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_codes, describe_layer
+from server.ops.cpu.experts import objection_to_experts
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
-from server.ops.cpu.weights import BITS, PackedWeights, linears_of, stacks_of
+from server.ops.cpu.weights import PackedWeights, linears_of, stacks_of
 from server.ops.hidden_states import HiddenStates
 
 WIDTH_MULTIPLE = 32
@@ -51,11 +53,14 @@ FEATURES: frozenset[Feature] = frozenset(
 """What the whole pass can do beyond a Llama."""
 
 
-def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str | None:
+def objection(
+    model: DecoderWeights, dtype: torch.dtype, ranks: int = 1, arithmetic: Arithmetic = "exact"
+) -> str | None:
     """Why the kernels cannot run a model whose attention they can compute, or None.
 
     Args:
         ranks: that the model is split over.
+        arithmetic: of its products.
     """
     if dtype not in DTYPES:
         return f"it computes in float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
@@ -67,7 +72,7 @@ def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str 
     if lacking is not None:
         return lacking
     for linear in linears_of(model):
-        reason = None if linear.dense else linear.objection_to_codes(BITS)
+        reason = None if linear.dense else linear.objection_to_codes()
         if reason is not None:
             return reason
     for layer in model.spec.layers:
@@ -77,24 +82,13 @@ def objection(model: DecoderWeights, dtype: torch.dtype, ranks: int = 1) -> str 
     for layer in layers:
         if layer.attention.order is not None:
             return "quantized queries and keys are in another order than it takes"
-        reason = None if layer.experts is None else _objection_to_experts(layer.experts, layer.spec)
+        if layer.experts is not None and arithmetic == "int8":
+            return "it does not compute experts in 8 bits"
+        reason = None if layer.experts is None else objection_to_experts(layer.experts, layer.spec)
         if reason is not None:
             return reason
     odd = [width for width in _widths(model.spec) if width % WIDTH_MULTIPLE]
     return f"a layer of {odd[0]} numbers is no multiple of {WIDTH_MULTIPLE}" if odd else None
-
-
-def _objection_to_experts(weights: ExpertsWeights, spec: LayerSpec) -> str | None:
-    if spec.parallel:
-        return "it does not compute experts beside attention"
-    if not isinstance(weights.gate_up, nn.Parameter) or not isinstance(weights.down, nn.Parameter):
-        return "it does not compute quantized experts"
-    if weights.shared is None:
-        return None
-    if spec.feed_forward.bias or not spec.feed_forward.gated:
-        return "it does not compute a shared expert with a bias or without a gate"
-    dense = weights.shared.gate_up.dense and weights.shared.down.dense
-    return None if dense else "it does not compute a quantized shared expert"
 
 
 def _widths(spec: ModelSpec) -> list[int]:
@@ -114,18 +108,24 @@ class NativeBackend(Backend):
         attention: reason and capabilities of its attention.
         library: the kernels.
         comm: with the other ranks of a split model; they exchange their parts within the call.
+        arithmetic: of products: with ``int8`` activations, and weights of floats, are rounded to 8 bits.
 
     Attributes:
         same_bits: of a model in one piece; what ranks add up has another order than theirs.
     """
 
     def __init__(
-        self, attention: AttentionChoice, library: NativeLibrary, comm: Communication | None = None
+        self,
+        attention: AttentionChoice,
+        library: NativeLibrary,
+        comm: Communication | None = None,
+        arithmetic: Arithmetic = "exact",
     ) -> None:
         name = f"native ({library.variant.name})"
         super().__init__(attention, name, "all layers in one call of own C++ kernels")
         self.same_bits = comm is None
         self._comm = comm
+        self.arithmetic = arithmetic
         self._library = library
         self._wide_copies: list[Tensor] = []
         self._logits = torch.empty(0)
@@ -137,7 +137,12 @@ class NativeBackend(Backend):
         The embedding stays as it is, for a step looks up rows of it.
         """
         decoder: Any = model  # torch's stubs know no attribute of a module's children
-        self._weights = PackedWeights(self._library, linears_of(decoder), stacks_of(decoder))
+        linears, stacks = linears_of(decoder), stacks_of(decoder)
+        codes = [stack for stack in stacks if isinstance(stack, ExpertStack)]
+        for stack in codes:
+            stack.settle(model.embedding.device)
+        told = describe_codes(linears, codes, self.arithmetic)
+        self._weights = PackedWeights(self._library, linears, stacks, self.arithmetic)
         self._layers = [self._pack_layer(layer) for layer in decoder.layers]
         spec = model.spec
         self._spec = structs.ModelSpec(
@@ -154,17 +159,11 @@ class NativeBackend(Backend):
             embedding=model.embedding.data_ptr(),
             positions=None if model.positions is None else model.positions.data_ptr(),
             norm=self._norm(model.norm),
-            head=self._weights.pack(model.head).data,
+            head=self._weights.pack(model.head),
             head_bias=self._wide(model.head.bias),
             ranks=self._ranks(max(spec.hidden_size, len(model.embedding))),
         )
-        count = sum(not linear.dense for linear in linears_of(decoder))
-        if not count:
-            return None
-        return {
-            "name": f"native-int4 ({count} layers)",
-            "reason": "dequantized in the registers of own kernels",
-        }
+        return told
 
     def _ranks(self, widest: int) -> structs.Ranks:
         """Where the ranks exchange rows of at most `widest` numbers."""
@@ -262,12 +261,11 @@ class NativeBackend(Backend):
 
     def _pack_experts(self, weights: ExpertsWeights, spec: FeedForwardSpec) -> structs.Experts:
         assert spec.experts is not None
-        assert isinstance(weights.gate_up, nn.Parameter) and isinstance(weights.down, nn.Parameter)
         pack, experts = self._weights, spec.experts
         packed = structs.Experts(count=experts.count, used=experts.used, normalized=experts.normalized)
         packed.router, packed.router_bias = pack.pack(weights.router), self._wide(weights.router.bias)
-        packed.up, packed.up_size = pack.pack_stack(weights.gate_up, halves=spec.gated)
-        packed.down, packed.down_size = pack.pack_stack(weights.down)
+        packed.up = pack.pack_stack(weights.gate_up, halves=spec.gated)
+        packed.down = pack.pack_stack(weights.down)
         packed.up_bias = self._wide(weights.gate_up_bias)
         packed.down_bias = self._wide(weights.down_bias)
         if weights.shared is not None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from ctypes import addressof
 
 from torch import Tensor
 
+from server.layers.expert_stack import ExpertStack
+from server.layers.linear import LinearLayer
 from server.layers.rotary import Rotary
 from server.layers.spec import AttentionSpec, LayerSpec
 from server.ops.attention import AttentionBatch
-from server.ops.cpu import structs
+from server.ops.cpu import rounded, structs
 
 NORM_KINDS = {"rms": 0, "layer": 1}
 NORM_SCOPES = {"head": 0, "own": 1, "joint": 2}
@@ -90,3 +93,32 @@ def describe_cache(cache: Tensor) -> structs.Cache:
         layer_stride=cache.stride(1),
         block_size=cache.shape[3],
     )
+
+
+def describe_codes(
+    linears: Sequence[LinearLayer], stacks: Sequence[ExpertStack], arithmetic: str
+) -> dict[str, str] | None:
+    """Name and reason of what multiplies with codes, for the operator; None: no layer has any.
+
+    Args:
+        stacks: matrices of experts that are codes, two of each layer that has some.
+        arithmetic: of the products; with ``int8``, floats are rounded to codes.
+    """
+    kept = [linear for linear in linears if not linear.dense]
+    bits = {form.bits for linear in kept for form, _, _ in linear.codes_forms()}
+    bits |= {stack.codes_form().bits for stack in stacks}
+    reasons = []
+    if (kept or stacks) and arithmetic == "exact":
+        reasons.append("dequantized in the registers of own kernels")
+    if arithmetic == "int8":
+        if len(kept) < len(linears):
+            bits.add(rounded.BITS)
+            groups = f"8 bits in groups of up to {rounded.LARGEST_GROUP} inputs"
+            reasons.append(f"{len(linears) - len(kept)} matrices of floats are rounded to {groups}")
+            kept = list(linears)
+        reasons.append("activations are rounded to 8 bits (cpu_arithmetic is int8)")
+    if not bits:
+        return None
+    name = "+".join(map(str, sorted(bits)))
+    experts = f", experts of {len(stacks) // 2}" if stacks else ""
+    return {"name": f"native-int{name} ({len(kept)} layers{experts})", "reason": "; ".join(reasons)}

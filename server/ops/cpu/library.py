@@ -12,7 +12,7 @@ from torch import Tensor
 
 from server.ops.cpu.build import NativeError, build
 from server.ops.cpu.describe import describe_cache
-from server.ops.cpu.structs import Batch, Int4Source, Layer, Matrix, ModelSpec, Step
+from server.ops.cpu.structs import Batch, CodesPart, CodesSource, Layer, Matrix, ModelSpec, Step
 from server.ops.cpu.variants import Variant, usable_variants
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -42,9 +42,9 @@ class NativeLibrary:
         functions.native_packed_bytes.restype = c_int64
         functions.native_packed_bytes.argtypes = [c_int, c_int64, c_int64]
         functions.native_pack.argtypes = [c_int, c_void_p, c_int, c_int, c_bool, c_void_p, c_int]
-        functions.native_int4_bytes.restype = c_int64
-        functions.native_int4_bytes.argtypes = [c_int64, c_int64, c_int, c_bool]
-        functions.native_pack_int4.argtypes = [c_void_p, c_void_p, c_int, c_int, c_int]
+        functions.native_codes_bytes.restype = c_int64
+        functions.native_codes_bytes.argtypes = [c_void_p, c_int]
+        functions.native_pack_codes.argtypes = [c_void_p, c_void_p, c_int, c_int]
         functions.native_multiply.argtypes = [c_int, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p, c_int]
         functions.native_model.restype = c_void_p
         functions.native_model.argtypes = [c_int, c_void_p, c_void_p]
@@ -80,14 +80,14 @@ class NativeLibrary:
             DTYPES[weight.dtype], weight.data_ptr(), outputs, inputs, halves, target, torch.get_num_threads()
         )
 
-    def int4_bytes(self, outputs: int, inputs: int, group: int, *, has_zeros: bool) -> int:
-        """Size of a matrix of 4-bit codes once packed."""
-        return int(self._functions.native_int4_bytes(outputs, inputs, group, has_zeros))
+    def codes_bytes(self, part: CodesPart, inputs: int) -> int:
+        """Size of a part of a matrix of codes."""
+        return int(self._functions.native_codes_bytes(ctypes.byref(part), inputs))
 
-    def pack_int4(self, matrix: Matrix, source: Int4Source, outputs: int, inputs: int) -> None:
-        """Pack a matrix of 4-bit codes where `matrix` says that it lies."""
-        self._functions.native_pack_int4(
-            ctypes.byref(matrix), ctypes.byref(source), outputs, inputs, torch.get_num_threads()
+    def pack_codes(self, part: CodesPart, source: CodesSource, inputs: int) -> None:
+        """Pack a part of a matrix of codes where it says that it lies."""
+        self._functions.native_pack_codes(
+            ctypes.byref(part), ctypes.byref(source), inputs, torch.get_num_threads()
         )
 
     def multiply(self, dtype: torch.dtype, matrix: Matrix, outputs: int, x: Tensor) -> Tensor:

@@ -6,17 +6,27 @@ from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 
 
 class Matrix(Structure):
-    """A packed matrix: numbers, or codes of 4 bits if `group` is not 0 (``int4.h``)."""
+    """A packed matrix: numbers, or codes in `count` parts (``grouped.h``)."""
 
-    _fields_ = (("data", c_void_p), ("order", c_void_p), ("group", c_int32), ("has_zeros", c_int32))
+    _fields_ = (("data", c_void_p), ("order", c_void_p), ("parts", c_void_p), ("count", c_int32))
 
 
-class Int4Source(Structure):
-    """Addresses of what a matrix of codes is packed from (``int4.h``)."""
+class CodesPart(Structure):
+    """Some stripes of a matrix of codes, and their form (``grouped.h``)."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("words", "scales", "zeros", "order", "outputs")),
-        ("columns", c_int64),
+        ("data", c_void_p),
+        *((name, c_int32) for name in ("stripes", "as_bytes")),
+        *((name, c_int32) for name in ("bits", "group", "unit", "scales", "offsets")),
+    )
+
+
+class CodesSource(Structure):
+    """Addresses of what a part is packed from (``grouped.h``)."""
+
+    _fields_ = (
+        *((name, c_void_p) for name in ("codes", "scales", "offsets", "coarse", "outputs")),
+        ("rows", c_int64),
     )
 
 
@@ -48,7 +58,6 @@ class Experts(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("count", "used", "normalized", "shared")),
         *((name, c_void_p) for name in ("up", "down")),
-        *((name, c_int64) for name in ("up_size", "down_size")),
         *((name, Matrix) for name in ("router", "shared_up", "shared_down", "shared_gate")),
         *((name, c_void_p) for name in ("router_bias", "up_bias", "down_bias")),
     )
@@ -84,7 +93,9 @@ class ModelSpec(Structure):
     _fields_ = (
         *((name, c_int32) for name in ("layers", "hidden", "vocab", "vocab_part", "groups", "threads")),
         *((name, c_float) for name in ("embedding_scale", "logit_scale", "logit_softcap")),
-        *((name, c_void_p) for name in ("embedding", "positions", "head", "head_bias")),
+        *((name, c_void_p) for name in ("embedding", "positions")),
+        ("head", Matrix),
+        ("head_bias", c_void_p),
         ("norm", Norm),
         ("ranks", Ranks),
     )

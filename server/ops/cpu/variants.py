@@ -31,12 +31,20 @@ def _variant(name: str, features: tuple[str, ...], renamed: dict[str, str]) -> V
     return Variant(name, frozenset(features), flags)
 
 
-_GCC_NAMES = {"avx512_bf16": "avx512bf16", "amx_tile": "amx-tile", "amx_bf16": "amx-bf16"}
+_GCC_NAMES = {
+    "avx512_bf16": "avx512bf16",
+    "avx512_vnni": "avx512vnni",
+    "avx_vnni": "avxvnni",
+    "amx_tile": "amx-tile",
+    "amx_bf16": "amx-bf16",
+}
 
 VARIANTS = (
-    _variant("amx", (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"), _GCC_NAMES),
-    _variant("avx512_bf16", (*_AVX512, "avx512_bf16"), _GCC_NAMES),
+    _variant("amx", (*_AVX512, "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16"), _GCC_NAMES),
+    _variant("avx512_bf16", (*_AVX512, "avx512_vnni", "avx512_bf16"), _GCC_NAMES),
+    _variant("avx512_vnni", (*_AVX512, "avx512_vnni"), _GCC_NAMES),
     _variant("avx512", _AVX512, _GCC_NAMES),
+    _variant("avx_vnni", ("avx2", "fma", "avx_vnni"), _GCC_NAMES),
     _variant("avx2", ("avx2", "fma"), _GCC_NAMES),
     _variant("portable", (), _GCC_NAMES),
 )

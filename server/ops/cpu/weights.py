@@ -9,15 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.layers.linear import GroupedCodes, LinearLayer
+from server.layers.codes import CodesForm, OffsetKind, ScaleKind, SmallCodes
+from server.layers.expert_stack import ExpertStack
+from server.layers.linear import LinearLayer
+from server.ops.backend import Arithmetic
 from server.ops.cpu.library import NativeLibrary
 from server.ops.cpu.memory import map_huge_pages
-from server.ops.cpu.structs import Int4Source, Matrix
+from server.ops.cpu.rounded import form_of, rounded
+from server.ops.cpu.structs import CodesPart, CodesSource, Matrix
 
 STRIPE = 32
 """Outputs that lie together."""
-BITS = 4
-"""Of a quantized weight."""
+SCALES: dict[ScaleKind, int] = {"float": 0, "half": 1, "fine": 2}
+OFFSETS: dict[OffsetKind, int] = {"none": 0, "zeros": 1, "like scales": 2}
+"""By the numbers that stand for them in C."""
 
 
 def linears_of(model: Any) -> list[LinearLayer]:
@@ -34,7 +39,11 @@ def linears_of(model: Any) -> list[LinearLayer]:
     return found
 
 
-def stacks_of(model: Any) -> list[nn.Parameter]:
+Stack = nn.Parameter | ExpertStack
+"""Matrices of experts, as floats or as codes."""
+
+
+def stacks_of(model: Any) -> list[Stack]:
     """The matrices of all experts of a `Decoder`: [experts, outputs, inputs] each."""
     experts = [layer.experts for layer in model.layers if layer.experts is not None]
     return [stack for each in experts for stack in (each.gate_up, each.down)]
@@ -46,20 +55,27 @@ class PackedWeights:
     Args:
         library: the kernels.
         linears, stacks: all that will be packed, in any order.
+        arithmetic: what products with codes compute with; with ``int8`` linear layers of floats are rounded
+            to codes.
 
     Attributes:
         size: of that memory, in bytes.
     """
 
     def __init__(
-        self, library: NativeLibrary, linears: Iterable[LinearLayer], stacks: Iterable[Tensor] = ()
+        self,
+        library: NativeLibrary,
+        linears: Iterable[LinearLayer],
+        stacks: Iterable[Stack] = (),
+        arithmetic: Arithmetic = "exact",
     ) -> None:
         self._library = library
+        self._arithmetic = arithmetic
         self.size = sum(self._size(linear) for linear in linears)
-        self.size += sum(len(stack) * self._one(stack) for stack in stacks)
+        self.size += sum(len(stack) * self._size_of_one(stack) for stack in stacks)
         self._memory = map_huge_pages(self.size)
         self._next = addressof(c_char.from_buffer(self._memory))
-        self._orders: list[Tensor] = []
+        self._kept: list[object] = []
 
     def pack(self, linear: LinearLayer, *, halves: bool = False) -> Matrix:
         """Pack the weight of `linear` behind the last one; the layer is left without.
@@ -67,65 +83,90 @@ class PackedWeights:
         Args:
             halves: it is two matrices on top of each other (gate and up), to be interleaved.
         """
-        address = self._next
-        self._next += self._size(linear)
-        if linear.dense:
-            self._library.pack(linear.weight, address, halves=halves)
-            matrix = Matrix(data=address)
+        if linear.dense and self._arithmetic == "exact":
+            matrix = self._pack_floats(linear.weight, halves=halves)
         else:
-            (codes,) = linear.quantized_weights()
-            matrix = self.pack_int4(codes, address, halves=halves)
+            pieces = iter([rounded(linear.weight)]) if linear.dense else linear.small_codes()
+            matrix = self._pack_codes(pieces, halves=halves)
         linear.release()
         return matrix
 
-    def pack_stack(self, stack: nn.Parameter, *, halves: bool = False) -> tuple[int, int]:
+    def pack_stack(self, stack: Stack, *, halves: bool = False) -> int:
         """Pack matrices [experts, outputs, inputs] one behind the other; the stack is left empty.
 
         Returns:
-            (address of the first, numbers of one).
+            The address of a `Matrix` for each.
         """
-        address, size = self._next, self._one(stack)
-        self._next += size * len(stack)
-        for index, matrix in enumerate(stack.detach()):
-            self._library.pack(matrix, address + index * size, halves=halves)
-        numbers = size // stack.element_size()
-        stack.data = stack.new_empty(0)
-        return address, numbers
+        if isinstance(stack, ExpertStack):
+            matrices = [self._pack_codes([stack.small_codes(e)], halves=halves) for e in range(len(stack))]
+            stack.release()
+        else:
+            matrices = [self._pack_floats(matrix, halves=halves) for matrix in stack.detach()]
+            stack.data = stack.new_empty(0)
+        array = (Matrix * len(matrices))(*matrices)
+        self._kept.append(array)
+        return addressof(array)
 
-    def _one(self, stack: Tensor) -> int:
-        """Bytes of one matrix of a stack, packed."""
-        return self._library.packed_bytes(stack.dtype, *stack.shape[1:])
-
-    def pack_int4(self, weight: GroupedCodes, address: int, *, halves: bool) -> Matrix:
-        """Pack a quantized weight at an address."""
-        order = None
-        if weight.order is not None:
-            order = weight.order.int()
-            self._orders.append(order)
-        matrix = Matrix(
-            data=address,
-            order=None if order is None else order.data_ptr(),
-            group=weight.group_size,
-            has_zeros=not weight.symmetric,
-        )
-        scales, places = weight.scales.float(), _places(weight.outputs, halves)
-        source = Int4Source(
-            words=weight.qweight.data_ptr(),
-            scales=scales.data_ptr(),
-            zeros=weight.zeros.data_ptr(),
-            order=matrix.order,
-            outputs=places.data_ptr(),
-            columns=weight.outputs,
-        )
-        self._library.pack_int4(matrix, source, weight.outputs, weight.inputs)
+    def _pack_floats(self, weight: Tensor, *, halves: bool) -> Matrix:
+        matrix = Matrix(data=self._next)
+        self._library.pack(weight, self._next, halves=halves)
+        self._next += self._library.packed_bytes(weight.dtype, *weight.shape)
         return matrix
 
+    def _pack_codes(self, pieces: Iterable[SmallCodes], *, halves: bool) -> Matrix:
+        """Pack the pieces of a matrix, in the order of their outputs."""
+        parts, order = [], None
+        for piece in pieces:
+            outputs, inputs = piece.codes.shape
+            part = self._part(piece.form, outputs)
+            part.data = self._next
+            self._next += self._library.codes_bytes(part, inputs)
+            rows = _places(outputs, halves)
+            source = CodesSource(
+                codes=piece.codes.data_ptr(),
+                scales=piece.scales.data_ptr(),
+                offsets=None if piece.offsets is None else piece.offsets.data_ptr(),
+                coarse=None if piece.coarse is None else piece.coarse.data_ptr(),
+                outputs=rows.data_ptr(),
+                rows=outputs,
+            )
+            self._library.pack_codes(part, source, inputs)
+            parts.append(part)
+            order = piece.order
+        array = (CodesPart * len(parts))(*parts)
+        self._kept += [array, order]
+        places = None if order is None else order.data_ptr()
+        return Matrix(order=places, parts=addressof(array), count=len(parts))
+
+    def _part(self, form: CodesForm, outputs: int) -> CodesPart:
+        return CodesPart(
+            stripes=-(-outputs // STRIPE),
+            as_bytes=self._arithmetic == "int8",
+            bits=form.bits,
+            group=form.group_size,
+            unit=form.unit,
+            scales=SCALES[form.scales],
+            offsets=OFFSETS[form.offsets],
+        )
+
     def _size(self, linear: LinearLayer) -> int:
-        if linear.dense:
+        if not linear.dense:
+            forms = linear.codes_forms()
+        elif self._arithmetic == "exact":
             return self._library.packed_bytes(linear.weight.dtype, *linear.weight.shape)
-        (weight,) = linear.quantized_weights()
-        has_zeros = not weight.symmetric
-        return self._library.int4_bytes(weight.outputs, weight.inputs, weight.group_size, has_zeros=has_zeros)
+        else:
+            outputs, inputs = linear.weight.shape
+            forms = [(form_of(inputs), outputs, inputs)]
+        return sum(self._codes_bytes(form, outputs, inputs) for form, outputs, inputs in forms)
+
+    def _size_of_one(self, stack: Stack) -> int:
+        _, outputs, inputs = stack.shape
+        if isinstance(stack, ExpertStack):
+            return self._codes_bytes(stack.codes_form(), outputs, inputs)
+        return self._library.packed_bytes(stack.dtype, outputs, inputs)
+
+    def _codes_bytes(self, form: CodesForm, outputs: int, inputs: int) -> int:
+        return self._library.codes_bytes(self._part(form, outputs), inputs)
 
 
 def _places(outputs: int, halves: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -10,12 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from server.device.triton_support import INTERPRETED, launch_options
+from server.device.triton_support import launch_options
 from server.layers.microscaled import Microscaled
+from server.ops.triton.expert_weights import Stack, arguments, load_weights
 from server.ops.triton.routing import Assignments
-
-Stack = Tensor | Microscaled
-"""The matrices of all experts."""
+from server.quantization.gptq.kernels.triton_codes import SHRINKAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,107 +37,35 @@ FEW, SOME, MANY = Tiling(16, 64, 128, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(12
 """Where experts get few rows, so that reading weights is all that counts; some; and many, of long prompts."""
 _SOME_ROWS, _MANY_ROWS = 32, 256
 """Rows that an expert gets on average, from which on there are some, or many."""
-_ASSEMBLY = tl.constexpr(not INTERPRETED)
+_WHOLE_BLOCKS = 128
+"""Inputs that are taken at once where so many have scales in common, or are packed together."""
 _MIXED = 1024
 """Columns of a program that adds up."""
 
 
-def tiling_of(rows_each: float, dtype: torch.dtype) -> Tiling:
+def tiling_of(rows_each: float, stack: Stack) -> Tiling:
     """For so many rows of an expert, on average."""
     if rows_each < _SOME_ROWS:
         return FEW
     # float32, of twice the bytes, finds no room for the largest tiles
-    return SOME if rows_each < _MANY_ROWS or dtype == torch.float32 else MANY
-
-
-@triton.jit
-def _codes_as_floats(codes, scales, dtype: tl.constexpr):
-    """Numbers of MXFP4 codes in [.., 0..15] by the exponents of their scales: exact in float32, then `dtype`.
-
-    The three lower bits of a code are those of a float32 that is 2**126 times too small.
-    """
-    codes = codes.to(tl.int32)
-    numbers = (((codes & 7) << 22) | ((codes & 8) << 28)).to(tl.float32, bitcast=True)
-    factors = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)  # 2**(scale - 127)
-    return (numbers * 8.507059173023462e37 * factors).to(dtype)  # 2**126
-
-
-@triton.jit
-def _unpack(pairs, scales, dtype: tl.constexpr):
-    """The (first, second) numbers of bytes of two codes, by the exponents of their scales."""
-    if _ASSEMBLY and dtype == tl.bfloat16:
-        # as in `_codes_as_floats`, four bytes at a time: bits of bfloat16 that is 2**126 times too small
-        first, second = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 low, high, sign, rest;
-            prmt.b32 low, $4, $4, 0x1100;
-            prmt.b32 high, $4, $4, 0x3322;
-            shl.b32 sign, low, 12;
-            shl.b32 rest, low, 6;
-            and.b32 sign, sign, 0x80008000;
-            and.b32 rest, rest, 0x01c001c0;
-            or.b32 $0, sign, rest;
-            shl.b32 sign, high, 12;
-            shl.b32 rest, high, 6;
-            and.b32 sign, sign, 0x80008000;
-            and.b32 rest, rest, 0x01c001c0;
-            or.b32 $1, sign, rest;
-            shl.b32 sign, low, 8;
-            shl.b32 rest, low, 2;
-            and.b32 sign, sign, 0x80008000;
-            and.b32 rest, rest, 0x01c001c0;
-            or.b32 $2, sign, rest;
-            shl.b32 sign, high, 8;
-            shl.b32 rest, high, 2;
-            and.b32 sign, sign, 0x80008000;
-            and.b32 rest, rest, 0x01c001c0;
-            or.b32 $3, sign, rest;
-            }""",
-            "=r,=r,=r,=r,r", [pairs], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
-        )  # fmt: skip
-        factors = (tl.maximum(scales.to(tl.int32) - 1, 0) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
-        first, second = first * factors, second * factors
-    else:
-        first = _codes_as_floats(pairs & 15, scales, dtype)
-        second = _codes_as_floats(pairs >> 4, scales, dtype)
-    return first, second
-
-
-@triton.jit
-def _load_weights(
-    weight, scales, row, begin, wanted, dtype: tl.constexpr, INPUTS: tl.constexpr, DEPTH: tl.constexpr
-):  # fmt: skip
-    """[outputs, inputs] of the stack's rows `row` from input `begin` on."""
-    if scales is None:
-        k = begin + tl.arange(0, DEPTH)
-        mask = wanted[:, None] & (k < INPUTS)[None, :]
-        found = tl.load(weight + row[:, None] * INPUTS + k[None, :], mask=mask, other=0.0)
-    else:
-        byte = begin // 2 + tl.arange(0, DEPTH // 2)
-        mask = wanted[:, None] & (byte < INPUTS // 2)[None, :]
-        pairs = tl.load(weight + row[:, None] * (INPUTS // 2) + byte[None, :], mask=mask, other=0)
-        group = begin // 32 + tl.arange(0, DEPTH // 32)
-        mask = wanted[:, None] & (group < INPUTS // 32)[None, :]
-        factors = tl.load(scales + row[:, None] * (INPUTS // 32) + group[None, :], mask=mask, other=0)
-        factors = tl.broadcast_to(factors[:, :, None], (row.shape[0], DEPTH // 32, 16))
-        factors = tl.reshape(factors, (row.shape[0], DEPTH // 2))
-        first, second = _unpack(pairs, factors, dtype)
-        found = tl.interleave(first, second)
-    return found
+    chosen = SOME if rows_each < _MANY_ROWS or stack.dtype == torch.float32 else MANY
+    return chosen if isinstance(stack, Tensor | Microscaled) else replace(chosen, depth=_WHOLE_BLOCKS)
 
 
 @triton.jit
 def _product(
-    x, weight, scales, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
+    x, weight, scales, reordered, bias, y, order, begins, ends, first_tiles, experts, shares, x_stride,
     COUNT: tl.constexpr, INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    SCALES: tl.constexpr, WAY: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of rows, tile of outputs).
 
     Without `shares`, rows of x are tokens and those of y are sorted by expert; otherwise rows of x are sorted
-    and those of y are choices of tokens, each times its share.
+    and those of y are choices of tokens, each times its share. `reordered`: which input stands at a place of
+    an expert's matrix; null: the places are those of x.
     """
     if PDL:
         gdc_launch_dependents()
@@ -151,18 +78,33 @@ def _product(
     present = row < tl.load(ends + expert)
     choice = tl.load(order + row, mask=present, other=0)
     source = choice // USED if shares is None else row
-    n = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    first = tl.program_id(1) * COLUMNS
+    n = first + tl.arange(0, COLUMNS)
     k = tl.arange(0, DEPTH)
     wanted = n < OUTPUTS
-    x_at = x + source.to(tl.int64)[:, None] * x_stride + k[None, :]
-    stacked = expert.to(tl.int64) * OUTPUTS + n
+    x_at = x + source.to(tl.int64)[:, None] * x_stride
     # weights on the left, where matrix units take numbers that are made of codes from registers
     turned = tl.zeros((COLUMNS, ROWS), tl.float32)
     for begin in range(0, INPUTS, DEPTH):
-        a = tl.load(x_at + begin, mask=present[:, None] & (k < INPUTS - begin)[None, :], other=0.0)
-        w = _load_weights(weight, scales, stacked, begin, wanted, x.dtype.element_ty, INPUTS, DEPTH)
-        turned = tl.dot(w, tl.trans(a), turned, input_precision=PRECISION)
+        inside = k < INPUTS - begin
+        column = begin + k
+        if reordered is not None:
+            column = tl.load(reordered + expert * INPUTS + column, mask=inside, other=0)
+        a = tl.load(x_at + column[None, :], mask=present[:, None] & inside[None, :], other=0.0)
+        w = load_weights(
+            weight, scales, expert, n, begin, wanted, x.dtype.element_ty, INPUTS, OUTPUTS, DEPTH,
+            FORM, BITS, GROUP, SCALES, WAY,
+        )  # fmt: skip
+        if BLOCK > 0:
+            block = (expert * (OUTPUTS // BLOCK) + first // BLOCK) * (INPUTS // BLOCK) + begin // BLOCK
+            turned += tl.dot(w, tl.trans(a), input_precision=PRECISION) * tl.load(scales + block)
+        else:
+            turned = tl.dot(w, tl.trans(a), turned, input_precision=PRECISION)
     total = tl.trans(turned)
+    if WAY == "shrunk":
+        total *= 1.0 / SHRINKAGE
+    if FORM == "scaled" and BLOCK == 0:
+        total *= tl.load(scales + expert * OUTPUTS + n, mask=wanted, other=0.0)[None, :]
     if bias is not None:
         total += tl.load(bias + expert * OUTPUTS + n, mask=wanted, other=0.0).to(tl.float32)[None, :]
     target = row
@@ -198,14 +140,14 @@ def _launch(
 ) -> None:
     """Multiply rows sent to experts: tokens, or, with `shares`, rows that are sorted by expert already."""
     count, outputs, inputs = weight.shape
-    stored, scales = (weight.blocks, weight.scales) if isinstance(weight, Microscaled) else (weight, None)
+    stored, scales, reordered, constants = arguments(weight)
     _product[len(to.experts), -(-outputs // by.columns)](
-        x, stored, scales, bias, y, to.order, to.begins, to.ends, to.first_tiles, to.experts,
+        x, stored, scales, reordered, bias, y, to.order, to.begins, to.ends, to.first_tiles, to.experts,
         shares, x.stride(0),
         COUNT=count, INPUTS=inputs, OUTPUTS=outputs, USED=to.used,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
         ROWS=to.tile, COLUMNS=by.columns, DEPTH=by.depth, num_warps=by.warps, num_stages=by.stages,
-        **launch_options(x.device),
+        **constants, **launch_options(x.device),
     )  # fmt: skip
 
 
@@ -213,7 +155,7 @@ def inward(x: Tensor, weight: Stack, bias: Tensor | None, to: Assignments, by: T
     """The first product of each row's experts: [rows, inputs] → [rows × used, outputs], sorted by expert.
 
     Args:
-        weight: [experts, outputs, inputs], floats or MXFP4.
+        weight: [experts, outputs, inputs], in any form that `arguments` knows.
         bias: [experts, outputs].
     """
     y = torch.empty((len(to.order), weight.shape[1]), dtype=x.dtype, device=x.device)

@@ -83,7 +83,7 @@ class TritonLayerOps(LayerOps):
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
     ) -> Tensor:
         count = len(weights.down)
-        by = tiling_of(chosen.numel() / count, x.dtype)
+        by = tiling_of(chosen.numel() / count, weights.down)
         to = assign(chosen, count, by.rows)
         y = inward(x, weights.gate_up, weights.gate_up_bias, to, by)
         plain = spec.gated and spec.activation == "silu" and spec.clamp is None

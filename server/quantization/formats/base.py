@@ -14,7 +14,8 @@ from torch import Tensor
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor, refuse_codes
 from server.checkpoints.tensors import read_tensors
-from server.layers.microscaled import Microscaled
+from server.layers.expert_stack import ExpertStack
+from server.layers.linear import LinearLayer
 from server.quantization.linear import QuantizedLinear
 
 
@@ -64,22 +65,50 @@ class OpenFormat(ABC):
         """
         return self
 
-    def for_experts(self, objection: str | None) -> OpenFormat:
-        """The same, with stacked matrices of experts kept as they are where a device multiplies them.
+    def for_blocks(self, objection: str | None) -> OpenFormat:
+        """The same, with blocks of GGUF kept as they are where a device multiplies with them.
 
         Args:
             objection: why it does not; None: it does.
         """
         return self
 
-    def stack(
-        self, name: str, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device
-    ) -> Microscaled | None:
-        """Empty matrices for those of the experts `name`; None: they are floats.
+    def head(self, names: Sequence[str], *, dtype: torch.dtype, device: torch.device) -> LinearLayer | None:
+        """A filled layer for the logits, if the format keeps its weight as it is stored; None: it is floats.
 
         Args:
+            names: of the head, and of the embedding where that stands for it.
+            dtype: of activations.
+        """
+        return None
+
+    def for_experts(self, objection: str | None) -> OpenFormat:
+        """The same, with matrices of experts kept as they are where a device multiplies them so.
+
+        Called behind `for_float8`.
+
+        Args:
+            objection: why no kernel makes floats of them in tiles; None: one does.
+        """
+        return self
+
+    def stack(
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ExpertStack | None:
+        """Empty matrices for those of all experts of a layer; None: they are floats.
+
+        Args:
+            names: of all experts together, or of the projections of every expert in turn.
             shape: experts, outputs and inputs.
             dtype: of activations.
+
+        Raises:
+            ModelError: only some of them are quantized, or they cannot be multiplied.
         """
         return None
 
@@ -147,19 +176,6 @@ class OpenFloats(OpenFormat):
         device: torch.device,
     ) -> QuantizedLinear:
         raise AssertionError("no layer stays quantized")
-
-
-def dequantized(stored: str, dtype: torch.dtype, why: str) -> dict[str, str]:
-    """What `OpenFormat.describe` says of floats.
-
-    Args:
-        stored: what they were, e.g. ``fp8``.
-        why: they did not stay so.
-    """
-    return {
-        "name": str(dtype).removeprefix("torch."),
-        "reason": f"{stored} in the checkpoint, dequantized when loaded: {why}",
-    }
 
 
 class WeightFormat(ABC):

@@ -12,6 +12,7 @@ import torch
 from server.quantization.formats.base import OpenFormat, WeightFormat, declared_method
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.linear import GPTQLinear
+from server.quantization.gptq.stack import GroupedStack
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,18 @@ class OpenGPTQ(OpenFormat):
         device: torch.device,
     ) -> GPTQLinear:
         return GPTQLinear(self.checkpoint, names, inputs, outputs, dtype=dtype, device=device)
+
+    def stack(
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> GroupedStack | None:
+        if not self.quantizes(names):
+            return None
+        return GroupedStack(self.checkpoint, names, shape, dtype=dtype, device=device)
 
     def objection_to_split(self) -> str | None:
         config = self.checkpoint.config

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from server.quantization.formats.base import (
     OpenFormat,
     WeightFormat,
     declared_method,
-    dequantized,
 )
+from server.quantization.linear import dequantized
 
 BLOCKS, SCALES = "_blocks", "_scales"
 
@@ -31,14 +30,16 @@ class KeptMXFP4(OpenFloats):
     """A checkpoint whose experts stay in MXFP4."""
 
     def stack(
-        self, name: str, shape: tuple[int, int, int], *, dtype: torch.dtype, device: torch.device
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> Microscaled | None:
-        if name + BLOCKS not in self.tensors or shape[2] % BLOCK:
+        if names[0] + BLOCKS not in self.tensors or shape[2] % BLOCK:
             return None
         return Microscaled(*shape, dtype=dtype, device=device)
-
-    def describe(self, dtype: torch.dtype) -> dict[str, str]:
-        return {"name": "mxfp4", "reason": "experts are kept in MXFP4; an own kernel multiplies with them"}
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,3 @@ def _checked(name: str, blocks: StoredTensor, scales: StoredTensor | None) -> St
             f"{blocks.file}: {name} and its scales are {blocks.dtype} and {scales.dtype}, not U8"
         )
     return StoredTensor(blocks.file, "F32", (shape[0], shape[2] * BLOCK, shape[1]))
-
-
-def objection(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why matrices of experts in MXFP4 are not multiplied as they are; None: they are."""
-    if device.type != "cuda":
-        return f"no kernel of this project multiplies with it on a device of type {device.type}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"kernels multiply with it in float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
-    return "Triton is not installed" if importlib.util.find_spec("triton") is None else None

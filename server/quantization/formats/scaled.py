@@ -17,13 +17,16 @@ from server.checkpoints.cache_scales import is_cache_scale
 from server.checkpoints.errors import ModelError
 from server.checkpoints.files import StoredTensor
 from server.checkpoints.tensors import read_tensors
-from server.quantization.formats.base import OpenFloats, dequantized
+from server.quantization.formats.base import OpenFloats
 from server.quantization.fp8.scheme import BLOCK, MULTIPLE, Activations
-from server.quantization.linear import QuantizedLinear
+from server.quantization.fp8.stack import ScaledStack
+from server.quantization.linear import QuantizedLinear, dequantized
 from server.quantization.scales import Block, multiply, shared
 
 STORED = {"F8_E4M3": "FP8", "F8_E5M2": "FP8 (E5M2)", "I8": "INT8"}
 """Types of weights, in safetensors' names → for people."""
+TORCH_TYPES = {"F8_E4M3": torch.float8_e4m3fn, "I8": torch.int8}
+"""Types of weights that are kept for experts."""
 _SCALES = ("weight_scale", "weight_scale_inv")
 """Both are what the stored number is multiplied by."""
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "input_zero_point", "output_scale")
@@ -41,6 +44,7 @@ class OpenScaled(OpenFloats):
         block: outputs and inputs that share a scale, where it is neither the matrix nor an output.
         activations: how they are quantized; None: they are not.
         why: weights become floats.
+        no_float8: why the device has nothing to do with FP8; None: it has.
     """
 
     stored: Mapping[str, StoredTensor]
@@ -48,16 +52,26 @@ class OpenScaled(OpenFloats):
     block: Block | None
     activations: Activations | None
     why: str = "this server multiplies floats of one type, so that activations are not quantized"
+    no_float8: str | None = None
 
     def quantizes(self, names: Sequence[str]) -> bool:
         return self.layers.issuperset(names)  # others of a joint layer become floats with those that are
 
     def for_float8(self, objection: str | None) -> OpenScaled:
-        reason = objection or self._objection()
+        layers = [name for name in self.scales if _EXPERT not in name]
+        reason = objection or self._objection(layers)
+        known = replace(self, no_float8=objection)
+        return replace(known, why=reason) if reason is not None else known._keeping(map(_layer, layers))
+
+    def for_experts(self, objection: str | None) -> OpenScaled:
+        """Their activations stay floats, whatever the checkpoint does with those of other layers."""
+        experts = [name for name in self.scales if _EXPERT in name]
+        if not experts:
+            return self
+        reason = objection or self._objection_to_experts(experts)
         if reason is not None:
-            return replace(self, why=reason)
-        layers = (name.rpartition(".")[0] for name in self.scales if _EXPERT not in name)
-        return self._keeping(layers)
+            return replace(self, why=reason) if self.layers else self
+        return self._keeping(self.layers.union(map(_layer, experts)))
 
     def for_model(self, known: Collection[str]) -> OpenScaled:
         return self._keeping(layer for layer in self.layers if f"{layer}.weight_scale" in known)
@@ -67,8 +81,7 @@ class OpenScaled(OpenFloats):
         kept = frozenset(layers)
         tensors = {name: tensor for name, tensor in self.tensors.items() if name not in self._parts()}
         for name in self.scales:
-            layer = name.rpartition(".")[0]
-            weight = self.stored[name]
+            layer, weight = _layer(name), self.stored[name]
             if layer not in kept:
                 tensors[name] = replace(weight, dtype="F32")
                 continue
@@ -76,32 +89,62 @@ class OpenScaled(OpenFloats):
             if self.block is not None:
                 shape = (weight.shape[0] // BLOCK, weight.shape[1] // BLOCK)
             tensors |= {name: weight, f"{layer}.weight_scale": StoredTensor(weight.file, "F32", shape)}
-            if self.activations is not None and self.activations.static:
+            if self.activations is not None and self.activations.static and _EXPERT not in name:
                 tensors[f"{layer}.input_scale"] = StoredTensor(weight.file, "F32", (1,))
-        why = "products of experts take floats" if kept else self.why
-        return replace(self, layers=kept, tensors=tensors, why=why)
+        return replace(self, layers=kept, tensors=tensors)
 
     def _parts(self) -> set[str]:
         """Names of the scales in `tensors`."""
         return {f"{layer}.{part}" for layer in self.layers for part in ("weight_scale", "input_scale")}
 
-    def _objection(self) -> str | None:
-        """Why this checkpoint's FP8 is not multiplied, whatever the device; None: it is."""
-        for name in self.scales:
+    def _objection(self, names: Iterable[str]) -> str | None:
+        """Why FP8 units do not multiply the weights `names`, whatever the device; None: they do."""
+        names = list(names)
+        for name in names:
             if (stored := self.stored[name].dtype) != "F8_E4M3":
                 return f"products of 8 bits take FP8 (E4M3), not {STORED[stored]}"
         if self.activations is None:
             return "the checkpoint has activations that are floats"
+        if (reason := self._objection_to_sizes(names, MULTIPLE)) is not None:
+            return reason
+        for name in names:
+            if self.activations.static and f"{_layer(name)}.input_scale" not in self.stored:
+                return f"there is no input_scale of {name}"
+        return None
+
+    def _objection_to_experts(self, names: Sequence[str]) -> str | None:
+        """Why no kernel makes floats of the experts' weights `names` in tiles; None: one does."""
+        kinds = {self.stored[name].dtype for name in names}
+        if kinds == {"F8_E4M3"} and self.no_float8 is not None:
+            return self.no_float8
+        if kinds not in ({"F8_E4M3"}, {"I8"}):
+            return f"products of experts do not take {', '.join(sorted(STORED[kind] for kind in kinds))}"
+        return self._objection_to_sizes(names, 1)
+
+    def _objection_to_sizes(self, names: Iterable[str], multiple: int) -> str | None:
         if self.block not in (None, (BLOCK, BLOCK)):
             return f"products of FP8 take blocks of {BLOCK} by {BLOCK}"
-        multiple = MULTIPLE if self.block is None else BLOCK
-        for name in self.scales:
+        multiple = multiple if self.block is None else BLOCK
+        for name in names:
             shape = self.stored[name].shape
             if shape[0] % multiple or shape[1] % multiple:
                 return f"products of FP8 take multiples of {multiple}, not {name} of shape {list(shape)}"
-            if self.activations.static and f"{name.removesuffix('weight')}input_scale" not in self.stored:
-                return f"there is no input_scale of {name}"
         return None
+
+    def stack(
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ScaledStack | None:
+        if not self.quantizes(names):
+            return None
+        kind = TORCH_TYPES[self.stored[f"{names[0]}.weight"].dtype]
+        block = None if self.block is None else BLOCK
+        parts = len(names) // shape[0]
+        return ScaledStack(shape, parts, stored=kind, block=block, dtype=dtype, device=device)
 
     def linear(
         self,
@@ -145,11 +188,16 @@ class OpenScaled(OpenFloats):
         return multiply(stored, factors, self.block, dtype)
 
     def describe(self, dtype: torch.dtype) -> dict[str, str] | None:
-        floats = [name for name in self.scales if name.rpartition(".")[0] not in self.layers]
+        floats = [name for name in self.scales if _layer(name) not in self.layers]
         if not floats:
             return None
         kinds = sorted({STORED[self.stored[name].dtype] for name in floats})
         return dequantized(", ".join(kinds), dtype, self.why)
+
+
+def _layer(weight: str) -> str:
+    """Whose weight `weight` is."""
+    return weight.rpartition(".")[0]
 
 
 def _by_output(scales: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+from gguf import MODEL_ARCH_NAMES, TensorNameMap, get_tensor_name_map
 
 from server.checkpoints.gguf.header import GGUFHeader, GGUFTensor
 
@@ -50,8 +51,7 @@ def find_places(header: GGUFHeader, known: Collection[str]) -> dict[str, Place]:
     Args:
         known: transformers' names of the model's tensors.
     """
-    architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == header.architecture)
-    names = get_tensor_name_map(architecture, header.get("block_count"))
+    names = _names(header.architecture, header.get("block_count"))
     found: dict[str, Place] = {}
     for own in [*known, *_experts(header)]:
         expert = _EXPERT.search(own)
@@ -63,6 +63,19 @@ def find_places(header: GGUFHeader, known: Collection[str]) -> dict[str, Place]:
     for name in header.tensors.keys() - used - {*_DERIVED}:
         found[name] = Place(header.tensors[name], None, "none")
     return found
+
+
+@cache
+def _names(architecture: str, blocks: int) -> TensorNameMap:
+    enum = next(key for key, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    return get_tensor_name_map(enum, blocks)
+
+
+def tensor_of(header: GGUFHeader, name: str) -> GGUFTensor | None:
+    """The tensor of the file that is the model's tensor `name`; None: it has none."""
+    stem, dot, suffix = name.rpartition(".")
+    known = _names(header.architecture, header.get("block_count")).get_name(stem)
+    return header.tensors.get(f"{known}{dot}{suffix}")
 
 
 def _experts(header: GGUFHeader) -> Iterator[str]:

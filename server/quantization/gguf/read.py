@@ -48,6 +48,12 @@ def read_tensor(place: Place, dtype: torch.dtype) -> Tensor:
     return halves_apart(found, place.heads) if place.change == "halves interleaved" else found
 
 
+def read_blocks(place: Place) -> Tensor:
+    """The blocks of a tensor in the order of transformers' outputs: uint8 [outputs, bytes of a row]."""
+    rows = torch.from_numpy(np.require(_rows(place), requirements="W"))
+    return halves_apart(rows, place.heads) if place.change == "halves interleaved" else rows
+
+
 def halves_apart(interleaved: Tensor, heads: int) -> Tensor:
     """Outputs of each head with the two halves one behind the other, from one beside the other."""
     pairs = interleaved.view(heads, -1, 2, *interleaved.shape[1:])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -11,12 +10,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from server.checkpoints.errors import ModelError
+from server.layers.codes import CodesForm, SmallCodes
 from server.layers.linear import Split, WeightMap
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.checks import check_values
 from server.quantization.gptq.kernels.base import GPTQKernel
 from server.quantization.gptq.kernels.select import KernelChoice, choose_kernels
 from server.quantization.gptq.memory import return_freed_pages
+from server.quantization.gptq.parts import AXES, split_by_inputs
 from server.quantization.gptq.weight import QuantizedWeight, weight_of
 from server.quantization.linear import QuantizedLinear
 
@@ -40,13 +41,7 @@ class GPTQLinear(QuantizedLinear):
     """
 
     format_name = "gptq"
-    axes: ClassVar[dict[str, tuple[int | None, int | None]]] = {
-        "qweight": (1, 0),
-        "qzeros": (1, 0),
-        "scales": (1, 0),
-        "g_idx": (None, 0),
-        "bias": (0, None),
-    }
+    axes: ClassVar[dict[str, tuple[int | None, int | None]]] = AXES
 
     def __init__(
         self,
@@ -112,17 +107,14 @@ class GPTQLinear(QuantizedLinear):
         parts: Sequence[int] = (),
         copies: Sequence[Sequence[int]] | None = None,
     ) -> WeightMap:
-        """As `LinearLayer.targets`; groups are split as their inputs are, and each rank counts its own."""
+        """As `LinearLayer.targets`; groups are split as their inputs are."""
         found = super().targets(split, *names, parts=parts, copies=copies)
         if split != "inputs":
             return found
-        for name, target in found.items():
-            kind = name.rpartition(".")[2]
-            if self.config.group_size == -1 and kind in ("scales", "qzeros"):
-                found[name] = replace(target, axis=None)  # the one group is there on every rank
-            elif self.config.group_size != -1 and kind == "g_idx":
-                found[name] = replace(target, origin=self.config.groups(self.inputs))
-        return found
+        return {
+            name: split_by_inputs(target, name.rpartition(".")[2], self.config, self.inputs)
+            for name, target in found.items()
+        }
 
     def _parts(self) -> list[dict[str, Tensor]]:
         """The tensors of each projection, as views."""
@@ -167,12 +159,18 @@ class GPTQLinear(QuantizedLinear):
             for name, part in zip(self.names, self._parts(), strict=True)
         ]
 
-    def objection_to_codes(self, bits: int) -> str | None:
-        if self.config.bits != bits:
-            return f"they multiply weights of {bits} bits, not of {self.config.bits}"
+    def objection_to_codes(self) -> str | None:
         if not self.shares_order():
             return f"the inputs of {self.names[0]} are in another order than those of its neighbours"
         return None
+
+    def codes_forms(self) -> Sequence[tuple[CodesForm, int, int]]:
+        (weight,) = self.quantized_weights()
+        return [(weight.form, weight.outputs, weight.inputs)]
+
+    def small_codes(self) -> Iterator[SmallCodes]:
+        (weight,) = self.quantized_weights()
+        yield weight.small_codes(weight.form)
 
     @classmethod
     def pack(cls, layers: Sequence[Self], dtype: torch.dtype, device: torch.device) -> dict[str, str]:

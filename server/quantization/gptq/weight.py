@@ -2,26 +2,87 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.checkpoints.errors import ModelError
-from server.layers.linear import GroupedCodes
+from server.layers.codes import CodesForm, SmallCodes
 from server.quantization.gptq.config import GPTQConfig
 from server.quantization.gptq.dequantize import dequantize
 from server.quantization.gptq.packing import shift_zeros, unpack_columns, unpack_rows
 
+_LARGEST_GROUP = 128
+"""Of inputs that kernels take together."""
+
 
 @dataclass(frozen=True, slots=True)
-class QuantizedWeight(GroupedCodes):
-    """A matrix in the tensors of a checkpoint; its `group_size` is never -1."""
+class QuantizedWeight:
+    """A matrix [outputs, inputs] in the tensors of a checkpoint: small integers, and a scale and a zero point
+    for each group of inputs.
+
+    Attributes:
+        bits: of a code.
+        group_size: inputs of a group, never -1.
+        qweight: int32 [inputs / n, outputs]: the codes, n in a word, the first in its lowest bits; inputs
+            in the checkpoint's order.
+        zeros: uint8 [groups, outputs].
+        scales: float [groups, outputs].
+        order: int64 [inputs]: place → input, with the inputs of a group side by side; None: they
+            are so already.
+    """
+
+    bits: int
+    group_size: int
+    qweight: Tensor
+    zeros: Tensor
+    scales: Tensor
+    order: Tensor | None
+
+    @property
+    def inputs(self) -> int:
+        return self.qweight.shape[0] * (32 // self.bits)
+
+    @property
+    def outputs(self) -> int:
+        return self.qweight.shape[1]
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether every zero point is the middle of the codes."""
+        return bool((self.zeros == 1 << (self.bits - 1)).all())
 
     def codes(self, start: int = 0, stop: int | None = None) -> Tensor:
         """Codes of outputs `start` to `stop`, inputs in order of groups: uint8 [inputs, stop - start]."""
         codes = unpack_rows(self.qweight[:, start:stop], self.bits)
         return codes if self.order is None else codes[self.order]
+
+    @property
+    def form(self) -> CodesForm:
+        """The form of `small_codes` that takes the least memory."""
+        return form_of(self.bits, self.group_size, self.scales.dtype, symmetric=self.symmetric)
+
+    def small_codes(self, form: CodesForm) -> SmallCodes:
+        """The matrix for kernels that multiply with codes; a large group becomes several that are alike.
+
+        Args:
+            form: `self.form`, or that of several matrices of which some have zero points.
+        """
+        scales = self.scales if form.scales == "half" else self.scales.float()
+        zeros = (self.zeros.to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
+
+        def by_outputs(of_groups: Tensor) -> Tensor:
+            return of_groups.t().repeat_interleave(self.group_size // form.group_size, dim=1).contiguous()
+
+        return SmallCodes(
+            form,
+            self.codes().t().contiguous(),
+            by_outputs(scales),
+            None if form.offsets == "none" else by_outputs(zeros),
+            order=None if self.order is None else self.order.int(),
+        )
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The matrix as `torch.nn.Linear` would have it: [outputs, inputs] in the checkpoint's order."""
@@ -29,6 +90,21 @@ class QuantizedWeight(GroupedCodes):
         if self.order is not None:
             weight = torch.empty_like(weight).index_copy_(0, self.order, weight)
         return weight.t()
+
+
+def form_of(bits: int, group_size: int, scales: torch.dtype, *, symmetric: bool) -> CodesForm:
+    """How kernels take codes in groups.
+
+    Args:
+        scales: their type.
+        symmetric: every zero point is the middle of the codes.
+    """
+    return CodesForm(
+        bits,
+        math.gcd(group_size, _LARGEST_GROUP),
+        scales="half" if scales == torch.float16 else "float",
+        offsets="none" if symmetric else "zeros",
+    )
 
 
 def weight_of(
@@ -51,11 +127,11 @@ def weight_of(
         qweight=qweight,
         zeros=unpack_columns(shift_zeros(qzeros, config.bits, config.zero_offset), config.bits),
         scales=scales,
-        order=None if g_idx is None else _order(g_idx.long(), group_size, name),
+        order=None if g_idx is None else order_of(g_idx.long(), group_size, name),
     )
 
 
-def _order(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
+def order_of(g_idx: Tensor, group_size: int, name: str) -> Tensor | None:
     """Inputs sorted by group, None where they are; inputs of a group keep their order."""
     in_order = torch.arange(g_idx.numel(), device=g_idx.device) // group_size
     if torch.equal(g_idx, in_order):

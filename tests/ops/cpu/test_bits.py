@@ -18,12 +18,12 @@ from server.ops.cpu.attention import NativeAttention
 from server.ops.cpu.library import NativeLibrary
 from server.ops.cpu.weights import PackedWeights
 from tests.ops.cpu.scenes import LAYER, LAYERS, random_angles
-from tests.ops.cpu.test_int4 import layer_of
+from tests.ops.cpu.test_gptq import layer_of
 from tests.ops.shapes import attention_spec
 from tests.quantization.checkpoints import Form
 
 TOKENS = 150
-ROWS = (1, 2, 3, 17, 33, 100)
+ROWS = (*range(1, 10), 13, 16, 17, 23, 33, 100)
 Attend = Callable[[list[int], bool], tuple[Tensor, Tensor]]
 
 

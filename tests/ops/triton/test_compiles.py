@@ -50,6 +50,8 @@ from server.sampling.triton.filters import find_bounds
 from server.layers.microscaled import Microscaled
 from server.ops.triton.experts import inward, outward, tiling_of
 from server.layers.spec import ExpertsSpec
+from server.quantization.fp8.stack import ScaledStack
+from tests.quantization.stacks import random_stack
 from server.ops.triton.routing import assign, route
 from server.ops.triton.norm import rms_norm, silu_mul
 from server.quantization.fp8.product import product
@@ -66,8 +68,19 @@ tensor = lambda *shape: torch.zeros(shape, dtype=dtype)
 for inputs in (256, 8192):
     gemv(tensor(1, inputs), tensor(64, inputs), norm=tensor(inputs), eps=1e-5, gated=True)
     gemv(tensor(1, inputs), tensor(64, inputs), residual=tensor(1, 64))
+if dtype != torch.float32:
+    options = {"dtype": dtype, "device": cpu}
+    stacks = [
+        ScaledStack((8, 256, 512), 2, stored=stored, block=block, **options)
+        for stored, block in ((torch.float8_e4m3fn, None), (torch.float8_e4m3fn, 128), (torch.int8, None))
+    ]
+    for bits, symmetric in ((4, True), (4, False), (8, True)):
+        stack = random_stack((8, 256, 512), bits, 64, symmetric=symmetric, **options)
+        stack.settle(cpu)
+        stack.pack_for_triton()
+        stacks.append(stack)
 for rows in (3, 600, 3000):
-    by = tiling_of(rows / 4, dtype)
+    by = tiling_of(rows / 4, tensor(8, 512, 128))
     chosen, shares = route(tensor(rows, 8), ExpertsSpec(8, 2))
     to = assign(chosen, 8, by.rows)
     inner = inward(tensor(rows, 512), tensor(8, 256, 512), tensor(8, 256), to, by)
@@ -75,6 +88,8 @@ for rows in (3, 600, 3000):
     if dtype != torch.float32:
         codes = Microscaled(8, 256, 512, dtype=dtype, device=cpu)
         inward(tensor(rows, 512), codes, tensor(8, 256), to, by)
+        for stack in stacks:
+            inward(tensor(rows, 512), stack, tensor(8, 256), to, tiling_of(rows / 4, stack))
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 peers = PeerCollectives([1 << 40, 3 << 40], 0, cpu)
 peers.reduce(tensor(1, 4096))

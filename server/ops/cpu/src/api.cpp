@@ -57,6 +57,8 @@ void multiply_all(const Matrix& matrix, int outputs, int inputs, const float* x,
     std::vector<T> packed(size_t(ceil_div(rows, 32)) * 2 * tiles * kTile<T>);
     const PackedRows<T> input{packed.data(), tiles};
     Team team(threads);
+    Scratch prepared;
+    uint8_t* memory = reinterpret_cast<uint8_t*>(prepared.floats(size_t(prepared_size(matrix, rows, inputs) / 4 + 1)));
 #pragma omp parallel num_threads(threads)
     {
         [[maybe_unused]] const TileRegisters registers;
@@ -65,7 +67,7 @@ void multiply_all(const Matrix& matrix, int outputs, int inputs, const float* x,
         me.share(rows, [&](int row) {
             for (int i = 0; i < inputs; i += 16) input.put(row, i, load(x + int64_t(row) * inputs + i));
         });
-        with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) {
+        with_weight<T>(matrix, outputs, inputs, memory, [&](const auto& weight) {
             linear_to<false>(me, input, rows, weight, scratch, nullptr, y);
         });
     }
@@ -102,16 +104,12 @@ void native_pack(int dtype, const void* weight, int outputs, int inputs, bool ha
     (dtype ? pack_all<bf16> : pack_all<float>)(weight, outputs, inputs, halves, target, threads);
 }
 
-int64_t native_int4_bytes(int64_t outputs, int64_t inputs, int group, bool has_zeros) {
-    const Int4Weight weight{nullptr, int(outputs), int(inputs), group, has_zeros};
-    return weight.stripes() * weight.stripe_size();
-}
+int64_t native_codes_bytes(const CodesPart* part, int inputs) { return part->stripes * part->form.stripe_size(inputs); }
 
-// Pack all of a weight at matrix->data; source->outputs has a place for each output of every stripe.
-void native_pack_int4(const Matrix* matrix, const Int4Source* source, int outputs, int inputs, int threads) {
-    const Int4Weight weight = int4_weight(*matrix, outputs, inputs);
+// Pack all of a part at part->data; source->outputs has a place for each output of every stripe.
+void native_pack_codes(const CodesPart* part, const CodesSource* source, int inputs, int threads) {
 #pragma omp parallel for num_threads(threads)
-    for (int stripe = 0; stripe < weight.stripes(); ++stripe) pack_int4_stripe(*source, weight, stripe);
+    for (int stripe = 0; stripe < part->stripes; ++stripe) pack_codes_stripe(*source, *part, inputs, stripe);
 }
 
 // y [rows, outputs] = x [rows, inputs] · matrixᵀ; x in the order of the matrix, float like y.

@@ -86,6 +86,7 @@ void attend_group(const AttentionSpec& spec, LayerCache<T> cache, const int64_t*
                     acc[g][n] = load(sums + g * head_dim + i + n * 16) * correction[g];
             for (int t = 0; t < count; ++t) {
                 const T* value = keys[t] + cache.value_offset() + i;
+                if (i == 0 && t < coming) fetch(next[t]);
                 for (int n = 0; n < N; ++n) {
                     const F16 v = load(value + n * 16);
                     for (int g = 0; g < G; ++g) acc[g][n] = fma(splat(weights[g][t]), v, acc[g][n]);
@@ -94,7 +95,6 @@ void attend_group(const AttentionSpec& spec, LayerCache<T> cache, const int64_t*
             for (int g = 0; g < G; ++g)
                 for (int n = 0; n < N; ++n) store(sums + g * head_dim + i + n * 16, acc[g][n]);
         };
-        for (int t = 0; t < coming; ++t) fetch(next[t]);
         int i = 0;
         for (; i + 64 <= head_dim; i += 64) accumulate.template operator()<4>(i);
         for (; i < head_dim; i += 16) accumulate.template operator()<1>(i);

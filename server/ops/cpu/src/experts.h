@@ -10,6 +10,9 @@
 #include "rows.h"
 #include "spec.h"
 
+// Rows up to which one thread chooses for all: it is done before others have begun.
+constexpr int kFewRows = 16;
+
 // The rows of one expert, side by side from `begin` on, a multiple of 32.
 struct Group {
     int expert, begin, count;
@@ -104,10 +107,10 @@ class Routing {
     Scratch memory_;
 };
 
-// The products of all groups with the weights of their experts, which lie `size` numbers apart; finish(expert) takes
-// the pieces of one. All stripes of all groups are one set of tasks.
+// The products of all groups with the numbers of their experts; finish(expert) takes the pieces of one. All stripes of
+// all groups are one set of tasks.
 template <class T, class Finish>
-void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& groups, const T* weights, int64_t size,
+void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& groups, const Matrix* matrices,
                     int outputs, const Finish& finish) {
     const int stripes = int(ceil_div(outputs, 32));
     std::vector<int> ends;
@@ -120,7 +123,7 @@ void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& group
         const Passes passes(group.count, x.depth_tiles);
         const int begin = group.begin + own / stripes * passes.rows;
         const int end = std::min(group.begin + group.count, begin + passes.rows);
-        const PackedWeight<T> weight{weights + group.expert * size, outputs, x.depth_tiles};
+        const PackedWeight<T> weight{static_cast<const T*>(matrices[group.expert].data), outputs, x.depth_tiles};
         pass_stripe(x, begin, end, weight.stripe(index), index, finish(group.expert));
     });
 }

@@ -4,8 +4,10 @@
 // inner dimension K a tile spans: 16 for float, 32 for bf16.
 //
 //   activations [rows / 16][K / kDepth] tiles; a tile holds 16 rows × kDepth numbers, row by row.
-//   weights     [outputs / 32][K / kDepth][2] tiles; a tile serves 16 outputs ("a panel"). Its rows
+//   weights     [outputs / 32][K / kDepth] times two tiles, of 16 outputs ("a panel") each. Their rows
 //               run along K: float one k × 16 outputs; bf16 a pair (k, k + 1) of each of 16 outputs.
+//               For tile registers one tile lies after the other, for vectors they alternate row by row:
+//               what is read together lies together, and the processor sees that all is read in order.
 //
 // 32 outputs over all K, a *stripe*, are contiguous: the unit of work of a thread.
 #pragma once
@@ -16,6 +18,20 @@ template <class T>
 constexpr int kDepth = 64 / int(sizeof(T));
 template <class T>
 constexpr int kTile = 16 * kDepth<T>;  // numbers in a tile
+
+#ifdef __AMX_BF16__
+template <class T>
+constexpr bool kTileRegisters = sizeof(T) == 2;
+#else
+template <class T>
+constexpr bool kTileRegisters = false;
+#endif
+
+// Numbers of a weight from a panel to the other, and from a row of a panel to the next.
+template <class T>
+constexpr int kPanelStride = kTileRegisters<T> ? kTile<T> : kDepth<T>;
+template <class T>
+constexpr int kStepStride = kTileRegisters<T> ? kDepth<T> : 2 * kDepth<T>;
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -59,7 +75,7 @@ void pack_stripe(const T* weight, int outputs, int inputs, bool halves, int stri
     constexpr int run = 4 / int(sizeof(T));  // neighbours along K that stay together
     const int end = halves ? outputs / 2 : outputs;
     T* out = target + int64_t(stripe) * depth_tiles * 2 * kTile<T>;
-    for (int tile = 0; tile < depth_tiles; ++tile)
+    for (int tile = 0; tile < depth_tiles; ++tile, out += 2 * kTile<T>)
         for (int panel = 0; panel < 2; ++panel)
             for (int row = 0; row < 16; ++row)
                 for (int column = 0; column < 16; ++column)
@@ -67,6 +83,7 @@ void pack_stripe(const T* weight, int outputs, int inputs, bool halves, int stri
                         const int k = tile * kDepth<T> + row * run + i;
                         const int n = halves ? stripe * 16 + column : stripe * 32 + panel * 16 + column;
                         const int64_t source = halves ? int64_t(panel) * end + n : n;
-                        *out++ = n < end && k < inputs ? weight[source * inputs + k] : T{};
+                        const int place = panel * kPanelStride<T> + row * kStepStride<T> + column * run + i;
+                        out[place] = n < end && k < inputs ? weight[source * inputs + k] : T{};
                     }
 }

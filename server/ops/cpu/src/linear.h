@@ -11,7 +11,14 @@ constexpr int64_t kPassBytes = 1 << 20;
 constexpr int kPassRows = 512;
 // Depth tiles of a stripe that all rows pass by before the next ones: they stay in the first level.
 constexpr int kDepthBlock = 8;
-constexpr int64_t kAheadBytes = 3072;
+
+// How far ahead of their use weights are fetched that are read once: as much as hides the memory's latency. Vectors
+// wait for few rows themselves, so that the processor's own fetching is at work as well, and far ahead is too far
+// for it; more rows keep them so busy that they look ahead no more.
+template <class T>
+constexpr int64_t bytes_ahead(int rows) {
+    return kTileRegisters<T> ? 3072 : rows <= 4 ? 1536 : 8192;
+}
 
 // How many rows pass by a stripe together, and how often.
 struct Passes {
@@ -27,24 +34,26 @@ struct Passes {
 // Rows [begin, end) × stripe `index` of a weight, at `stripe`. finish(row, count, index, c) takes each piece,
 // `count` rows from `row` on, as c [count][32].
 //
-// Weights are fetched ahead, at the pace at which they are used: by a whole stripe while many rows pass
-// by this one; else by just as much as hides the memory's latency, which the processor's own fetching
-// does for a page at a time only.
+// Weights are fetched ahead, at the pace at which they are used. Where they are read once, by just as much as hides
+// the memory's latency, which the processor's own fetching does for a page at a time only. Where each block of them
+// is read several times, the next block comes meanwhile; for tile registers, which are faster, the next stripe.
 template <class T, class Finish>
 INLINE void pass_stripe(PackedRows<T> x, int begin, int end, const T* stripe, int index, const Finish& finish) {
     alignas(64) float c[kPassRows * 32];
-    const int depth = x.depth_tiles;
-    const int64_t stride = int64_t(depth) * kTile<T>;
-    const int blocks = int(ceil_div(end - begin, 32)), block = blocks == 1 ? depth : kDepthBlock;
-    Fetch fetch{reinterpret_cast<const char*>(stripe), int(ceil_div(32, blocks))};
-    fetch.next += blocks == 1 ? kAheadBytes : 2 * stride * int64_t(sizeof(T));
+    const int depth = x.depth_tiles, times = readings<T>(end - begin), block = times == 1 ? depth : kDepthBlock;
+    constexpr int64_t tile_bytes = 2 * kTile<T> * sizeof(T);
+    constexpr int grain = kTileRegisters<T> ? 64 : 16;
+    const int64_t ahead = times == 1 ? bytes_ahead<T>(end - begin) : (kTileRegisters<T> ? depth : kDepthBlock) * tile_bytes;
+    Fetch fetch{nullptr, int(ceil_div(tile_bytes, times * grain)) * grain};
     for (int k = 0; k < depth; k += block) {
         const int tiles = std::min(block, depth - k);
+        const T* weights = stripe + k * 2 * kTile<T>;
+        fetch.next = reinterpret_cast<const char*>(weights) + ahead;
         for (int row = begin; row < end; row += 32) {
             const int count = std::min(32, end - row);
             float* out = c + (row - begin) * 32;
-            multiply(x.at(row, k * kDepth<T>), stride, stripe + k * 2 * kTile<T>, tiles, count, k > 0, fetch, out);
-            fetch.next += 64 * fetch.lines * tiles;
+            multiply(x.at(row, k * kDepth<T>), int64_t(depth) * kTile<T>, weights, tiles, count, k > 0, fetch, out);
+            fetch.next += int64_t(fetch.bytes) * tiles * readings<T>(count);
             if (k + tiles == depth) finish(row, count, index, out);
         }
     }

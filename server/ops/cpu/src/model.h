@@ -8,17 +8,18 @@
 
 #include "attention.h"
 #include "experts.h"
+#include "grouped_linear.h"
 
 template <class T>
 PackedWeight<T> packed_weight(const void* data, int outputs, int inputs) {
     return {static_cast<const T*>(data), outputs, int(ceil_div(inputs, kDepth<T>))};
 }
 
-// Call body with the weight that a matrix is.
+// Call body with the weight that a matrix is. memory: prepared_size() bytes that all threads share.
 template <class T, class Body>
-void with_weight(const Matrix& matrix, int outputs, int inputs, const Body& body) {
-    if (matrix.group)
-        body(int4_weight(matrix, outputs, inputs));
+void with_weight(const Matrix& matrix, int outputs, int inputs, uint8_t* memory, const Body& body) {
+    if (matrix.count)
+        body(CodesWeight{matrix.parts, matrix.count, outputs, inputs, memory});
     else
         body(packed_weight<T>(matrix.data, outputs, inputs));
 }
@@ -62,9 +63,9 @@ class Model {
             me.share(int(step.num_logits), [&](int row) {
                 pack_normalized(x_ + step.logit_rows[row] * spec_.hidden, spec_.norm, spec_.hidden, normed_, row);
             });
-            linear_to<false>(me, normed_, int(step.num_logits),
-                             packed_weight<T>(spec_.head, spec_.vocab_part, spec_.hidden), scratch_[rank],
-                             spec_.head_bias, part);
+            with_weight<T>(spec_.head, spec_.vocab_part, spec_.hidden, prepared_, [&](const auto& weight) {
+                linear_to<false>(me, normed_, int(step.num_logits), weight, scratch_[rank], spec_.head_bias, part);
+            });
             if (exchange_.split()) join_logits(me, part, int(step.num_logits), logits);
             if (spec_.logit_scale != 1.0f || spec_.logit_softcap)
                 me.share(int(step.num_logits), [&](int row) { finish_logits(logits + int64_t(row) * spec_.vocab); });
@@ -130,24 +131,31 @@ class Model {
         });
     }
 
+    // Call body(input, weight) with the input of the product of `rows` rows with `matrix`, in the order that it has
+    // inputs in.
+    template <class Body>
+    void with_product(Member& me, const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, int rows,
+                      const Body& body) {
+        const PackedRows<T> input = in_order(me, matrix, x, inputs, rows);
+        with_weight<T>(matrix, outputs, inputs, prepared_, [&](const auto& weight) { body(input, weight); });
+    }
+
     void run_layer(Member& me, const Layer& w, const AttentionStep<T>& attention, int rows, Scratch& scratch) {
         const int hidden = spec_.hidden, width = w.attention.width();
         const PackedRows<T> attended = rows_of(attended_, width), inner = rows_of(inner_, w.inner);
-        // body(input, weight): the product of `matrix` and its input, in the order that it has inputs in
         const auto product = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const auto& body) {
-            const PackedRows<T> input = in_order(me, matrix, x, inputs, rows);
-            with_weight<T>(matrix, outputs, inputs, [&](const auto& weight) { body(input, weight); });
+            with_product(me, matrix, outputs, inputs, x, rows, body);
         };
         const auto enter = [&](const Norm& norm) {
             me.share(rows, [&](int row) {
                 pack_normalized(x_ + int64_t(row) * hidden, norm, hidden, normed_, row);
             });
         };
+        const auto add_to_stream = [&](int row, const Norm& norm) {
+            add_normalized(x_ + int64_t(row) * hidden, branch_ + int64_t(row) * hidden, norm, hidden, w.residual_scale);
+        };
         const auto add_branch = [&](const Norm& norm) {
-            me.share(rows, [&](int row) {
-                add_normalized(x_ + int64_t(row) * hidden, branch_ + int64_t(row) * hidden, norm, hidden,
-                               w.residual_scale);
-            });
+            me.share(rows, [&](int row) { add_to_stream(row, norm); });
         };
         // The last product of a part, into the stream, or aside where something comes before that; of several ranks,
         // aside and added up.
@@ -171,8 +179,9 @@ class Model {
         if (w.attention_post_norm.weight) add_branch(w.attention_post_norm);
         enter(w.feed_forward_norm);
         if (w.experts.count) {
-            run_experts(me, w, rows, scratch);
-            if (exchange_.split()) add_up(me, branch_, rows);
+            run_experts(me, w, rows, scratch, [&](int row) { add_to_stream(row, w.feed_forward_post_norm); });
+            if (!exchange_.split()) return;
+            add_up(me, branch_, rows);
             add_branch(w.feed_forward_post_norm);
             return;
         }
@@ -187,47 +196,83 @@ class Model {
         if (w.feed_forward_post_norm.weight) add_branch(w.feed_forward_post_norm);
     }
 
-    // What the experts of a layer make of normed_, in branch_.
-    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch) {
+    // The products of the rows of each expert with its matrix: numbers in one set of tasks, codes expert by expert.
+    // finish(expert) takes the pieces of one.
+    template <class Finish>
+    void expert_products(Member& me, PackedRows<T> x, const Matrix* matrices, int outputs, int inputs,
+                         Scratch& scratch, const Finish& finish) {
+        if (!matrices->count) return grouped_linear(me, x, routing_.groups, matrices, outputs, finish);
+        for (const Group& group : routing_.groups) {
+            const PackedRows<T> own{x.at(group.begin, 0), x.depth_tiles};
+            const auto put = finish(group.expert);
+            const auto put_own = [&](int row, int count, int index, const float* c) {
+                put(group.begin + row, count, index, c);
+            };
+            with_product(me, matrices[group.expert], outputs, inputs, own, group.count,
+                         [&](PackedRows<T> input, const auto& weight) {
+                             linear(me, input, group.count, weight, scratch, put_own);
+                         });
+        }
+    }
+
+    // What the experts of a layer make of normed_, in branch_; finish(row) takes each row of it, but for ranks, whose
+    // parts are to be added up.
+    template <class Finish>
+    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch, const Finish& finish) {
         const Experts& e = w.experts;
         const int hidden = spec_.hidden, wide = w.gated ? 2 * w.inner : w.inner;
-        const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias, float* y) {
-            linear_to<false>(me, x, rows, packed_weight<T>(matrix.data, outputs, inputs), scratch, bias, y);
+        const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias,
+                            float* y) {
+            with_product(me, matrix, outputs, inputs, x, rows, [&](PackedRows<T> input, const auto& weight) {
+                linear_to<false>(me, input, rows, weight, scratch, bias, y);
+            });
         };
         to(e.router, e.count, hidden, normed_, e.router_bias, scores_);
-        me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
-        me.share(rows, [&](int row) { routing_.choose(row, scores_ + int64_t(row) * e.count); });
-        me.share(1, [&](int) { routing_.sort(rows); });
+        const auto choose = [&](int row) { routing_.choose(row, scores_ + int64_t(row) * e.count); };
+        if (rows <= kFewRows) {
+            me.share(1, [&](int) {
+                routing_.arrange(e, rows, hidden, w.inner);
+                for (int row = 0; row < rows; ++row) choose(row);
+                routing_.sort(rows);
+            });
+        } else {
+            me.share(1, [&](int) { routing_.arrange(e, rows, hidden, w.inner); });
+            me.share(rows, choose);
+            me.share(1, [&](int) { routing_.sort(rows); });
+        }
         me.share(rows * e.used, [&](int choice) { routing_.gather(choice, normed_); });
         const auto bias_of = [](const float* biases, int expert, int size) {
             return biases ? biases + int64_t(expert) * size : nullptr;
         };
         const PackedRows<T> inner = routing_.inner;
-        const T* up = static_cast<const T*>(e.up);
         if (w.gated)
-            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+            expert_products(me, routing_.gathered, e.up, wide, hidden, scratch, [&](int expert) {
                 return put_gated(w.inner, bias_of(e.up_bias, expert, wide), w.activation, w.clamp, inner);
             });
         else
-            grouped_linear(me, routing_.gathered, routing_.groups, up, e.up_size, wide, [&](int expert) {
+            expert_products(me, routing_.gathered, e.up, wide, hidden, scratch, [&](int expert) {
                 return put_activated(bias_of(e.up_bias, expert, wide), w.activation, inner);
             });
-        grouped_linear(me, inner, routing_.groups, static_cast<const T*>(e.down), e.down_size, hidden, [&](int expert) {
+        expert_products(me, inner, e.down, hidden, w.inner, scratch, [&](int expert) {
             return store_rows<false>(hidden, bias_of(e.down_bias, expert, hidden), routing_.parts);
         });
         if (e.shared) {
             const PackedRows<T> between = rows_of(inner_, e.shared);
-            gated_linear(me, normed_, rows, packed_weight<T>(e.shared_up.data, 2 * e.shared, hidden), scratch,
-                         nullptr, w.activation, w.clamp, between);
+            const auto put = [&](PackedRows<T> input, const auto& weight) {
+                gated_linear(me, input, rows, weight, scratch, nullptr, w.activation, w.clamp, between);
+            };
+            with_product(me, e.shared_up, 2 * e.shared, hidden, normed_, rows, put);
             to(e.shared_down, hidden, e.shared, between, nullptr, shared_);
-            if (e.shared_gate.data) to(e.shared_gate, 1, hidden, normed_, nullptr, scores_);
+            if (e.shared_gate.is_there()) to(e.shared_gate, 1, hidden, normed_, nullptr, scores_);
         }
         me.share(rows, [&](int row) {
             float* y = branch_ + int64_t(row) * hidden;
             routing_.mix(row, y);
-            if (!e.shared) return;
-            const float gate = e.shared_gate.data ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
-            add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
+            if (e.shared) {
+                const float gate = e.shared_gate.is_there() ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
+                add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
+            }
+            if (!exchange_.split()) finish(row);
         });
     }
 
@@ -261,6 +306,7 @@ class Model {
     // the products read but no result depends on.
     void arrange(int64_t rows) {
         int64_t qkv = 0, attended = 0, inner = 0, branch = 0, scores = 0, shared = 0;
+        int64_t prepared = prepared_size(spec_.head, rows, spec_.hidden);
         bool reorders = false;
         if (exchange_.split()) branch = spec_.hidden;
         for (const Layer& w : layers_) {
@@ -271,11 +317,21 @@ class Model {
             if (w.experts.count) branch = spec_.hidden;
             if (w.experts.shared) shared = spec_.hidden;
             if (w.parallel || w.attention_post_norm.weight || w.feed_forward_post_norm.weight) branch = spec_.hidden;
-            reorders |= w.qkv.order || w.out.order || w.up.order || w.down.order;
+            const auto prepare = [&](const Matrix& matrix, int64_t inputs) {
+                prepared = std::max(prepared, prepared_size(matrix, rows, inputs));
+                reorders |= matrix.order != nullptr;
+            };
+            const Experts& e = w.experts;
+            for (const Matrix* matrix : {&w.qkv, &w.up, &e.router, &e.shared_up, &e.shared_gate})
+                prepare(*matrix, spec_.hidden);
+            prepare(w.out, w.attention.width());
+            prepare(w.down, w.inner);
+            prepare(e.shared_down, e.shared);
+            if (e.count) prepare(e.up[0], spec_.hidden), prepare(e.down[0], w.inner);
         }
         const int64_t ordered = reorders ? std::max({int64_t(spec_.hidden), attended, inner}) : 0;
         const int64_t padded = ceil_div(rows, 32) * 32;
-        int64_t total = 0;
+        int64_t total = ceil_div(prepared, 64) * 16;
         const int64_t hidden = spec_.hidden;
         for (int64_t width : {hidden, qkv, hidden, attended, inner, ordered, branch, scores, shared})
             total += padded * ceil_div(width, 32) * 32;
@@ -294,6 +350,7 @@ class Model {
         branch_ = take(branch);
         scores_ = take(scores);
         shared_ = take(shared);
+        prepared_ = reinterpret_cast<uint8_t*>(at);
     }
 
     const ModelSpec spec_;
@@ -305,6 +362,7 @@ class Model {
     float *x_ = nullptr, *qkv_ = nullptr, *branch_ = nullptr;
     float *attended_ = nullptr, *inner_ = nullptr, *ordered_ = nullptr;  // packed, as wide as each layer is
     float *scores_ = nullptr, *shared_ = nullptr;                         // of experts: [rows, experts], [rows, hidden]
+    uint8_t* prepared_ = nullptr;  // what is made of a product's input first
     PackedRows<T> normed_{};
     Routing<T> routing_;
 };

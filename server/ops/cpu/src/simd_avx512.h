@@ -7,8 +7,8 @@ struct F16 {
     __m512 v;
 };
 
-constexpr int kKernelRows = 8;    // rows and panels of a product that fit in the registers
-constexpr int kKernelPanels = 2;
+constexpr int kKernelRows = 8;  // most rows of a product at once
+constexpr int kKernelSums = 16;  // and sums, F16 each: as many as leave registers for weights
 
 INLINE F16 splat(float x) { return {_mm512_set1_ps(x)}; }
 INLINE F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -62,18 +62,41 @@ INLINE void store_pairs(bf16* pairs, F16 low, F16 high) {
     _mm512_storeu_si512(pairs, _mm512_ternarylogic_epi32(l, h, top, 0xf8));  // l | (h & top)
 }
 
-// c + a.low · b.low + a.high · b.high per lane; `pair` is the same for all lanes
-INLINE F16 dot_pairs(F16 c, const bf16* pair, const bf16* pairs) {
+// Pairs of bf16, one a lane, as dot_pairs() takes them; splat_pair() gives one to all lanes.
+#ifdef __AVX512BF16__
+struct Pairs {
+    __m512i v;
+};
+
+INLINE Pairs load_pairs(const bf16* pairs) { return {_mm512_loadu_si512(pairs)}; }
+INLINE Pairs splat_pair(const bf16* pair) {
     int32_t both;
     std::memcpy(&both, pair, 4);
-    const __m512i a = _mm512_set1_epi32(both), b = _mm512_loadu_si512(pairs);
-#ifdef __AVX512BF16__
-    return {_mm512_dpbf16_ps(c.v, (__m512bh)a, (__m512bh)b)};
+    return {_mm512_set1_epi32(both)};
+}
 #else
+struct Pairs {
+    __m512 low, high;
+};
+
+INLINE Pairs widen_pairs(__m512i pairs) {
     const __m512i top = _mm512_set1_epi32(int(0xffff0000));
-    const auto low = [](__m512i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); };
-    const auto high = [&](__m512i x) { return _mm512_castsi512_ps(_mm512_and_si512(x, top)); };
-    return {_mm512_fmadd_ps(high(a), high(b), _mm512_fmadd_ps(low(a), low(b), c.v))};
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), _mm512_castsi512_ps(_mm512_and_si512(pairs, top))};
+}
+INLINE Pairs load_pairs(const bf16* pairs) { return widen_pairs(_mm512_loadu_si512(pairs)); }
+INLINE Pairs splat_pair(const bf16* pair) {
+    int32_t both;
+    std::memcpy(&both, pair, 4);
+    return widen_pairs(_mm512_set1_epi32(both));
+}
+#endif
+
+// c + a.low · b.low + a.high · b.high per lane
+INLINE F16 dot_pairs(F16 c, Pairs a, Pairs b) {
+#ifdef __AVX512BF16__
+    return {_mm512_dpbf16_ps(c.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+    return {_mm512_fmadd_ps(a.high, b.high, _mm512_fmadd_ps(a.low, b.low, c.v))};
 #endif
 }
 

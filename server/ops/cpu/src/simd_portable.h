@@ -16,8 +16,8 @@ struct F16 {
     Half a, b;
 };
 
-constexpr int kKernelRows = 4;    // rows and panels of a product that fit in the registers
-constexpr int kKernelPanels = 1;
+constexpr int kKernelRows = 4;  // most rows of a product at once
+constexpr int kKernelSums = 4;  // and sums, F16 each: as many as leave registers for weights
 
 INLINE Half splat_half(float x) { return Half{} + x; }
 INLINE F16 splat(float x) { return {splat_half(x), splat_half(x)}; }
@@ -102,17 +102,25 @@ INLINE void store_pairs(bf16* pairs, F16 low, F16 high) {
     std::memcpy(pairs + 16, &b, 32);
 }
 
-// c + a.low · b.low + a.high · b.high per lane; `pair` is the same for all lanes
-INLINE F16 dot_pairs(F16 c, const bf16* pair, const bf16* pairs) {
+// Pairs of bf16, one a lane, as dot_pairs() takes them; splat_pair() gives one to all lanes.
+struct Pairs {
+    F16 low, high;
+};
+
+INLINE Pairs load_pairs(const bf16* pairs) {
     HalfBits w[2];
     std::memcpy(w, pairs, 64);
-    uint32_t bits[2] = {uint32_t(pair[0].bits) << 16, uint32_t(pair[1].bits) << 16};
-    float a[2];
-    std::memcpy(a, bits, 8);
-    const Half low = splat_half(a[0]), high = splat_half(a[1]);
-    const Half x = fma_half(low, (Half)(w[0] << 16), c.a), y = fma_half(low, (Half)(w[1] << 16), c.b);
-    return {fma_half(high, (Half)(w[0] & 0xffff0000u), x), fma_half(high, (Half)(w[1] & 0xffff0000u), y)};
+    return {{(Half)(w[0] << 16), (Half)(w[1] << 16)}, {(Half)(w[0] & 0xffff0000u), (Half)(w[1] & 0xffff0000u)}};
 }
+INLINE Pairs splat_pair(const bf16* pair) {
+    const uint32_t bits[2] = {uint32_t(pair[0].bits) << 16, uint32_t(pair[1].bits) << 16};
+    float both[2];
+    std::memcpy(both, bits, 8);
+    return {splat(both[0]), splat(both[1])};
+}
+
+// c + a.low · b.low + a.high · b.high per lane
+INLINE F16 dot_pairs(F16 c, const Pairs& a, const Pairs& b) { return fma(a.high, b.high, fma(a.low, b.low, c)); }
 
 // Transpose 16 × 16 numbers in place.
 INLINE void transpose(F16 (&rows)[16]) {

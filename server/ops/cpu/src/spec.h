@@ -3,7 +3,7 @@
 #pragma once
 
 #include "activations.h"
-#include "int4.h"
+#include "grouped.h"
 #include "ranks.h"
 
 // What of queries, or of keys, is normalized together: each head with one weight for all or with its own, or all.
@@ -40,13 +40,11 @@ struct Rotary {
     int32_t size;
 };
 
-// The experts of a feed-forward part. `up` and `down` are those of all experts, packed one after the other, each of
-// so many numbers; the others are packed like those of a layer. `shared` is the inner size of the expert that
-// every token passes, 0 without one; it has no biases.
+// The experts of a feed-forward part: `up` and `down` of each, of one form, packed like those of a layer. `shared` is
+// the inner size of the expert that every token passes, 0 without one; it has no biases.
 struct Experts {
     int32_t count, used, normalized, shared;
-    const void *up, *down;
-    int64_t up_size, down_size;
+    const Matrix *up, *down;  // [count]
     Matrix router, shared_up, shared_down, shared_gate;
     const float *router_bias, *up_bias, *down_bias;
 };
@@ -66,12 +64,13 @@ struct Layer {
     Experts experts;  // in place of `up` and `down`, if any
 };
 
-// What is around the layers; embedding, positions (learned, added to the embedding) and head in T. Embedding and head
+// What is around the layers; embedding, positions (learned, added to the embedding) in T. Embedding and head
 // are of `vocab_part` tokens each rank, those of the first one first; the last ones may be padding.
 struct ModelSpec {
     int32_t layers, hidden, vocab, vocab_part, groups, threads;
     float embedding_scale, logit_scale, logit_softcap;
-    const void *embedding, *positions, *head;
+    const void *embedding, *positions;
+    Matrix head;
     const float* head_bias;
     Norm norm;
     Ranks ranks;

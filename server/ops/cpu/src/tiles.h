@@ -4,19 +4,25 @@
 // `depth` tiles; `stride` is how far (in numbers) the second 16 rows are from the first. There is one
 // for AMX (bf16) and one for vectors (bf16 or float); both read the layouts of layout.h. In both, a row's
 // sums have the same order however many rows there are.
-// multiply_then() gives what would be left there to put(row, panel, sixteen outputs) instead, for whole
-// blocks of rows, also beyond `count`; C may be overwritten.
+// multiply_then() gives what would be left there to put(row, panel, sixteen outputs) instead; C may be overwritten.
 #pragma once
 
 #include "layout.h"
 
-// Memory that is brought into the second-level cache meanwhile: this number of lines with every depth tile.
+// Memory that is brought into the second-level cache meanwhile: so many bytes with every depth tile.
 struct Fetch {
     const char* next;
-    int lines;
+    int bytes;
 
+    INLINE void tile() {
+        for (int i = 0; i < bytes; i += 64, next += 64) prefetch_far(next);
+    }
+    // A sixteenth of that. Fetching goes on line by line between the products: a processor can wait for a few dozen
+    // lines only, and does nothing else while it waits for room for the next one.
     INLINE void step() {
-        for (int i = 0; i < lines; ++i, next += 64) prefetch_far(next);
+        prefetch_far(next);
+        if (bytes > 16 * 64) prefetch_far(next + 64);
+        next += bytes / 16;
     }
 };
 
@@ -66,7 +72,7 @@ INLINE void multiply_tiles(const bf16* rows, const bf16* below, const bf16* stri
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-        fetch.step();
+        fetch.tile();
     }
     _tile_stored(0, c, 128);
     _tile_stored(1, c + 16, 128);
@@ -96,31 +102,52 @@ class TileRegisters {};
 
 #endif
 
-// One depth tile of `R` rows with one panel, added to acc.
-template <int R>
-INLINE void multiply_tile(const float* rows, const float* panel, F16 (&acc)[R]) {
-    for (int k = 0; k < 16; ++k) {
-        const F16 w = load(panel + k * 16);
-        for (int r = 0; r < R; ++r) acc[r] = fma(splat(rows[r * 16 + k]), w, acc[r]);
-    }
-}
-template <int R>
-INLINE void multiply_tile(const bf16* rows, const bf16* panel, F16 (&acc)[R]) {
-    for (int k = 0; k < 16; ++k)
-        for (int r = 0; r < R; ++r) acc[r] = dot_pairs(acc[r], rows + r * 32 + 2 * k, panel + k * 32);
+// Call body.operator()<rows>(), for 1 to kKernelRows rows.
+template <int R = kKernelRows, class Body>
+INLINE void with_rows(int rows, const Body& body) {
+    if constexpr (R > 1)
+        if (rows < R) return with_rows<R - 1>(rows, body);
+    body.template operator()<R>();
 }
 
-// `R` rows with `P` panels.
+// Panels of a stripe that `rows` rows meet at once.
+constexpr int panels_at_once(int rows) { return 2 * rows <= kKernelSums ? 2 : 1; }
+
+// How often multiply() reads the weights for `rows` rows.
+template <class T>
+INLINE int readings(int rows) {
+    if (kTileRegisters<T>) return int(ceil_div(rows, 32));
+    const int most = std::min(rows, kKernelRows), parts = rows / 16 * (16 / kKernelRows);
+    return (parts + int(ceil_div(rows % 16, kKernelRows))) * (2 / panels_at_once(most));
+}
+
+// One step along the depth is a number (float) or a pair of numbers (bf16): of sixteen outputs, or of a row.
+INLINE F16 load_step(const float* panel) { return load(panel); }
+INLINE Pairs load_step(const bf16* panel) { return load_pairs(panel); }
+INLINE F16 splat_step(const float* row) { return splat(*row); }
+INLINE Pairs splat_step(const bf16* row) { return splat_pair(row); }
+INLINE F16 add_product(F16 sum, F16 a, F16 b) { return fma(a, b, sum); }
+INLINE F16 add_product(F16 sum, const Pairs& a, const Pairs& b) { return dot_pairs(sum, a, b); }
+
+// `R` rows of a block of 16 with `P` panels. All sums stay in registers, and what is loaded of a row serves all panels:
+// a processor loads no more than it multiplies.
 template <int R, int P, class T, class Put>
-INLINE void multiply_rows(const T* rows, const T* stripe, int depth, bool add, Fetch fetch, const float* c,
+INLINE void multiply_rows(const T* rows, const T* stripe, int depth, bool add, Fetch& fetch, const float* c,
                           const Put& put) {
     F16 acc[P][R];
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) acc[p][r] = add ? load(c + r * 32 + p * 16) : splat(0.0f);
-    for (int k = 0; k < depth; ++k, rows += kTile<T>, stripe += 2 * kTile<T>) {
-        for (int p = 0; p < P; ++p) multiply_tile<R>(rows, stripe + p * kTile<T>, acc[p]);
-        fetch.step();
-    }
+    for (int k = 0; k < depth; ++k, rows += kTile<T>, stripe += 2 * kTile<T>)
+        for (int step = 0; step < 16; ++step) {
+            const T *row = rows + step * (kDepth<T> / 16), *panel = stripe + step * kStepStride<T>;
+            decltype(load_step(panel)) w[P];
+            for (int p = 0; p < P; ++p) w[p] = load_step(panel + p * kPanelStride<T>);
+            for (int r = 0; r < R; ++r) {
+                const auto x = splat_step(row + r * kDepth<T>);
+                for (int p = 0; p < P; ++p) acc[p][r] = add_product(acc[p][r], x, w[p]);
+            }
+            fetch.step();
+        }
     for (int p = 0; p < P; ++p)
         for (int r = 0; r < R; ++r) put(r, p, acc[p][r]);
 }
@@ -128,20 +155,16 @@ INLINE void multiply_rows(const T* rows, const T* stripe, int depth, bool add, F
 template <class T, class Put>
 INLINE void multiply_then(const T* rows, int64_t stride, const T* stripe, int depth, int count, bool add, Fetch fetch,
                           const float* c, const Put& put) {
-    constexpr int R = kKernelRows, P = kKernelPanels;
-    for (int panel = 0; panel < 2; panel += P)
-        for (int r = 0; r < count; fetch.lines = 0) {  // the first rows fetch for all
-            const T* part = rows + r / 16 * stride + r % 16 * kDepth<T>;
-            const T* weights = stripe + panel * kTile<T>;
-            const float* before = c + r * 32 + panel * 16;
-            const auto put_part = [&](int row, int p, F16 value) { put(r + row, panel + p, value); };
-            if (count - r == 1) {
-                multiply_rows<1, P>(part, weights, depth, add, fetch, before, put_part);
-                r += 1;
-            } else {
-                multiply_rows<R, P>(part, weights, depth, add, fetch, before, put_part);
-                r += R;
-            }
+    for (int begin = 0; begin < count; begin += 16)
+        for (int r = begin, left = std::min(16, count - begin), part; left; r += part, left -= part) {
+            part = int(ceil_div(left, ceil_div(left, kKernelRows)));  // in equal parts
+            const T* x = rows + r / 16 * stride + r % 16 * kDepth<T>;
+            with_rows(part, [&]<int R>() {
+                constexpr int P = panels_at_once(R);
+                for (int panel = 0; panel < 2; panel += P)
+                    multiply_rows<R, P>(x, stripe + panel * kPanelStride<T>, depth, add, fetch, c + r * 32 + panel * 16,
+                                        [&](int row, int p, F16 value) { put(r + row, panel + p, value); });
+            });
         }
 }
 

@@ -206,7 +206,7 @@ def product(
     assert cut.parts == 1 or tiles * row_tiles <= COUNTERS
     _product_kernel[(tiles, cut.parts, row_tiles)](
         x, words, factors, y, partials, arrivals, rows, outputs, inputs,
-        BITS=bits, GROUP=group_size, SCALES=triton_type(scales), WAY=_way(bits, x.dtype, symmetric),
+        BITS=bits, GROUP=group_size, SCALES=triton_type(scales), WAY=way(bits, x.dtype, symmetric),
         ROWS=cut.rows, OUTPUTS=cut.outputs, STAGES=cut.stages,
         PARTS=cut.parts, WHOLE=outputs % cut.outputs == 0, RESIDUAL=residual is not None,
         PDL=overlaps_launches(x.device), num_warps=cut.warps,
@@ -214,7 +214,7 @@ def product(
     return y
 
 
-def _way(bits: int, dtype: torch.dtype, symmetric: bool) -> str:
+def way(bits: int, dtype: torch.dtype, symmetric: bool) -> str:
     """The quickest way from codes to weights; the interpreter knows no instructions."""
     if bits != 4 or INTERPRETED:
         return "plain"
