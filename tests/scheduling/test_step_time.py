@@ -5,8 +5,6 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from server.scheduling.policies import POLICIES
 from server.scheduling.step_time import LEAST_CHUNK, StepTime
 from tests.scheduling.simulation import Simulation
