@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from server.continuous_batching.admission import objection, refusal_for_now, unknown_tokens
 from server.continuous_batching.collector import Collector
 from server.continuous_batching.grammars import OPTION, Grammars
 from server.continuous_batching.isolation import Isolation
+from server.continuous_batching.launched import Launched
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.stats import EngineStats, stats_of
-from server.sampling.chosen import ChosenTokens, PendingTokens
 from server.scheduling.block_hash import cache_root
 from server.scheduling.cache_manager import CacheManager
 from server.scheduling.limits import Limits
@@ -28,15 +27,6 @@ from server.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 NOBODY: frozenset[Sequence] = frozenset()
-
-
-@dataclass(slots=True)
-class Launched:
-    """A step under way: the plan, the sequences that get tokens, and their choice."""
-
-    plan: Plan
-    sequences: list[Sequence]
-    choice: ChosenTokens | PendingTokens | None
 
 
 class Engine:

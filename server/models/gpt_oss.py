@@ -11,6 +11,8 @@ from server.models.llama import llama_spec
 from server.models.names import Names
 from server.models.reading import layer_windows
 
+LIMIT, SHARPNESS = 7.0, 1.702
+"""Of the gate, where the configuration class does not have them: in transformers 5.17 they are constants."""
 NAMES = Names(router="mlp.router", stacked_experts=True, expert_gate_up=("gate_up_proj",))
 
 
@@ -19,7 +21,7 @@ def read(hf: Any) -> Architecture:
     part = FeedForwardSpec(
         hf.intermediate_size,
         bias=True,
-        clamp=ClampSpec(hf.swiglu_limit, hf.swiglu_alpha),
+        clamp=ClampSpec(getattr(hf, "swiglu_limit", LIMIT), getattr(hf, "swiglu_alpha", SHARPNESS)),
         experts=ExpertsSpec(hf.num_local_experts, hf.num_experts_per_tok, router_bias=True),
     )
     spec = llama_spec(hf, bias=bias, output_bias=bias, windows=layer_windows(hf), feed_forward=part)
