@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.same_bits.answers import Answerer, Asked
 from server.checkpoints.errors import ModelError
 from server.layers.expert_stack import ExpertStack
 from server.layers.microscaled import Microscaled
@@ -111,6 +112,22 @@ def test_gptq(form: Form, floats: Path, tmp_path: Path) -> None:
     served = engine(path, quantization="auto")
     assert answers(served) == transformers_answers(dequantized)
     assert served.capabilities["weights"]["name"].startswith(f"native-int{form.bits} ")
+
+
+@pytest.mark.parametrize(
+    "form", [Form(), Form(desc_act=True, sym=False), Form(8, 64, sym=False)], ids=["4", "in an order", "8"]
+)
+def test_codes_give_the_same_bits_in_any_company(form: Form, floats: Path, tmp_path: Path) -> None:
+    path, _ = gptq_of(floats, tmp_path, form)
+    served = engine(path, quantization="auto", torch_dtype="bfloat16")
+    assert served.capabilities["same_bits"]["promised"]
+    answerer = Answerer(served)
+    asked = [
+        Asked(str(length), [(13 * i + length) % 500 + 3 for i in range(length)], {"max_new_tokens": 12})
+        for length in (40, 5, 33, 18, 9)
+    ]
+    alone, together = answerer.answer(asked, 1), answerer.answer(asked, len(asked))
+    assert [name for name, told in together.items() if told.part_from(alone[name]) is not None] == []
 
 
 @pytest.mark.parametrize("bits", [4, 8])
