@@ -18,6 +18,8 @@ from server.layers.microscaled import Microscaled
 from server.models.config import ModelConfig
 from server.models.load import load_model
 from server.models.source import ModelSource
+from server.quantization.formats.base import OpenFormat
+from server.quantization.formats.gptq import OpenGPTQ
 from server.quantization.formats.registry import Quantization
 from server.quantization.fp8.stack import ScaledStack
 from server.quantization.gptq.packing import pack_columns, unpack_columns
@@ -217,6 +219,15 @@ def test_experts_of_which_some_are_floats(floats: Path, tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}
     save(kept | {f"{layer}.weight": plain[f"{layer}.weight"]}, path)
     assert "only some of model.layers.2.mlp.experts.0.down_proj" in refusal(path)
+
+
+def test_experts_that_a_format_does_not_keep(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenGPTQ, "stack", OpenFormat.stack)
+    path, _ = make(floats, tmp_path, *MADE["awq"])
+    name = "model.layers.0.mlp.experts.0.gate_proj"
+    assert refusal(path).endswith(f"quantized experts ({name}) are not supported")
 
 
 def test_zero_points_that_contradict_the_configuration(floats: Path, tmp_path: Path) -> None:
