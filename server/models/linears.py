@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from server.checkpoints.errors import ModelError
 from server.layers.expert_stack import ExpertStack
 from server.layers.linear import Linear, LinearLayer, empty_parameter
 from server.quantization.formats.base import OpenFormat
@@ -69,8 +70,13 @@ class QuantizedLinears:
         """As `Linears`.
 
         Raises:
-            ModelError: only some of them are quantized, or they cannot be packed.
+            ModelError: only some of them are quantized, they cannot be packed, or the format does not keep
+                them.
         """
         experts, outputs, inputs = shape
         kept = self.checkpoint.stack(names, (experts, outputs, inputs), dtype=self.dtype, device=self.device)
-        return kept or PlainLinears(self.dtype, self.device).stack(names, *shape)
+        if kept is not None:
+            return kept
+        if self.checkpoint.quantizes(names):
+            raise ModelError(f"{self.checkpoint.path}: quantized experts ({names[0]}) are not supported")
+        return PlainLinears(self.dtype, self.device).stack(names, *shape)

@@ -13,7 +13,6 @@ from server.layers.linear import Linear, Target
 from server.layers.rotary import rotate
 from server.layers.spec import (
     AttentionSpec,
-    ExpertsSpec,
     FeedForwardSpec,
     LayerSpec,
     ModelSpec,
@@ -21,9 +20,8 @@ from server.layers.spec import (
     NormSpec,
     RotarySpec,
 )
-from server.models.builder import Builder, laid_out
+from server.models.builder import laid_out
 from server.models.decoder import Decoder
-from server.models.feed_forward import Experts
 from server.models.names import Names
 from server.models.weights import fill
 from server.ops.cpu import backend as native
@@ -132,10 +130,3 @@ def test_what_quantized_projections_give_is_put_in_order(names: Names, norm_scop
 
 def packed_linears(names: object, inputs: int, *outputs: int, bias: bool = False) -> Packed:
     return Packed(inputs, *outputs, bias=bias, dtype=torch.float32, device=CPU)
-
-
-def test_quantized_experts_are_refused() -> None:
-    build = Builder(torch.float32, CPU, packed_linears)
-    spec = FeedForwardSpec(8, experts=ExpertsSpec(4, 2))
-    with pytest.raises(ModelError, match=r"quantized experts \(l\.mlp\.experts\.0\.down_proj\)"):
-        Experts(6, spec, "l", Names(), build)

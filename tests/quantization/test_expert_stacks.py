@@ -11,12 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.same_bits.answers import Answerer, Asked
 from server.checkpoints.errors import ModelError
 from server.layers.expert_stack import ExpertStack
 from server.layers.microscaled import Microscaled
 from server.models.config import ModelConfig
 from server.models.load import load_model
 from server.models.source import ModelSource
+from server.quantization.formats.base import OpenFormat
+from server.quantization.formats.gptq import OpenGPTQ
 from server.quantization.formats.registry import Quantization
 from server.quantization.fp8.stack import ScaledStack
 from server.quantization.gptq.packing import pack_columns, unpack_columns
@@ -113,6 +116,22 @@ def test_gptq(form: Form, floats: Path, tmp_path: Path) -> None:
     assert served.capabilities["weights"]["name"].startswith(f"native-int{form.bits} ")
 
 
+@pytest.mark.parametrize(
+    "form", [Form(), Form(desc_act=True, sym=False), Form(8, 64, sym=False)], ids=["4", "in an order", "8"]
+)
+def test_codes_give_the_same_bits_in_any_company(form: Form, floats: Path, tmp_path: Path) -> None:
+    path, _ = gptq_of(floats, tmp_path, form)
+    served = engine(path, quantization="auto", torch_dtype="bfloat16")
+    assert served.capabilities["same_bits"]["promised"]
+    answerer = Answerer(served)
+    asked = [
+        Asked(str(length), [(13 * i + length) % 500 + 3 for i in range(length)], {"max_new_tokens": 12})
+        for length in (40, 5, 33, 18, 9)
+    ]
+    alone, together = answerer.answer(asked, 1), answerer.answer(asked, len(asked))
+    assert [name for name, told in together.items() if told.part_from(alone[name]) is not None] == []
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("ordered", [True, False])
 def test_the_layout_for_kernels_holds_the_same_weights(bits: int, ordered: bool) -> None:
@@ -200,6 +219,15 @@ def test_experts_of_which_some_are_floats(floats: Path, tmp_path: Path) -> None:
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(layer)}
     save(kept | {f"{layer}.weight": plain[f"{layer}.weight"]}, path)
     assert "only some of model.layers.2.mlp.experts.0.down_proj" in refusal(path)
+
+
+def test_experts_that_a_format_does_not_keep(
+    floats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenGPTQ, "stack", OpenFormat.stack)
+    path, _ = make(floats, tmp_path, *MADE["awq"])
+    name = "model.layers.0.mlp.experts.0.gate_proj"
+    assert refusal(path).endswith(f"quantized experts ({name}) are not supported")
 
 
 def test_zero_points_that_contradict_the_configuration(floats: Path, tmp_path: Path) -> None:
