@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,20 +35,33 @@ class CodesForm:
 
 @dataclass(frozen=True, slots=True)
 class SmallCodes:
-    """A quantized matrix [outputs, inputs].
+    """Some outputs of a quantized matrix.
 
     Attributes:
         codes: uint8 [outputs, inputs].
-        scales: [outputs, groups], of the type that `form` says.
+        scales: [outputs, groups], of the type that the form says.
         offsets: [outputs, groups], likewise; zero points without the middle.
         coarse: float16 [1 or 2, outputs, units]: of fine scales, and of fine offsets.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    offsets: Tensor | None = None
+    coarse: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CodesMatrix:
+    """A quantized matrix, a byte for each code only while kernels take it.
+
+    Attributes:
+        outputs: how many it has.
+        take: the codes of some outputs, int64 [n].
         order: int32 [inputs]: place → input, where the inputs of a group are not side by side; codes are in
             the order of places.
     """
 
     form: CodesForm
-    codes: Tensor
-    scales: Tensor
-    offsets: Tensor | None = None
-    coarse: Tensor | None = None
+    outputs: int
+    take: Callable[[Tensor], SmallCodes]
     order: Tensor | None = None

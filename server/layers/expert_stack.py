@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix
 from server.layers.linear import Split, Target
 
 
@@ -53,7 +53,7 @@ class ExpertStack(nn.Module, ABC):
         """Of what `small_codes` will give of every expert; known once it is settled."""
         raise NotImplementedError
 
-    def small_codes(self, expert: int) -> SmallCodes:
+    def small_codes(self, expert: int) -> CodesMatrix:
         """The matrix of an expert for kernels that multiply with codes."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.checkpoints.tensors import Part
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix
 from server.layers.layout import Layout
 from server.layers.shard import Shard
 
@@ -172,7 +172,7 @@ class LinearLayer(nn.Module):
         """(form, outputs, inputs) of each piece that `small_codes` will give."""
         raise NotImplementedError
 
-    def small_codes(self) -> Iterator[SmallCodes]:
+    def small_codes(self) -> Iterator[CodesMatrix]:
         """The loaded weight for kernels that multiply with codes, in pieces of one form, by outputs."""
         raise NotImplementedError
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix, SmallCodes
 
 BITS = 8
 LARGEST_GROUP = 128
@@ -20,10 +20,14 @@ def form_of(inputs: int) -> CodesForm:
     return CodesForm(BITS, math.gcd(inputs, LARGEST_GROUP))
 
 
-def rounded(weight: Tensor) -> SmallCodes:
+def rounded(weight: Tensor) -> CodesMatrix:
     """A matrix [outputs, inputs] with the greatest weight of each group as the greatest code."""
     form = form_of(weight.shape[1])
-    groups = weight.detach().float().view(len(weight), -1, form.group_size)
-    scales = groups.abs().amax(dim=2) / _MOST
-    codes = torch.round(groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2))
-    return SmallCodes(form, (codes + 128).to(torch.uint8).flatten(1), scales)
+
+    def take(outputs: Tensor) -> SmallCodes:
+        groups = weight.detach()[outputs].float().view(len(outputs), -1, form.group_size)
+        scales = groups.abs().amax(dim=2) / _MOST
+        codes = torch.round(groups / scales.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(2))
+        return SmallCodes((codes + 128).to(torch.uint8).flatten(1), scales)
+
+    return CodesMatrix(form, len(weight), take)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from server.layers.codes import CodesForm, OffsetKind, ScaleKind, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix, OffsetKind, ScaleKind
 from server.layers.expert_stack import ExpertStack
 from server.layers.linear import LinearLayer
 from server.ops.backend import Arithmetic
@@ -20,6 +20,8 @@ from server.ops.cpu.structs import CodesPart, CodesSource, Matrix
 
 STRIPE = 32
 """Outputs that lie together."""
+STRIPES_AT_ONCE = 16
+"""Whose codes are bytes at a time, while they are packed."""
 SCALES: dict[ScaleKind, int] = {"float": 0, "half": 1, "fine": 2}
 OFFSETS: dict[OffsetKind, int] = {"none": 0, "zeros": 1, "like scales": 2}
 """By the numbers that stand for them in C."""
@@ -113,30 +115,39 @@ class PackedWeights:
         self._next += self._library.packed_bytes(weight.dtype, *weight.shape)
         return matrix
 
-    def _pack_codes(self, pieces: Iterable[SmallCodes], *, halves: bool) -> Matrix:
+    def _pack_codes(self, pieces: Iterable[CodesMatrix], *, halves: bool) -> Matrix:
         """Pack the pieces of a matrix, in the order of their outputs."""
         parts, order = [], None
         for piece in pieces:
-            outputs, inputs = piece.codes.shape
-            part = self._part(piece.form, outputs)
+            part = self._part(piece.form, piece.outputs)
             part.data = self._next
-            self._next += self._library.codes_bytes(part, inputs)
-            rows = _places(outputs, halves)
-            source = CodesSource(
-                codes=piece.codes.data_ptr(),
-                scales=piece.scales.data_ptr(),
-                offsets=None if piece.offsets is None else piece.offsets.data_ptr(),
-                coarse=None if piece.coarse is None else piece.coarse.data_ptr(),
-                outputs=rows.data_ptr(),
-                rows=outputs,
-            )
-            self._library.pack_codes(part, source, inputs)
+            for places in torch.split(_places(piece.outputs, halves), STRIPES_AT_ONCE * STRIPE):
+                self._pack_stripes(piece, places)
             parts.append(part)
             order = piece.order
         array = (CodesPart * len(parts))(*parts)
         self._kept += [array, order]
         places = None if order is None else order.data_ptr()
         return Matrix(order=places, parts=addressof(array), count=len(parts))
+
+    def _pack_stripes(self, piece: CodesMatrix, places: Tensor) -> None:
+        """Pack the stripes that have those outputs at their places."""
+        there = places >= 0
+        taken = piece.take(places[there].long())
+        rows, inputs = taken.codes.shape
+        outputs = torch.where(there, there.cumsum(0) - 1, -1).int()
+        source = CodesSource(
+            codes=taken.codes.data_ptr(),
+            scales=taken.scales.data_ptr(),
+            offsets=None if taken.offsets is None else taken.offsets.data_ptr(),
+            coarse=None if taken.coarse is None else taken.coarse.data_ptr(),
+            outputs=outputs.data_ptr(),
+            rows=rows,
+        )
+        part = self._part(piece.form, len(places))
+        part.data = self._next
+        self._library.pack_codes(part, source, inputs)
+        self._next += self._library.codes_bytes(part, inputs)
 
     def _part(self, form: CodesForm, outputs: int) -> CodesPart:
         return CodesPart(

@@ -125,7 +125,7 @@ def block_size(kind: str) -> tuple[int, int]:
 
 def codes_of(kind: str, rows: Tensor) -> SmallCodes:
     """What `rows` of blocks, uint8 [outputs, bytes of a row], hold."""
-    split, form = _KINDS[kind]
+    split, _ = _KINDS[kind]
     parts = split(rows.numpy().reshape(len(rows), -1, block_size(kind)[1]))
 
     def flat(values: Bytes, dtype: type | None = None) -> Tensor:
@@ -134,7 +134,6 @@ def codes_of(kind: str, rows: Tensor) -> SmallCodes:
 
     scale = np.int8 if kind in _FINE else None
     return SmallCodes(
-        form,
         flat(parts.codes),
         flat(parts.scales, scale),
         None if parts.offsets is None else flat(parts.offsets, scale),

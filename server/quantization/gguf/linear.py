@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Self
 
@@ -12,7 +13,7 @@ from gguf import GGMLQuantizationType, dequantize
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix, SmallCodes
 from server.quantization.gguf.codes import FORMS, block_size, codes_of
 from server.quantization.gptq.memory import return_freed_pages
 from server.quantization.linear import QuantizedLinear, dequantized
@@ -78,9 +79,10 @@ class GGUFLinear(QuantizedLinear):
     def codes_forms(self) -> Sequence[tuple[CodesForm, int, int]]:
         return [(FORMS[kind], sum(map(len, blocks)), self.inputs) for kind, blocks in self._runs()]
 
-    def small_codes(self) -> Iterator[SmallCodes]:
+    def small_codes(self) -> Iterator[CodesMatrix]:
         for kind, blocks in self._runs():
-            yield codes_of(kind, torch.cat(blocks))
+            rows = torch.cat(blocks)
+            yield CodesMatrix(FORMS[kind], len(rows), partial(_take, kind, rows))
 
     def release(self) -> None:
         for index in range(len(self.kinds)):
@@ -107,3 +109,7 @@ class GGUFLinear(QuantizedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.linear(x, self.weight, self.bias)
+
+
+def _take(kind: str, rows: Tensor, outputs: Tensor) -> SmallCodes:
+    return codes_of(kind, rows[outputs])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from server.checkpoints.errors import ModelError
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix
 from server.layers.linear import Split, WeightMap
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.checks import check_values
@@ -168,7 +168,7 @@ class GPTQLinear(QuantizedLinear):
         (weight,) = self.quantized_weights()
         return [(weight.form, weight.outputs, weight.inputs)]
 
-    def small_codes(self) -> Iterator[SmallCodes]:
+    def small_codes(self) -> Iterator[CodesMatrix]:
         (weight,) = self.quantized_weights()
         yield weight.small_codes(weight.form)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from server.checkpoints.errors import ModelError
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix
 from server.layers.expert_stack import ExpertStack
 from server.layers.linear import Split, Target
 from server.quantization.gptq.checkpoint import GPTQCheckpoint
@@ -168,7 +168,7 @@ class GroupedStack(ExpertStack):
         assert self.scales is not None, "packed"
         return form_of(self.bits, self.group_size, self.scales.dtype, symmetric=self.symmetric)
 
-    def small_codes(self, expert: int) -> SmallCodes:
+    def small_codes(self, expert: int) -> CodesMatrix:
         return self.weight(expert).small_codes(self.codes_form())
 
     def release(self) -> None:

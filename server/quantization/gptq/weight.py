@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from server.checkpoints.errors import ModelError
-from server.layers.codes import CodesForm, SmallCodes
+from server.layers.codes import CodesForm, CodesMatrix, SmallCodes
 from server.quantization.gptq.config import GPTQConfig
 from server.quantization.gptq.dequantize import dequantize
 from server.quantization.gptq.packing import shift_zeros, unpack_columns, unpack_rows
@@ -54,9 +54,9 @@ class QuantizedWeight:
         """Whether every zero point is the middle of the codes."""
         return bool((self.zeros == 1 << (self.bits - 1)).all())
 
-    def codes(self, start: int = 0, stop: int | None = None) -> Tensor:
-        """Codes of outputs `start` to `stop`, inputs in order of groups: uint8 [inputs, stop - start]."""
-        codes = unpack_rows(self.qweight[:, start:stop], self.bits)
+    def codes(self, outputs: slice | Tensor = slice(None)) -> Tensor:
+        """Codes of some outputs, inputs in order of groups: uint8 [inputs, outputs]."""
+        codes = unpack_rows(self.qweight[:, outputs], self.bits)
         return codes if self.order is None else codes[self.order]
 
     @property
@@ -64,25 +64,28 @@ class QuantizedWeight:
         """The form of `small_codes` that takes the least memory."""
         return form_of(self.bits, self.group_size, self.scales.dtype, symmetric=self.symmetric)
 
-    def small_codes(self, form: CodesForm) -> SmallCodes:
+    def small_codes(self, form: CodesForm) -> CodesMatrix:
         """The matrix for kernels that multiply with codes; a large group becomes several that are alike.
 
         Args:
             form: `self.form`, or that of several matrices of which some have zero points.
         """
-        scales = self.scales if form.scales == "half" else self.scales.float()
-        zeros = (self.zeros.to(torch.int16) - (1 << (self.bits - 1))).to(torch.int8)
 
         def by_outputs(of_groups: Tensor) -> Tensor:
             return of_groups.t().repeat_interleave(self.group_size // form.group_size, dim=1).contiguous()
 
-        return SmallCodes(
-            form,
-            self.codes().t().contiguous(),
-            by_outputs(scales),
-            None if form.offsets == "none" else by_outputs(zeros),
-            order=None if self.order is None else self.order.int(),
-        )
+        def take(outputs: Tensor) -> SmallCodes:
+            scales, zeros = self.scales[:, outputs], self.zeros[:, outputs].to(torch.int16)
+            return SmallCodes(
+                self.codes(outputs).t().contiguous(),
+                by_outputs(scales if form.scales == "half" else scales.float()),
+                None
+                if form.offsets == "none"
+                else by_outputs((zeros - (1 << (self.bits - 1))).to(torch.int8)),
+            )
+
+        order = None if self.order is None else self.order.int()
+        return CodesMatrix(form, self.outputs, take, order)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The matrix as `torch.nn.Linear` would have it: [outputs, inputs] in the checkpoint's order."""

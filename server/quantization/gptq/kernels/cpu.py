@@ -41,7 +41,7 @@ class CpuKernel(GPTQKernel):
         self.group_size = _kernel_group_size(weight.group_size)
         packed = torch.empty(weight.outputs, weight.inputs // 2, dtype=torch.uint8)
         for start in range(0, weight.outputs, BLOCK):
-            codes = weight.codes(start, start + BLOCK).t().int().contiguous()
+            codes = weight.codes(slice(start, start + BLOCK)).t().int().contiguous()
             packed[start : start + BLOCK] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
         self.register_buffer("packed", packed)
         scales = weight.scales.float()

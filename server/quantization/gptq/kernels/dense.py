@@ -31,7 +31,7 @@ class DenseKernel(GPTQKernel):
         if weight.order is not None:
             for start in range(0, weight.outputs, self.step):
                 part = slice(start, start + self.step)
-                self.words[:, part] = pack_rows(weight.codes(start, start + self.step), weight.bits)
+                self.words[:, part] = pack_rows(weight.codes(slice(start, start + self.step)), weight.bits)
         self.register_buffer("zeros", weight.zeros)
         self.register_buffer("scales", weight.scales.clone())
 

@@ -42,7 +42,7 @@ class MarlinKernel(GPTQKernel):
         words = weight.qweight.contiguous()
         if weight.order is not None:
             parts = range(0, outputs, OUTPUTS_AT_ONCE)
-            packed = [pack_rows(weight.codes(at, at + OUTPUTS_AT_ONCE), weight.bits) for at in parts]
+            packed = [pack_rows(weight.codes(slice(at, at + OUTPUTS_AT_ONCE)), weight.bits) for at in parts]
             words = torch.cat(packed, dim=1)
         self.symmetric = weight.symmetric
         self.bits = weight.bits

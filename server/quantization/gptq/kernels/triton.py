@@ -35,7 +35,7 @@ class TritonKernel(GPTQKernel):
         words = weight.qweight.new_empty(weight.inputs // triton_codes.PIECE, weight.outputs, 4 * weight.bits)
         for start in range(0, weight.outputs, OUTPUTS_AT_ONCE):
             stop = start + OUTPUTS_AT_ONCE
-            words[:, start:stop] = triton_codes.pack_codes(weight.codes(start, stop), weight.bits)
+            words[:, start:stop] = triton_codes.pack_codes(weight.codes(slice(start, stop)), weight.bits)
         self.register_buffer("words", words)
         self.register_buffer("factors", triton_codes.pack_factors(weight.scales, weight.zeros))
         self.symmetric = weight.symmetric
