@@ -121,8 +121,8 @@ class PackedWeights:
         for piece in pieces:
             part = self._part(piece.form, piece.outputs)
             part.data = self._next
-            for places in torch.split(_places(piece.outputs, halves), STRIPES_AT_ONCE * STRIPE):
-                self._pack_stripes(piece, places)
+            for stripes in torch.split(_places(piece.outputs, halves), STRIPES_AT_ONCE * STRIPE):
+                self._pack_stripes(piece, stripes)
             parts.append(part)
             order = piece.order
         array = (CodesPart * len(parts))(*parts)

@@ -75,13 +75,12 @@ class QuantizedWeight:
             return of_groups.t().repeat_interleave(self.group_size // form.group_size, dim=1).contiguous()
 
         def take(outputs: Tensor) -> SmallCodes:
-            scales, zeros = self.scales[:, outputs], self.zeros[:, outputs].to(torch.int16)
+            scales, middle = self.scales[:, outputs], 1 << (self.bits - 1)
+            zeros = (self.zeros[:, outputs].to(torch.int16) - middle).to(torch.int8)
             return SmallCodes(
                 self.codes(outputs).t().contiguous(),
                 by_outputs(scales if form.scales == "half" else scales.float()),
-                None
-                if form.offsets == "none"
-                else by_outputs((zeros - (1 << (self.bits - 1))).to(torch.int8)),
+                None if form.offsets == "none" else by_outputs(zeros),
             )
 
         order = None if self.order is None else self.order.int()
