@@ -1,4 +1,5 @@
-"""The engine process with stamps and random weights: ``python -m benchmarks.first_token.engine …``."""
+"""The engine process with stamps and random weights:
+``.venv/bin/python -m benchmarks.first_token.engine …``."""
 
 from __future__ import annotations
 

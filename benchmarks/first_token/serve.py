@@ -1,4 +1,4 @@
-"""The HTTP process with stamps: ``python -m benchmarks.first_token.serve CONFIG PORT``."""
+"""The HTTP process with stamps: ``.venv/bin/python -m benchmarks.first_token.serve CONFIG PORT``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine process with random weights: ``python -m benchmarks.gpu.made_up_engine ADDRESS PARENT``."""
+"""The engine process with random weights:
+``.venv/bin/python -m benchmarks.gpu.made_up_engine ADDRESS PARENT``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A server whose engine makes weights up: ``python -m benchmarks.gpu.made_up_weights CONFIG PORT``."""
+"""A server whose engine makes weights up:
+``.venv/bin/python -m benchmarks.gpu.made_up_weights CONFIG PORT``."""
 
 from __future__ import annotations
 

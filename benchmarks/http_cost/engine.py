@@ -1,4 +1,5 @@
-"""An engine process that computes nothing: ``python -m benchmarks.http_cost.engine ADDRESS PARENT``.
+"""An engine process that computes nothing:
+``.venv/bin/python -m benchmarks.http_cost.engine ADDRESS PARENT``.
 
 It speaks the messages of `server.continuous_batching.messages`, and gives each request a token a step, at the
 steps a second that the environment says. It begins once as many requests wait as it says there.

@@ -1,4 +1,4 @@
-"""The HTTP process to be measured: ``python -m benchmarks.http_cost.serve MODEL PORT [PROFILE]``.
+"""The HTTP process to be measured: ``.venv/bin/python -m benchmarks.http_cost.serve MODEL PORT [PROFILE]``.
 
 With PROFILE, a file, cProfile's figures are written there when it ends.
 """

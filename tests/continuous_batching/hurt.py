@@ -159,7 +159,7 @@ class Hurt:
             self.inject(how)
         if how == "stop":
             os.kill(pid, signal.SIGSTOP)
-        elif how in ("kill", "kill loading", "refuse", "raise Refused", "raise Ready"):
+        elif how in ("kill", "kill loading", "refuse", "raise Refused", "raise Loading", "raise Ready"):
             os.kill(pid, signal.SIGKILL)
         begin = time.monotonic()
         reason = await self.until(self.health)

@@ -29,6 +29,7 @@ HURTS = [
     "raise Add",
     "raise Cancel",
     "raise Report",
+    "raise Loading",
     "raise Ready",
     "refuse",
     "raise Refused",

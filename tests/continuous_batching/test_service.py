@@ -18,6 +18,7 @@ from server.api.service import Job
 from server.continuous_batching import messages, restarts
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import AnswerDelta, StepOutput
+from server.continuous_batching.phases import StartClock
 from server.continuous_batching.service import ContinuousBatchingService
 from server.continuous_batching.stats import EngineStats
 from server.scheduling.limits import GroupSize, Limits
@@ -36,6 +37,7 @@ class StubSupervisor:
     pid, restarts, problem = 1, 0, None
 
     def __init__(self) -> None:
+        self.start_clock = StartClock("process")
         self.sent: list[Any] = []
 
     def send(self, message: messages.ToEngine) -> None:
