@@ -1,11 +1,13 @@
 """Compiles the kernels once a machine, and keeps the library in the user's cache directory.
 
-The library is plain C to the outside and includes nothing of torch, so that this takes seconds and
-needs a C++ compiler only. What it is kept under is a hash of all that went into it.
+The library is plain C to the outside and includes nothing of torch, so that this needs a C++ compiler only.
+Each source file is compiled on a processor of its own. What the library is kept under is a hash of all that
+went into it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shlex
@@ -13,6 +15,9 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from server.ops.cpu.variants import VARIANTS, Variant
@@ -96,7 +101,9 @@ def build(variant: Variant) -> Path:
     version = _run([*compiler, "--version"])
     library = cache_directory() / _name(variant, compiler, version)
     if not library.is_file():
-        _compile(compiler, variant, library)
+        with _alone(library.parent):
+            if not library.is_file():
+                _compile(compiler, variant, library)
     return library
 
 
@@ -119,15 +126,33 @@ def _name(variant: Variant, *compiled_by: object) -> str:
     return f"kernels-{variant.name}-{content.hexdigest()[:16]}.so"
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Let one process at a time compile: servers that start together need the same library."""
+    try:
+        with (directory / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise NativeError(f"{directory} cannot be written: {error.strerror}") from error
+
+
 def _compile(compiler: list[str], variant: Variant, library: Path) -> None:
     directory = library.parent
     try:
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            compiled, linked = Path(scratch) / "kernels.o", Path(scratch) / "kernels.so"
-            _run([*compiler, *_FLAGS, *variant.flags, "-c", str(SOURCES / "api.cpp"), "-o", str(compiled)])
-            openmp = _loaded_openmp() or "-fopenmp"
-            _run([*compiler, "-shared", str(compiled), openmp, "-o", str(linked)])
-            linked.replace(library)  # atomic: another process may do the same at the same time
+
+            def compiled(source: Path) -> str:
+                target = str(Path(scratch) / f"{source.stem}.o")
+                _run([*compiler, *_FLAGS, *variant.flags, "-c", str(source), "-o", target])
+                return target
+
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                # from the last on, so that those that take longest come first
+                objects = list(pool.map(compiled, sorted(SOURCES.glob("*.cpp"), reverse=True)))
+            linked = Path(scratch) / "kernels.so"
+            _run([*compiler, "-shared", *objects, _loaded_openmp() or "-fopenmp", "-o", str(linked)])
+            linked.replace(library)  # atomic: it is there as a whole or not
     except OSError as error:
         raise NativeError(f"{directory} cannot be written: {error.strerror}") from error
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import stat
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
-import torch
 
 from server.ops.cpu import build as build_module
 from server.ops.cpu.build import NativeError, build, cache_directory
-from server.ops.cpu.library import NativeLibrary, load
-from server.ops.cpu.variants import VARIANTS, usable_variants
+from server.ops.cpu.library import load
+from server.ops.cpu.variants import VARIANTS, Variant, usable_variants
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.reference import Reference, mixed_requests
@@ -30,27 +32,57 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def small_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two files in place of the kernels, which take long to compile and are built for other tests."""
+    sources = tmp_path / "src"
+    sources.mkdir()
+    (sources / "one.cpp").write_text('#include "two.h"\nextern "C" int doubled(int x) { return twice(x); }\n')
+    (sources / "two.cpp").write_text('#include "two.h"\nint twice(int x) { return 2 * x; }\n')
+    (sources / "two.h").write_text("int twice(int x);\n")
+    monkeypatch.setattr(build_module, "SOURCES", sources)
+    return sources
+
+
+def doubled(library: Path, x: int) -> int:
+    return int(ctypes.CDLL(str(library)).doubled(x))
+
+
+@pytest.mark.usefixtures("small_sources")
 def test_built_once_and_found_again(empty_cache: Path) -> None:
     first = build(PORTABLE)
     modified = first.stat().st_mtime_ns
     assert build(PORTABLE) == first and first.stat().st_mtime_ns == modified
     assert list(empty_cache.rglob("*.so")) == [first]
-    assert NativeLibrary(first, PORTABLE).packed_bytes(torch.float32, 32, 16) == 32 * 16 * 4
+    assert doubled(first, 21) == 42
 
 
-def test_a_changed_source_is_built_anew(
-    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["two.cpp", "two.h"])
+@pytest.mark.usefixtures("empty_cache")
+def test_a_changed_source_is_built_anew(small_sources: Path, name: str) -> None:
     first = build(PORTABLE)
-    changed = tmp_path / "src"
-    changed.mkdir()
-    for source in build_module.SOURCES.iterdir():
-        (changed / source.name).write_text(source.read_text())
-    (changed / "api.cpp").write_text((changed / "api.cpp").read_text() + "// changed\n")
-    monkeypatch.setattr(build_module, "SOURCES", changed)
+    (small_sources / name).write_text((small_sources / name).read_text() + "// changed\n")
     assert build(PORTABLE) != first
 
 
+@pytest.mark.usefixtures("small_sources")
+def test_servers_that_start_together_compile_once(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Variant] = []
+    compile_ = build_module._compile
+
+    def slowly(compiler: list[str], variant: Variant, library: Path) -> None:
+        compiled.append(variant)
+        time.sleep(0.5)  # time for the others to find that there is no library
+        compile_(compiler, variant, library)
+
+    monkeypatch.setattr(build_module, "_compile", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        libraries = list(pool.map(build, [PORTABLE] * 3))
+    assert compiled == [PORTABLE]
+    assert {*libraries} == {*empty_cache.rglob("*.so")} and doubled(libraries[0], 2) == 4
+
+
+@pytest.mark.usefixtures("small_sources")
 def test_what_is_built_ahead_needs_no_compiler_and_no_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,7 +93,7 @@ def test_what_is_built_ahead_needs_no_compiler_and_no_cache(
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/1")
     found = build(PORTABLE)
     assert list((tmp_path / "prebuilt").iterdir()) == [found]
-    assert NativeLibrary(found, PORTABLE).packed_bytes(torch.float32, 32, 16) == 32 * 16 * 4
+    assert doubled(found, 3) == 6
 
 
 def test_best_first_and_one_for_every_processor() -> None:

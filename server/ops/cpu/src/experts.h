@@ -107,11 +107,11 @@ class Routing {
     Scratch memory_;
 };
 
-// The products of all groups with the numbers of their experts; finish(expert) takes the pieces of one. All stripes of
+// The products of all groups with the numbers of their experts; finish_of(expert) takes the pieces of one. All stripes of
 // all groups are one set of tasks.
-template <class T, class Finish>
+template <class T, class FinishOf>
 void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& groups, const Matrix* matrices,
-                    int outputs, const Finish& finish) {
+                    int outputs, const FinishOf& finish_of) {
     const int stripes = int(ceil_div(outputs, 32));
     std::vector<int> ends;
     for (const Group& group : groups)
@@ -124,6 +124,6 @@ void grouped_linear(Member& me, PackedRows<T> x, const std::vector<Group>& group
         const int begin = group.begin + own / stripes * passes.rows;
         const int end = std::min(group.begin + group.count, begin + passes.rows);
         const PackedWeight<T> weight{static_cast<const T*>(matrices[group.expert].data), outputs, x.depth_tiles};
-        pass_stripe(x, begin, end, weight.stripe(index), index, finish(group.expert));
+        pass_stripe(x, begin, end, weight.stripe(index), index, finish_of(group.expert));
     });
 }

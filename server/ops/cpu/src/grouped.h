@@ -9,6 +9,9 @@
 
 #include "bytes.h"
 
+// Inputs of a stripe that all rows pass by before the next ones: they stay in the first-level cache.
+constexpr int kBlockInputs = 256;
+
 // How a scale is stored, and so an offset of kind kLikeScales. kFine: a signed byte.
 enum ScaleKind : int32_t { kFloat, kHalf, kFine };
 // None: codes have their middle taken off. kZeros: that, and a signed byte z too. kLikeScales: an offset.

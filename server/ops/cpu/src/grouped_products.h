@@ -5,7 +5,6 @@
 #pragma once
 
 #include "grouped.h"
-#include "linear.h"
 
 #ifdef __AVX512F__
 constexpr int kCodeRows = 8;  // whose sums fit in the registers
@@ -15,8 +14,6 @@ constexpr int kCodeRows = 2, kByteRows = 2;
 #endif
 // From this number of rows on, codes are written as numbers of type T once, not read anew for every few rows.
 constexpr int kReadyRows = 4 * kCodeRows;
-// Inputs of a stripe that all rows pass by before the next ones: they stay in the first-level cache.
-constexpr int kBlockInputs = 256;
 // How far ahead of their use codes are fetched.
 constexpr int64_t kAheadBytes = 3072;
 

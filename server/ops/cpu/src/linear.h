@@ -31,14 +31,30 @@ struct Passes {
     }
 };
 
-// Rows [begin, end) × stripe `index` of a weight, at `stripe`. finish(row, count, index, c) takes each piece,
-// `count` rows from `row` on, as c [count][32].
+// What takes the pieces of a product, one after the other: `count` rows from `row` on with stripe `index` of the weight,
+// c [count][32]. It refers to a function that the caller keeps; one call serves thousands of multiplications, and
+// products are compiled once, whatever follows them.
+class Finish {
+   public:
+    template <class Function>
+    Finish(const Function& function)
+        : function_(&function), call_([](const void* called, int row, int count, int index, const float* c) {
+              (*static_cast<const Function*>(called))(row, count, index, c);
+          }) {}
+    void operator()(int row, int count, int index, const float* c) const { call_(function_, row, count, index, c); }
+
+   private:
+    const void* function_;
+    void (*call_)(const void*, int, int, int, const float*);
+};
+
+// Rows [begin, end) × stripe `index` of a weight, at `stripe`.
 //
 // Weights are fetched ahead, at the pace at which they are used. Where they are read once, by just as much as hides
 // the memory's latency, which the processor's own fetching does for a page at a time only. Where each block of them
 // is read several times, the next block comes meanwhile; for tile registers, which are faster, the next stripe.
-template <class T, class Finish>
-INLINE void pass_stripe(PackedRows<T> x, int begin, int end, const T* stripe, int index, const Finish& finish) {
+template <class T>
+void pass_stripe(PackedRows<T> x, int begin, int end, const T* stripe, int index, Finish finish) {
     alignas(64) float c[kPassRows * 32];
     const int depth = x.depth_tiles, times = readings<T>(end - begin), block = times == 1 ? depth : kDepthBlock;
     constexpr int64_t tile_bytes = 2 * kTile<T> * sizeof(T);
@@ -59,21 +75,16 @@ INLINE void pass_stripe(PackedRows<T> x, int begin, int end, const T* stripe, in
     }
 }
 
-// Compute `stripes` stripes of rows × weightᵀ; stripe_at(index) is where one lies, and finish as in pass_stripe().
-template <class T, class Finish, class StripeAt>
-void linear_passes(Member& me, PackedRows<T> x, int rows, int stripes, const Finish& finish, const StripeAt& stripe_at) {
+// Compute rows × weightᵀ, shared among threads.
+template <class T>
+void linear(Member& me, PackedRows<T> x, int rows, const PackedWeight<T>& weight, Scratch&, Finish finish) {
     if (rows == 0) return;
     const Passes passes(rows, x.depth_tiles);
-    const int pass = passes.rows;
+    const int pass = passes.rows, stripes = weight.stripes();
     me.share(passes.count * stripes, [&](int task) {
         const int begin = task / stripes * pass, end = std::min(rows, begin + pass), index = task % stripes;
-        pass_stripe(x, begin, end, stripe_at(index), index, finish);
+        pass_stripe(x, begin, end, weight.stripe(index), index, finish);
     });
-}
-
-template <class T, class Finish>
-void linear(Member& me, PackedRows<T> x, int rows, const PackedWeight<T>& weight, Scratch&, const Finish& finish) {
-    linear_passes(me, x, rows, weight.stripes(), finish, [&](int index) { return weight.stripe(index); });
 }
 
 // What takes pieces of a product as y[row, :] = product + bias, or += scale · (product + bias); y is [rows, outputs]

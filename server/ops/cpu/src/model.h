@@ -197,14 +197,14 @@ class Model {
     }
 
     // The products of the rows of each expert with its matrix: numbers in one set of tasks, codes expert by expert.
-    // finish(expert) takes the pieces of one.
-    template <class Finish>
+    // finish_of(expert) takes the pieces of one.
+    template <class FinishOf>
     void expert_products(Member& me, PackedRows<T> x, const Matrix* matrices, int outputs, int inputs,
-                         Scratch& scratch, const Finish& finish) {
-        if (!matrices->count) return grouped_linear(me, x, routing_.groups, matrices, outputs, finish);
+                         Scratch& scratch, const FinishOf& finish_of) {
+        if (!matrices->count) return grouped_linear(me, x, routing_.groups, matrices, outputs, finish_of);
         for (const Group& group : routing_.groups) {
             const PackedRows<T> own{x.at(group.begin, 0), x.depth_tiles};
-            const auto put = finish(group.expert);
+            const auto put = finish_of(group.expert);
             const auto put_own = [&](int row, int count, int index, const float* c) {
                 put(group.begin + row, count, index, c);
             };
@@ -215,10 +215,10 @@ class Model {
         }
     }
 
-    // What the experts of a layer make of normed_, in branch_; finish(row) takes each row of it, but for ranks, whose
+    // What the experts of a layer make of normed_, in branch_; take(row) takes each row of it, but for ranks, whose
     // parts are to be added up.
-    template <class Finish>
-    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch, const Finish& finish) {
+    template <class Take>
+    void run_experts(Member& me, const Layer& w, int rows, Scratch& scratch, const Take& take) {
         const Experts& e = w.experts;
         const int hidden = spec_.hidden, wide = w.gated ? 2 * w.inner : w.inner;
         const auto to = [&](const Matrix& matrix, int outputs, int inputs, PackedRows<T> x, const float* bias,
@@ -272,7 +272,7 @@ class Model {
                 const float gate = e.shared_gate.is_there() ? 1.0f / (1.0f + std::exp(-scores_[row])) : 1.0f;
                 add_normalized(y, shared_ + int64_t(row) * hidden, Norm{}, hidden, gate);
             }
-            if (!exchange_.split()) finish(row);
+            if (!exchange_.split()) take(row);
         });
     }
 

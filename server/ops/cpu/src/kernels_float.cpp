@@ -1,0 +1,3 @@
+#include "kernels_of_type.h"
+
+template struct Kernels<float>;
