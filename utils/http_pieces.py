@@ -6,6 +6,8 @@ for its head and its end alone. A stream has a piece for each token, and the wra
 
 from __future__ import annotations
 
+import weakref
+
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 PIECES = "inference_stack.pieces"
@@ -22,7 +24,8 @@ class BodyPieces:
     __slots__ = ("_cycle",)
 
     def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+        # its scope holds this object: only the garbage collector would free the two
+        self._cycle = weakref.ref(cycle)
 
     def write(self, piece: bytes) -> bool:
         """Write a piece, which is not empty, or drop it where the client is gone.
@@ -31,8 +34,8 @@ class BodyPieces:
             False where it must go through `send`: there is no head yet, the response is not chunked, or the
             client reads slowly, so that `send` has to wait for it.
         """
-        cycle = self._cycle
-        if cycle.disconnected:
+        cycle = self._cycle()
+        if cycle is None or cycle.disconnected:
             return True
         if not cycle.chunked_encoding or not cycle.response_started or cycle.flow.write_paused:
             return False

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests.raw_http import connected
 from tests.serving import eventually
@@ -54,6 +56,23 @@ async def test_pieces_are_chunks_of_the_body(port: int) -> None:
             async with session.get(f"http://127.0.0.1:{port}/") as response:
                 assert await response.read() == b"piece 0\npiece 1\npiece 2\nend"
             assert taken == [False, True, True, True], "the first came before the head"
+
+
+async def test_a_request_leaves_nothing_to_the_garbage_collector(port: int) -> None:
+    def requests() -> int:
+        return sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = requests()
+        async with aiohttp.ClientSession() as session:
+            for _ in range(10):
+                async with session.get(f"http://127.0.0.1:{port}/") as response:
+                    await response.read()
+        assert requests() - before <= 1, "a connection keeps its last request"
+    finally:
+        gc.enable()
 
 
 async def test_an_answer_without_chunks_goes_through_send(port: int) -> None:
