@@ -41,8 +41,6 @@ class Stub:
     """Answer to every completion."""
     die_after: int | None = None
     """Abort the connection after this number of events, or before a whole answer, once."""
-    stays_dead: bool = False
-    """Listen no more after that."""
     stream_error: ApiError | None = None
     """Ends the next stream after two tokens."""
     raw: bytes | None = None
@@ -199,8 +197,6 @@ class Stub:
                 writer.write(b"40\r\n: tokens 0 77\ndata: {")
                 await writer.drain()
                 writer.transport.abort()
-                if self.stays_dead:
-                    await self.kill()
                 return False
             if self.stream_error is not None and sent == 2:
                 error, self.stream_error = self.stream_error, None

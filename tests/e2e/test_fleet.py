@@ -24,7 +24,7 @@ SERVERS = ("a-1", "a-2", "b-1", "b-2", "c")
 CLIENTS = 2
 """Of each model, one with streams and one without."""
 PATIENCE = {"replica_wait_seconds": 110, "stream_wait_seconds": 110, "max_wait_seconds": 110}
-"""As docs/fleet.md advises where a start takes long, which it does on a loaded machine; clients wait longer."""
+"""As docs/fleet.md advises where a start takes long, as it does on a loaded machine; clients wait longer."""
 BODY = {"prompt": "Once upon a time", "generation_config": {"max_new_tokens": 24}}
 
 
