@@ -22,6 +22,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_runtest_setup() -> None:
+    from tests.interpreter import make_faster
+
+    make_faster()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """A GPU where there is one: its kernels run in an interpreter on a CPU."""

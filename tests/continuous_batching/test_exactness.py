@@ -32,7 +32,7 @@ def assert_exact(llm: LLM, reference: Reference, requests: Requests) -> None:
 
 @pytest.fixture(scope="module")
 def mixed(reference: Reference) -> Requests:
-    return mixed_requests(reference, 280, seed=1, longest=300, longest_prompt=40)
+    return mixed_requests(reference, 140, seed=1, longest=300, longest_prompt=40)
 
 
 def test_long_prompts_in_an_ample_cache(tiny_model: Path, reference: Reference) -> None:
@@ -54,8 +54,8 @@ def test_mixed_requests_under_pressure(tiny_model: Path, reference: Reference, m
     )
     assert_exact(llm, reference, mixed)
     stats = llm.engine.stats()
-    assert stats.preempted_by_swap >= 200
-    assert stats.preempted_by_recompute >= 200
+    assert stats.preempted_by_swap >= 100
+    assert stats.preempted_by_recompute >= 100
     assert stats.prefix_hits > 0 and stats.copies_on_write > 0
 
 

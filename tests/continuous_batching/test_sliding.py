@@ -136,7 +136,7 @@ def test_a_small_pool_of_windows_makes_requests_leave(gemma: Path) -> None:
     assert stats.preempted_by_swap > 0 and stats.preempted_by_recompute > 0
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_steps_that_overlap(
     model: Path, windowed: Reference, monkeypatch: pytest.MonkeyPatch, replayed: bool
 ) -> None:

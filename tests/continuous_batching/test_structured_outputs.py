@@ -106,7 +106,7 @@ def test_under_swap_and_recomputation(
     assert stats.preempted_by_swap if num_blocks_cpu else stats.preempted_by_recompute
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_where_steps_overlap(
     tiny_model: Path, expected: list[list[str]], monkeypatch: pytest.MonkeyPatch, replayed: bool
 ) -> None:

@@ -23,6 +23,8 @@ MODELS = ("a", "b", "c")
 SERVERS = ("a-1", "a-2", "b-1", "b-2", "c")
 CLIENTS = 2
 """Of each model, one with streams and one without."""
+PATIENCE = {"replica_wait_seconds": 110, "stream_wait_seconds": 110, "max_wait_seconds": 110}
+"""As docs/fleet.md advises where a start takes long, as it does on a loaded machine; clients wait longer."""
 BODY = {"prompt": "Once upon a time", "generation_config": {"max_new_tokens": 24}}
 
 
@@ -68,7 +70,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetOnDisk]:
     """The fleet, ready."""
     directory = tmp_path_factory.mktemp("fleet")
     first = neighbouring_ports(1 + len(SERVERS))
-    (directory / "client_config.json").write_text("{}")
+    (directory / "client_config.json").write_text(json.dumps(PATIENCE))
     servers = []
     for seed, model in enumerate(MODELS):
         tiny_llama(directory / model, seed=seed)

@@ -81,6 +81,8 @@ def follow(clone: Path, commands: list[str]) -> list[str]:
     script += "".join(f"\necho '{STEP}'\n{command}" for command in commands)
     shell = [*PRIVATE_NETWORK, "bash", "-c", script]
     environment = PLAIN | {"HOME": os.environ.get("HOME", "/")}
+    if "OMP_NUM_THREADS" in os.environ:  # the suite's share of the cores, see tests/conftest.py
+        environment["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
     done = subprocess.run(shell, cwd=clone, env=environment, capture_output=True, text=True, timeout=280)
     printed = done.stdout.split(f"{STEP}\n")[1:]
     assert done.returncode == 0, f"{commands[len(printed) - 1]}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"

@@ -53,6 +53,8 @@ EXPERTS = {
     "moe_intermediate_size": 42,
     "shared_expert_intermediate_size": 64,
 }
+APART = {"initializer_range": 0.22}
+"""Where at `SIZES`' a router's second and third expert lie 1e-6 apart: rounding would choose between them."""
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -84,7 +86,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss-window-17-even": ("gpt_oss", EVEN | EXPERTS | {"sliding_window": 17, "rope_scaling": YARN}),
     "mixtral": ("mixtral", EXPERTS),
     "mixtral-window-40-even": ("mixtral", EVEN | EXPERTS | {"sliding_window": 40}),
-    "olmoe": ("olmoe", PLAIN | EXPERTS),
+    "olmoe": ("olmoe", PLAIN | EXPERTS | APART),
     "olmoe-even": ("olmoe", EVEN | EXPERTS | {"norm_topk_prob": True}),
     "qwen2-moe": ("qwen2_moe", PLAIN | EXPERTS | {"shared_expert_intermediate_size": 70}),
     "qwen2-moe-window-7-even": (

@@ -39,7 +39,12 @@ compiled(triton_codes._dequantize_kernel, common | {"weight": "*" + dtype}, code
 
 @pytest.mark.parametrize(
     ("dtype", "bits", "way"),
-    [("bf16", 4, "shrunk"), ("bf16", 4, "paired"), ("fp16", 4, "paired"), ("bf16", 8, "plain")],
+    [
+        ("bf16", 4, "shrunk"),
+        pytest.param("bf16", 4, "paired", marks=pytest.mark.slow),
+        ("fp16", 4, "paired"),
+        ("bf16", 8, "plain"),
+    ],
 )
 def test_kernels_compile_for_hopper(dtype: str, bits: int, way: str) -> None:
     run_script(_COMPILE, dtype, str(bits), way, timeout=200, TRITON_INTERPRET="0")

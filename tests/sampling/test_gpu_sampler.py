@@ -34,10 +34,10 @@ def test_options_are_applied_on_the_device(
         {"repetition_penalty": 1.5}, {"frequency_penalty": 0.7, "presence_penalty": 0.4}, {},
         {"do_sample": False, "frequency_penalty": 1.0, "logprobs": 2},
         {"logit_bias": {7: 4.0, 9: -100.0}, "logprobs": 0},
-        {"min_new_tokens": 20, "eos_token_id": list(range(3, 40)), "logprobs": 3},
+        {"min_new_tokens": 8, "eos_token_id": list(range(3, 40)), "logprobs": 3},
     ]  # fmt: skip
     configs = [
-        GenerationConfig(**{"max_new_tokens": 30, "do_sample": True, "seed": seed, **chosen})
+        GenerationConfig(**{"max_new_tokens": 12, "do_sample": True, "seed": seed, **chosen})
         for seed, chosen in enumerate(options)
     ]
     prompts = [[5 + index, 7, 9] * (1 + index % 5) for index in range(len(configs))]
@@ -115,7 +115,7 @@ def test_beams_alone(
     assert not reference.misreported(requests, generations)
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_beams_among_others(
     tiny_model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, replayed: bool
 ) -> None:
@@ -128,7 +128,7 @@ def test_beams_among_others(
         {"num_beams": 2, "repetition_penalty": 1.4, "logprobs": 1}, {"num_beams": 3, **held}, held,
         {"num_beams": 2, "do_sample": True, "top_k": 9, "seed": 5}, {"num_beams": 2, "logit_bias": {7: 3.0}},
     ]  # fmt: skip
-    configs = [GenerationConfig(**{"max_new_tokens": 25, "ignore_eos": True, **chosen}) for chosen in options]
+    configs = [GenerationConfig(**{"max_new_tokens": 13, "ignore_eos": True, **chosen}) for chosen in options]
     prompts = [[5 + index, 7, 9] * (1 + index) for index in range(len(configs))]
     waiting = small_llm(tiny_model).generate(prompts, configs)
     llm = overlapped_llm(tiny_model, monkeypatch, num_blocks=400, replayed=replayed)
@@ -150,10 +150,10 @@ def test_samples_are_drawn_with_their_own_noise(
 ) -> None:
     """Answers of different lengths, so that slots change hands between requests of other seeds."""
     configs = [
-        GenerationConfig(max_new_tokens=6 + 5 * (s % 4), do_sample=True, temperature=0.8, seed=s)
-        for s in range(40)
+        GenerationConfig(max_new_tokens=4 + 3 * (s % 4), do_sample=True, temperature=0.8, seed=s)
+        for s in range(24)
     ]
-    prompts = [[5 + s, 7, 9] * (1 + s % 5) for s in range(40)]
+    prompts = [[5 + s, 7, 9] * (1 + s % 5) for s in range(24)]
     generations = overlapped_llm(tiny_model, monkeypatch, num_blocks=60).generate(prompts, configs)
     answers = [generation.answers[0].token_ids for generation in generations]
     assert worst_miss(reference.model, prompts, configs, answers) < 1e-3

@@ -70,7 +70,7 @@ class ByPlace(Stage):
 
 def answers(llm: LLM) -> list[list[int]]:
     options = [{"top_k": 3}, {}, {"top_k": 7}, {"top_k": 2, "repetition_penalty": 1.2}, {"top_k": 5}]
-    configs = [GenerationConfig(max_new_tokens=12, ignore_eos=True, **chosen) for chosen in options]
+    configs = [GenerationConfig(max_new_tokens=8, ignore_eos=True, **chosen) for chosen in options]
     configs[4] = configs[4].model_copy(update={"num_beams": 2})
     prompts = [[5 + i, 7, 9] * (1 + i) for i in range(5)]
     found = [generation.answers[0].token_ids for generation in llm.generate(prompts, configs)]
@@ -80,7 +80,7 @@ def answers(llm: LLM) -> list[list[int]]:
     return found
 
 
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_masks_that_the_host_fills(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, replayed: bool) -> None:
     monkeypatch.setattr(sampling_state, "STAGES", [Penalties, ByPlace])
     expected = answers(small_llm(tiny_model))

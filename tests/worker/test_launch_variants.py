@@ -15,6 +15,7 @@ from server.ops.triton import decode_attention as triton_decode
 from server.ops.triton import norm as triton_norm
 from server.ops.triton.attention import TritonAttention
 from server.ops.triton.layer_ops import TritonLayerOps
+from server.quantization import gemv as triton_gemv
 from server.worker.decode_graphs import graph_sizes
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
@@ -87,6 +88,7 @@ def test_a_start_compiles_norms_for_any_number_of_tokens(
     assert isinstance(runner, PagedModelRunner)
     monkeypatch.setattr(triton_norm, "_rms_norm", launches)
     monkeypatch.setattr(triton_norm, "_silu_mul", Launches())
+    monkeypatch.setattr(triton_gemv, "_gemv", Launches())
     monkeypatch.setattr(triton_norm, "launch_options", lambda _, overlapped=True: {"PDL": overlapped})
     runner.warm_up(80)
     started = set(launches.seen)

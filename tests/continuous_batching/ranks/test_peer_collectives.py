@@ -20,7 +20,9 @@ import sys
 import torch
 
 from server.device.peer_collectives import PeerCollectives, inbox_bytes, largest_bytes
+from tests.interpreter import make_faster
 
+make_faster()
 path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 size = inbox_bytes(ranks, largest_bytes(ranks))
 memory = torch.from_file(path, shared=True, size=ranks * size, dtype=torch.uint8)
@@ -58,7 +60,9 @@ import sys
 import torch
 
 from server.device.two_shot_sums import TwoShotSums, inbox_bytes
+from tests.interpreter import make_faster
 
+make_faster()
 path, rank, ranks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 largest, chunk_bytes = 4096, 64
 size = inbox_bytes(ranks, largest, chunk_bytes)
@@ -87,7 +91,7 @@ print(found_by_rank.hexdigest())
 
 
 @pytest.mark.parametrize("collectives", [RANK, LARGE], ids=["whole", "in-two-shots"])
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_sums_and_parts(tmp_path: Path, ranks: int, collectives: str) -> None:
     """Calls of many sizes in turn, so that places are used again, by ranks that are not in step."""
     command = [sys.executable, "-c", collectives, str(tmp_path / "memory")]

@@ -14,6 +14,10 @@ from server.ops.cpu.library import NativeLibrary
 from tests.ops.cpu.scenes import LAYER, LAYERS, Scene, random_angles
 from tests.ops.shapes import attention_shape, attention_spec
 
+OF_TILES = 5 / 3
+"""How much further off spans may be on tile registers, which take the queries and the weights of softmax in
+bfloat16 as well: a query's rounding moves a score of 20 by some 0.03, and by as much of itself its weight."""
+
 
 def check(library: NativeLibrary, scene: Scene, tolerance: float) -> None:
     """Attend, write nothing but the new slots, and read nothing that no window sees."""
@@ -32,7 +36,12 @@ def check(library: NativeLibrary, scene: Scene, tolerance: float) -> None:
     backend = NativeAttention(shape, [angles], scene.cache, library)
     backend.prepare(batch)
     found = backend.forward(LAYER, query, key, value, sinks)
-    assert (found.double() - expected).abs().max() < tolerance
+    errors = (found.double() - expected).abs().amax(1)
+    decodes = sum(scene.fresh[: scene.num_decodes])
+    assert (errors[:decodes] < tolerance).all()
+    if not backend.chunks_like_decodes:
+        tolerance *= OF_TILES
+    assert (errors[decodes:] < tolerance).all()
     stored = scene.cache[batch.slot_blocks, LAYER, 1, batch.slot_offsets]
     assert torch.equal(stored, value.to(shape.dtype))
     scene.cache[batch.slot_blocks, LAYER, :, batch.slot_offsets] = before[

@@ -176,6 +176,7 @@ assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiproc
 """
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_kernels_compile_for_hopper(dtype: str) -> None:
-    run_script(_LAUNCHES, dtype, timeout=280, TRITON_INTERPRET="0")
+    run_script(_LAUNCHES, dtype, timeout=1400, TRITON_INTERPRET="0")
