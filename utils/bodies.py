@@ -21,6 +21,7 @@ from protocol.errors import (
 from utils.begun import Begun
 from utils.config import ConfigModel
 from utils.json_values import most_values, too_many_values
+from utils.threads import in_turn
 
 SMALL_BODY = 2**16
 """Bodies up to this size are not counted, so that a few large ones cannot keep small ones out."""
@@ -176,7 +177,7 @@ class Body:
         most = self._bodies.limits().max_body_values
         if len(body) <= COUNTED_AT_ONCE and most_values(body) <= most:
             return
-        if await asyncio.to_thread(too_many_values, body, most):
+        if await in_turn(too_many_values, body, most):
             raise too_many_values_in_body(most)
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:

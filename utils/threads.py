@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 SWITCH_SECONDS = 0.0005
 NICENESS = 10
@@ -28,3 +36,15 @@ def give_way() -> None:
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
+_long_work = ThreadPoolExecutor(1, "long work")
+
+
+async def in_turn(function: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+    """What `function` makes, on the one thread for long work that needs the interpreter.
+
+    Several such threads would hand it to each other, and the event loop would wait for each of them in turn.
+    """
+    call = functools.partial(function, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_long_work, call)

@@ -17,6 +17,7 @@ from server.api.reading import AnswerReader
 from server.api.service import Job, Service, check_ready
 from server.text import checks
 from server.text.bad_words import with_tokens
+from utils.threads import in_turn
 
 OPENAI_DEFAULT_MAX_TOKENS = 16
 """`max_tokens` of ``/v1/completions`` where it is not given."""
@@ -266,7 +267,7 @@ async def checked(service: Service, call: Call) -> Call:
     call.config = with_tokens(config, service.tokenizer, call.field_of("bad_words"))
     if config.structured_outputs is not None:
         field = call.field_of("structured_outputs")
-        call.config = await asyncio.to_thread(checks.with_grammar, call.config, field)
+        call.config = await in_turn(checks.with_grammar, call.config, field)
     if call.resume is not None:
         if not call.stream:
             raise unprocessable("only a stream can be resumed", param="resume")

@@ -96,7 +96,7 @@ def test_under_swap_and_recomputation(
 ) -> None:
     llm = small_llm(
         tiny_model,
-        num_blocks=40,
+        num_blocks=32,
         num_blocks_cpu=num_blocks_cpu,
         swap_policy="swap" if num_blocks_cpu else "auto",
     )

@@ -11,9 +11,10 @@ from scipy.stats import gumbel_r, kstest
 
 from server.ops.cpu.build import NativeError, build
 from server.ops.cpu.library import NativeLibrary
-from server.ops.cpu.variants import Variant, usable_variants
+from server.ops.cpu.variants import Variant
 from server.sampling.choice import choose_by_torch
 from server.sampling.random import LEAST_NOISE, MOST_NOISE, gumbel, philox, random_words
+from tests.builds import BUILDS
 
 # of Random123, the library of the generator's authors: (counter, key) → words, with seven rounds
 KNOWN_ANSWERS = [
@@ -81,7 +82,7 @@ def test_the_noise_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert least == pytest.approx(-math.log(33 * math.log(2))) and least > LEAST_NOISE
 
 
-@pytest.mark.parametrize("variant", list(usable_variants()), ids=lambda variant: variant.name)
+@pytest.mark.parametrize("variant", BUILDS)
 def test_every_build_of_the_kernel_chooses_as_the_reference(variant: Variant) -> None:
     """Vocabularies of all remainders, lines of all kinds, scores that are not finite."""
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,6 +18,7 @@ from server.text.conversation import Conversation
 from server.text.deadline import run_within
 from server.text.formats.chosen import AnswerTools
 from server.text.formats.parser import AnswerParser
+from utils.threads import in_turn
 
 TEMPLATE_SECONDS = 10.0
 """How long a chat template may take: it is a program, and its loops may depend on the messages."""
@@ -141,9 +141,7 @@ async def _hold_to_form(service: Service, ask: ChatAsk, text: str) -> None:
         raise unprocessable(f"{where}: cannot be combined with continue_final_message", param=where)
     tokenizer = service.tokenizer
     in_reasoning = tokenizer.answer_format.opens_reasoning(text)
-    form = await asyncio.to_thread(
-        answer_form, ask.constraints, ask.tools, tokenizer, where, in_reasoning=in_reasoning
-    )
+    form = await in_turn(answer_form, ask.constraints, ask.tools, tokenizer, where, in_reasoning=in_reasoning)
     ask.sampling = ask.sampling.model_copy(update={"structured_outputs": form})
     ask.names = ask.names | {"structured_outputs": where}
 

@@ -17,8 +17,9 @@ from protocol.errors import (
     unprocessable,
 )
 from protocol.status import ServerState
-from tests.client.calls import Call, text_is_right
+from tests.client.calls import text_is_right
 from tests.client.conftest import MakeGateway
+from tests.client.one_life import OneLife
 from tests.client.stub import BUSY, Stub, short_lives, stubs
 from tests.serving import eventually
 
@@ -227,18 +228,8 @@ async def test_a_stream_that_no_server_can_continue_ends_with_an_error_event(
         assert b"\n\nevent: error\ndata: {" in await stream
 
 
-class OneLife(Stub):
-    """A server that does not listen any more once it has cut a stream."""
-
-    async def _stream(self, call: Call, writer: asyncio.StreamWriter) -> bool:
-        if not (whole := await super()._stream(call, writer)):
-            await self.kill()
-        return whole
-
-
 async def test_a_cut_stream_waits_for_room(make_gateway: MakeGateway) -> None:
     expected = await undisturbed(make_gateway, "story", 8)
-    # found well by a probe, the first would go on itself
     first, peer = OneLife(die_after=3), Stub(others=BUSY, refusal=queue_full("full"))
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         stream = asyncio.create_task(client.stream("story", 8))

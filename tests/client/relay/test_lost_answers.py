@@ -20,6 +20,7 @@ from protocol.errors import (
 )
 from tests.client.calls import Call, text_of, tokens_of
 from tests.client.conftest import MakeGateway
+from tests.client.one_life import OneLife
 from tests.client.stub import BUSY, Stub, short_lives, stubs
 from tests.serving import eventually
 
@@ -175,11 +176,9 @@ async def test_a_whole_answer_of_servers_that_cannot_stream_is_asked_for_again(
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_cut_whole_answer_waits_for_room(make_gateway: MakeGateway) -> None:
-    first, peer = Stub(die_after=0), Stub(others=BUSY, die_after=3)
+    first, peer = OneLife(die_after=0), Stub(others=BUSY, die_after=3, seconds_per_token=0.05)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         answer = asyncio.create_task(client.complete("story", 8))
-        await eventually(lambda: bool(first.calls))
-        await first.kill()
         await eventually(lambda: bool(peer.calls))
         peer.refusal = queue_full("full")
         await eventually(lambda: len(peer.calls) >= 3)
