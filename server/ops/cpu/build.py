@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from server.ops.cpu.variants import VARIANTS, Variant
@@ -131,7 +131,8 @@ def _alone(directory: Path) -> Iterator[None]:
     """Let one process at a time compile: servers that start together need the same library."""
     try:
         with (directory / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # on a file system without locks each compiles, and the last one's stays
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
     except OSError as error:
         raise NativeError(f"{directory} cannot be written: {error.strerror}") from error

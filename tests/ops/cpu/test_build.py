@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import pwd
 import stat
@@ -80,6 +81,15 @@ def test_servers_that_start_together_compile_once(empty_cache: Path, monkeypatch
         libraries = list(pool.map(build, [PORTABLE] * 3))
     assert compiled == [PORTABLE]
     assert {*libraries} == {*empty_cache.rglob("*.so")} and doubled(libraries[0], 2) == 4
+
+
+@pytest.mark.usefixtures("small_sources", "empty_cache")
+def test_a_file_system_without_locks_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_available(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none_available)
+    assert doubled(build(PORTABLE), 4) == 8
 
 
 @pytest.mark.usefixtures("small_sources")

@@ -61,7 +61,7 @@ void linear(Member& me, PackedRows<T> x, int rows, const CodesWeight& weight, Sc
             for (int i = 0; i < weight.count; memory += prepared_size(weight.parts[i++], rows, inputs))
                 prepare_row(weight.parts[i], x, row, rows, inputs, memory);
         });
-    // a piece, a product of tiles, and the codes of a block (or of a group, if that has more) as numbers
+    // a piece, and what multiply_part() wants behind it
     float* c = scratch.floats(size_t(ceil_div(passes.rows, 32)) * 32 * 32 + 32 * 32 + kBlockInputs * 32);
     me.share(passes.count * stripes, [&](int task) {
         const int first = task / stripes * passes.rows, index = task % stripes;

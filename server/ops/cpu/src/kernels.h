@@ -1,7 +1,6 @@
 // What there is for each type of numbers; compiled in kernels_*.cpp.
 #pragma once
 
-#include "grouped.h"
 #include "cache.h"
 #include "spec.h"
 

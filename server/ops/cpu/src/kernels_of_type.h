@@ -1,3 +1,4 @@
+// What kernels.h declares, for kernels_*.cpp alone: it takes long to compile.
 #pragma once
 
 #include <algorithm>
