@@ -13,12 +13,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -101,24 +104,49 @@ def hostile(dice: random.Random) -> tuple[str, Body]:
     return "/v1/completions", {"model": "demo", "prompt": "x", "max_tokens": 20, "structured_outputs": form}
 
 
-async def gaps_of(session: aiohttp.ClientSession, stop: asyncio.Event) -> list[float]:
-    """Seconds between the events of streams, one after the other."""
+class Watcher:
+    """Streams answers one after the other and notes the seconds between their events.
+
+    A process of its own: the one that attacks writes bodies of many megabytes, which would hold it up.
+    """
+
+    def __init__(self, url: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._stop = context.Event()
+        self._found: Queue[list[float]] = context.Queue()
+        self._process = context.Process(target=watch, args=(url, self._stop, self._found), daemon=True)
+        self._process.start()
+
+    def end(self) -> list[float]:
+        """All gaps in order of length."""
+        self._stop.set()
+        found = self._found.get()
+        self._process.join()
+        return sorted(found)
+
+
+def watch(url: str, stop: Event, found: Queue[list[float]]) -> None:
+    found.put(asyncio.run(gaps_of(url, stop)))
+
+
+async def gaps_of(url: str, stop: Event) -> list[float]:
     found = []
     options = {"max_new_tokens": 1000, "ignore_eos": True}
-    while not stop.is_set():
-        body = {"model": "demo", "prompt": "Once", "stream": True, "generation_config": options}
-        async with session.post("/completion/v2", json=body) as response:
-            last = None
-            async for _ in response.content.iter_any():
-                now = time.perf_counter()
-                if last is not None:
-                    found.append(now - last)
-                last = now
-    return sorted(found)
+    async with aiohttp.ClientSession(url) as session:
+        while not stop.is_set():
+            body = {"model": "demo", "prompt": "Once", "stream": True, "generation_config": options}
+            async with session.post("/completion/v2", json=body) as response:
+                last = None
+                async for _ in response.content.iter_any():
+                    now = time.perf_counter()
+                    if last is not None:
+                        found.append(now - last)
+                    last = now
+    return found
 
 
 def written(count: int) -> list[tuple[str, bytes]]:
-    """Paths and bodies, made in advance: writing a large one would hold up the stream's own client."""
+    """Paths and bodies, made in advance: making a large one would hold up the other attackers."""
     dice = random.Random(7)
     return [(path, json.dumps(body).encode()) for path, body in (hostile(dice) for _ in range(count))]
 
@@ -155,13 +183,11 @@ async def measure(server: ServerProcess, count: int, at_once: int) -> int:
             ("first hostile forms", count // 2),
             ("more of them", count // 2),
         ):
-            stop, requests = asyncio.Event(), written(attacks)
-            watcher = asyncio.create_task(gaps_of(session, stop))
+            requests, watcher = written(attacks), Watcher(server.url)
             begin = time.perf_counter()
             told = await attack(session, requests, at_once)
             await asyncio.sleep(max(0.0, 10.0 - (time.perf_counter() - begin)))
-            stop.set()
-            gaps = await watcher
+            gaps = await asyncio.to_thread(watcher.end)
             longest = ", ".join(f"{1000 * gap:.0f}" for gap in gaps[:-6:-1])
             print(
                 f"{name}: {time.perf_counter() - begin:.1f} s, longest gaps {longest} ms, "
