@@ -193,10 +193,8 @@ class Stub:
         )
         for sent, i in enumerate(range(done, len(ids))):
             if self._dies(sent):
-                # in the middle of an event; those before it are to be read, not lost with the connection
-                writer.write(b"40\r\n: tokens 0 77\ndata: {")
-                await writer.drain()
-                await asyncio.sleep(0.02)
+                writer.write(b"40\r\n: tokens 0 77\ndata: {")  # in the middle of an event
+                await asyncio.sleep(0.02)  # or those before it are lost with the connection
                 writer.transport.abort()
                 return False
             if self.stream_error is not None and sent == 2:
