@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:  # tests of the gateway do without torch
     import torch
@@ -20,6 +21,10 @@ if shutil.which("nvidia-smi") is None:
 if "PYTEST_XDIST_WORKER" in os.environ:
     # the workers share the cores: threads of torch that spin would keep each other waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# a machine that is busy with other tests is slow: that is no failure
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 
 def pytest_runtest_setup() -> None:
