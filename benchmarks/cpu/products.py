@@ -3,29 +3,36 @@
 For each number of rows: milliseconds of all products of a model, bytes of weights and operations a second,
 the best of many calls. Each kind of product is timed on one matrix that is too large for the caches, as all
 layers of the model one after the other are, and stands for its part of the model. Attention, norms and
-Python are left out.
+Python are left out. ``--weights`` takes codes too, GPTQ of 4 bits in groups of 128 or a type of GGUF, with
+activations in bfloat16 or (``--arithmetic int8``) rounded to bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.cpu.bandwidth import read_bandwidth
 from benchmarks.machine import today
+from server.layers.codes import CodesForm, CodesMatrix, SmallCodes
 from server.layers.linear import Linear
+from server.ops.backend import Arithmetic
 from server.ops.cpu.build import build
 from server.ops.cpu.library import NativeLibrary
 from server.ops.cpu.structs import Matrix
 from server.ops.cpu.variants import usable_variants
 from server.ops.cpu.weights import PackedWeights
+from server.quantization.gguf.codes import FORMS
 from utils.commands import with_interpreter
 
 ROWS = (1, 2, 3, 4, 8, 16, 32, 128, 512)
@@ -34,6 +41,8 @@ PROMPT_ROWS = 64
 MATRIX_BYTES = 160 << 20
 PROMPT_BYTES = 24 << 20
 """Of the same matrix for prompts, which arithmetic bounds."""
+CODES = {"int4": CodesForm(4, 128)} | FORMS
+"""What weights can be besides bfloat16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +92,52 @@ def best_seconds(
     return best
 
 
-def measure_kind(library: NativeLibrary, kind: Kind, budget: float) -> dict[int, float]:
+class RandomCodes(Linear):
+    """A layer of random codes."""
+
+    dense = False
+
+    def __init__(self, form: CodesForm, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, 0, dtype=torch.bfloat16, device=torch.device("cpu"))
+        self._form, self._inputs, self._outputs = form, inputs, outputs
+
+    def codes_forms(self) -> list[tuple[CodesForm, int, int]]:
+        return [(self._form, self._outputs, self._inputs)]
+
+    def small_codes(self) -> Iterator[CodesMatrix]:
+        yield CodesMatrix(self._form, self._outputs, self._take)
+
+    def _take(self, outputs: Tensor) -> SmallCodes:
+        form = self._form
+        size = (len(outputs), self._inputs // form.group_size)
+        codes = torch.randint(2**form.bits, (len(outputs), self._inputs), dtype=torch.uint8)
+        dtype = {"float": torch.float32, "half": torch.float16, "fine": torch.int8}[form.scales]
+        scales, offsets, coarse = torch.ones(size, dtype=dtype), None, None
+        if form.offsets != "none":
+            offsets = torch.ones(size, dtype=torch.int8 if form.offsets == "zeros" else dtype)
+        if form.scales == "fine":
+            coarse = torch.ones(2, size[0], size[1] // form.unit, dtype=torch.float16)
+        return SmallCodes(codes, scales, offsets, coarse)
+
+
+def layer_of(weights: str, inputs: int, outputs: int) -> Linear:
+    """A layer with random weights of that form."""
+    if weights in CODES:
+        return RandomCodes(CODES[weights], inputs, outputs)
+    layer = Linear(inputs, outputs, dtype=torch.bfloat16, device=torch.device("cpu"))
+    torch.nn.init.normal_(layer.weight)
+    return layer
+
+
+def measure_kind(
+    library: NativeLibrary, kind: Kind, weights: str, arithmetic: Arithmetic, budget: float
+) -> dict[int, float]:
     """Milliseconds of all products of a kind, by rows."""
     size = kind.outputs * kind.inputs * 2
     copies = -(-MATRIX_BYTES // size)
-    layer = Linear(kind.inputs, kind.outputs * copies, dtype=torch.bfloat16, device=torch.device("cpu"))
-    torch.nn.init.normal_(layer.weight)
-    weights = PackedWeights(library, [layer])
-    matrix = weights.pack(layer)
+    layer = layer_of(weights, kind.inputs, kind.outputs * copies)
+    packed = PackedWeights(library, [layer], arithmetic=arithmetic)
+    matrix = packed.pack(layer)
     found = {}
     for rows in ROWS:
         used = -(-PROMPT_BYTES // size) if rows >= PROMPT_ROWS else copies
@@ -100,10 +147,12 @@ def measure_kind(library: NativeLibrary, kind: Kind, budget: float) -> dict[int,
     return found
 
 
-def measure(library: NativeLibrary, shape: LlamaShape, budget: float) -> list[Timed]:
+def measure(
+    library: NativeLibrary, shape: LlamaShape, weights: str, arithmetic: Arithmetic, budget: float
+) -> list[Timed]:
     """All numbers of rows for one model."""
     kinds = kinds_of(shape)
-    times = {kind.name: measure_kind(library, kind, budget) for kind in kinds}
+    times = {kind.name: measure_kind(library, kind, weights, arithmetic, budget) for kind in kinds}
     found = []
     for rows in ROWS:
         parts = {name: by_rows[rows] for name, by_rows in times.items()}
@@ -128,6 +177,8 @@ def main() -> None:
     variants = {variant.name: variant for variant in usable_variants()}
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["125m", "500m"])
     parser.add_argument("--variant", choices=variants, default=next(iter(variants)))
+    parser.add_argument("--weights", nargs="+", choices=["bfloat16", *CODES], default=["bfloat16"])
+    parser.add_argument("--arithmetic", choices=get_args(Arithmetic), default="exact")
     parser.add_argument("--budget", type=float, default=0.3, help="seconds for each figure")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/local/cpu-products.json"))
     options = parser.parse_args()
@@ -140,11 +191,12 @@ def main() -> None:
         "variant": variant.name,
         "threads": threads,
         "plain reading": limit,
+        "arithmetic": options.arithmetic,
     }
-    for name in options.shapes:
-        results = measure(library, SHAPES[name], options.budget)
-        report[name] = [{field: getattr(one, field) for field in Timed.__slots__} for one in results]
-        print(f"{name}, bfloat16\n  rows        ms    GB/s   GFLOP/s")
+    for name, weights in itertools.product(options.shapes, options.weights):
+        results = measure(library, SHAPES[name], weights, options.arithmetic, options.budget)
+        report[f"{name} {weights}"] = [asdict(one) for one in results]
+        print(f"{name}, {weights}, {options.arithmetic}\n  rows        ms    GB/s   GFLOP/s")
         for one in results:
             print(
                 f"  {one.rows:4} {one.milliseconds:9.2f} {one.gigabytes:7.1f} {one.gigaflops:9.1f}",

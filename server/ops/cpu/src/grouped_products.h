@@ -8,9 +8,8 @@
 
 #ifdef __AVX512F__
 constexpr int kCodeRows = 8;  // whose sums fit in the registers
-constexpr int kByteRows = 4;  // whose sums of a group and of all groups do: the former are short
 #else
-constexpr int kCodeRows = 2, kByteRows = 2;
+constexpr int kCodeRows = 2;
 #endif
 // From this number of rows on, codes are written as numbers of type T once, not read anew for every few rows.
 constexpr int kReadyRows = 4 * kCodeRows;
@@ -63,6 +62,7 @@ struct NumberInputs {
             sum[r][1] = dot_codes(sum[r][1], inputs + r * kDepth<T>, second);
         }
     }
+    template <int R>
     INLINE F16 fold(F16 sum, F16 scale, F16 offset, int r, int g, F16 total) const {
         total = fma(sum, scale * splat(unit), total);
         return sums ? fma(offset, splat(sums[r * groups + g]), total) : total;
@@ -125,7 +125,7 @@ struct ReadyProduct : NumberInputs<T> {
     }
 };
 
-// A product of bytes.
+// A product of bytes; R rows are a block of them.
 template <int kBits>
 struct ByteProduct {
     using Sum = I16;
@@ -143,22 +143,23 @@ struct ByteProduct {
     }
     template <int R>
     INLINE void begin(int g, I16 (&sum)[R][2]) const {
-        for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = splat_int(x.starts[g * x.height + r]);
+        for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = splat_int(x.starts[g * R + r]);
     }
     template <int R>
     INLINE void chunk(const uint8_t* codes, int k, I16 (&sum)[R][2]) const {
-        const int8_t* inputs = x.codes + int64_t(k) * x.height;
+        const int8_t* inputs = x.codes + k * R;
         each_quad([&]<int kQuad>() {
             const Quad first = quad_of<kBits, kQuad, 0>(codes), second = quad_of<kBits, kQuad, 1>(codes);
             for (int r = 0; r < R; ++r) {
-                const int8_t* four = inputs + kQuad * x.height * 4 + r * 4;
+                const int8_t* four = inputs + (kQuad * R + r) * 4;
                 sum[r][0] = dot_bytes(sum[r][0], first, four);
                 sum[r][1] = dot_bytes(sum[r][1], second, four);
             }
         });
     }
+    template <int R>
     INLINE F16 fold(I16 sum, F16 scale, F16 offset, int r, int g, F16 total) const {
-        const int at = g * x.height + r;
+        const int at = g * R + r;
         total = fma(to_float(sum), scale * splat(x.scales[at]), total);
         return has_offsets ? fma(offset, splat(x.sums[at]), total) : total;
     }
@@ -175,7 +176,7 @@ INLINE void multiply_groups(const Product& product, const CodesForm& form, const
     F16 total[R][2];
     for (int r = 0; r < R; ++r)
         for (int p = 0; p < 2; ++p) total[r][p] = load(c + r * 32 + p * 16);
-    const auto take = [&]<int kCount>(int g) {
+    const auto take = [&]<int kCount>(int g) __attribute__((always_inline)) {
         typename Product::Sum sum[kCount][R][2];
         GroupScales scales[kCount];
         const uint8_t* at[kCount];
@@ -195,7 +196,7 @@ INLINE void multiply_groups(const Product& product, const CodesForm& form, const
             for (int r = 0; r < R; ++r)
                 for (int p = 0; p < 2; ++p)
                     total[r][p] =
-                        product.fold(sum[n][r][p], scales[n].scale[p], scales[n].offset[p], r, g + n, total[r][p]);
+                        product.template fold<R>(sum[n][r][p], scales[n].scale[p], scales[n].offset[p], r, g + n, total[r][p]);
     };
     int g = begin;
     for (; g + N <= end; g += N) take.template operator()<N>(g);
