@@ -29,6 +29,7 @@ from server.layers.linear import Linear
 from server.ops.backend import Arithmetic
 from server.ops.cpu.build import build
 from server.ops.cpu.library import NativeLibrary
+from server.ops.cpu.rounded import BITS as ROUNDED_BITS
 from server.ops.cpu.structs import Matrix
 from server.ops.cpu.variants import usable_variants
 from server.ops.cpu.weights import PackedWeights
@@ -39,7 +40,7 @@ ROWS = (1, 2, 3, 4, 8, 16, 32, 128, 512)
 PROMPT_ROWS = 64
 """From here on only the last row needs logits."""
 MATRIX_BYTES = 160 << 20
-PROMPT_BYTES = 24 << 20
+PROMPT_WEIGHTS = 12 << 20
 """Of the same matrix for prompts, which arithmetic bounds."""
 CODES = {"int4": CodesForm(4, 128)} | FORMS
 """What weights can be besides bfloat16."""
@@ -133,15 +134,18 @@ def measure_kind(
     library: NativeLibrary, kind: Kind, weights: str, arithmetic: Arithmetic, budget: float
 ) -> dict[int, float]:
     """Milliseconds of all products of a kind, by rows."""
-    size = kind.outputs * kind.inputs * 2
-    copies = -(-MATRIX_BYTES // size)
+    bits = CODES[weights].bits if weights in CODES else 16 if arithmetic == "exact" else ROUNDED_BITS
+    copies = -(-MATRIX_BYTES // (kind.outputs * kind.inputs * bits // 8))
     layer = layer_of(weights, kind.inputs, kind.outputs * copies)
     packed = PackedWeights(library, [layer], arithmetic=arithmetic)
     matrix = packed.pack(layer)
     found = {}
     for rows in ROWS:
-        used = -(-PROMPT_BYTES // size) if rows >= PROMPT_ROWS else copies
-        x = torch.randn(1 if kind.name == "head" and rows >= PROMPT_ROWS else rows, kind.inputs)
+        used, computed = copies, rows
+        if rows >= PROMPT_ROWS:
+            used = min(copies, -(-PROMPT_WEIGHTS // (kind.outputs * kind.inputs)))
+            computed = 1 if kind.name == "head" else rows
+        x = torch.randn(computed, kind.inputs)
         seconds = best_seconds(library, matrix, kind.outputs * used, x, budget)
         found[rows] = seconds * kind.times / used * 1e3
     return found

@@ -13,8 +13,12 @@ constexpr int kCodeRows = 2;
 #endif
 // From this number of rows on, codes are written as numbers of type T once, not read anew for every few rows.
 constexpr int kReadyRows = 4 * kCodeRows;
-// How far ahead of their use codes are fetched.
+// How far ahead of their use codes are fetched, at least: by whole units, so that no line is left out.
+#ifdef __AMX_BF16__
 constexpr int64_t kAheadBytes = 3072;
+#else
+constexpr int64_t kAheadBytes = 9000;
+#endif
 
 template <class Body>
 INLINE void each_quad(const Body& body) {
@@ -171,7 +175,8 @@ struct ByteProduct {
 template <int R, int N, class Product>
 INLINE void multiply_groups(const Product& product, const CodesForm& form, const uint8_t* stripe, const uint8_t* chunks,
                             int begin, int end, bool fetch, float* c) {
-    const int64_t size = form.group / kChunk * Product::kChunkBytes;
+    const int64_t size = form.group / kChunk * Product::kChunkBytes, units = N * form.unit_size();
+    const int64_t ahead = ceil_div(kAheadBytes, units) * units;
     GroupWalk walk(form, stripe, begin);
     F16 total[R][2];
     for (int r = 0; r < R; ++r)
@@ -183,12 +188,13 @@ INLINE void multiply_groups(const Product& product, const CodesForm& form, const
         for (int n = 0; n < kCount; ++n, walk.next()) {
             at[n] = chunks ? chunks + (g + n - begin) * size : walk.codes();
             scales[n] = walk.scales();
+            if (fetch) walk.fetch_scales(ahead);
             product.begin(g + n, sum[n]);
         }
         for (int k = 0; k < form.group; k += kChunk)
             for (int n = 0; n < kCount; ++n) {
                 if (fetch)
-                    for (int line = 0; line < Product::kChunkBytes; line += 64) prefetch_far(at[n] + kAheadBytes + line);
+                    for (int line = 0; line < Product::kChunkBytes; line += 64) prefetch_far(at[n] + ahead + line);
                 product.chunk(at[n], (g + n) * form.group + k, sum[n]);
                 at[n] += Product::kChunkBytes;
             }
