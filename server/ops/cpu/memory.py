@@ -29,7 +29,8 @@ def prefer_huge_pages(tensor: Tensor) -> None:
 
 def map_huge_pages(size: int) -> mmap.mmap:
     """`size` bytes of fresh memory, in huge pages where there are any."""
-    memory = mmap.mmap(-1, size)
+    # of shared memory, which is Python's default, few systems make huge pages
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
