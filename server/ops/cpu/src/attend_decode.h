@@ -3,7 +3,9 @@
 // Lanes run along the head dimension. The query heads that share a key head go together, up to four
 // at a time, so that a key is read once for all of them. Softmax is online (Milakov and Gimelshein,
 // 2018), in runs of kRun tokens. A head's keys lie apart from each other, which the processor's own
-// prefetching does not see: values are fetched while keys are used, the next keys while values are.
+// prefetching does not see: values are fetched while keys are used, the next keys while values are, behind
+// the last ones those of the next head. They go to the second level: so far apart they share few sets of the first,
+// and would push each other out of it.
 //
 // All that is rounded is rounded as in attend_span.h: the order of every sum is the same in both.
 #pragma once
@@ -41,12 +43,19 @@ void attend_group(const AttentionSpec& spec, LayerCache<T> cache, const int64_t*
         return std::max(count, 0);
     };
     const auto fetch = [&](const T* place) {
-        for (int i = 0; i < head_dim; i += 64 / int(sizeof(T))) prefetch(place + i);
+        for (int i = 0; i < head_dim; i += 64 / int(sizeof(T))) prefetch_far(place + i);
     };
     int coming = look_up(keys, first_run);
+    if (head == 0)
+        for (int t = 0; t < coming; ++t) fetch(keys[t]);
     for (int begin = first_run; begin < length; begin += kRun) {
         const int count = coming;
         coming = look_up(next, begin + kRun);
+        int fetched = coming;
+        if (!coming && head + 1 < spec.kv_heads) {
+            walk = TokenWalk<T>(cache, blocks, first_run, start, head + 1);
+            fetched = look_up(next, first_run);
+        }
         for (int t = 0; t < count; ++t) {
             const T* key = keys[t];
             fetch(key + cache.value_offset());
@@ -86,7 +95,7 @@ void attend_group(const AttentionSpec& spec, LayerCache<T> cache, const int64_t*
                     acc[g][n] = load(sums + g * head_dim + i + n * 16) * correction[g];
             for (int t = 0; t < count; ++t) {
                 const T* value = keys[t] + cache.value_offset() + i;
-                if (i == 0 && t < coming) fetch(next[t]);
+                if (i == 0 && t < fetched) fetch(next[t]);
                 for (int n = 0; n < N; ++n) {
                     const F16 v = load(value + n * 16);
                     for (int g = 0; g < G; ++g) acc[g][n] = fma(splat(weights[g][t]), v, acc[g][n]);
@@ -98,6 +107,7 @@ void attend_group(const AttentionSpec& spec, LayerCache<T> cache, const int64_t*
         int i = 0;
         for (; i + 64 <= head_dim; i += 64) accumulate.template operator()<4>(i);
         for (; i < head_dim; i += 16) accumulate.template operator()<1>(i);
+        for (int t = count; t < fetched; ++t) fetch(next[t]);
         std::swap(keys, next);
     }
     for (int g = 0; g < G; ++g)

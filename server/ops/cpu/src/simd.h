@@ -28,7 +28,6 @@ INLINE float widen(bf16 x) {
     return y;
 }
 
-INLINE void prefetch(const void* address) { __builtin_prefetch(address, 0, 3); }
 INLINE void prefetch_far(const void* address) { __builtin_prefetch(address, 0, 2); }  // not into the first level
 
 constexpr float kLog2E = 1.44269504088896341f;
