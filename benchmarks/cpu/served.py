@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -48,29 +49,33 @@ def started_gateway(server: str, directory: Path) -> Iterator[str]:
         yield url
 
 
-async def time_served(url: str, work: list[Request]) -> float:
-    """Seconds until the last of all requests, sent at once, has streamed its last token."""
+async def time_served(url: str, work: list[Request], *, streams: bool = True) -> float:
+    """Seconds until the last of all requests, sent at once, has its last token, streamed or whole."""
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, connector=connector) as session:
         begin = time.perf_counter()
-        counts = await asyncio.gather(*(_stream(session, prompt, new) for prompt, new in work))
+        ask = _stream if streams else _whole
+        counts = await asyncio.gather(*(ask(session, prompt, new) for prompt, new in work))
         seconds = time.perf_counter() - begin
     if counts != [new for _, new in work]:
         raise RuntimeError(f"{counts} tokens were generated, not {[new for _, new in work]}")
     return seconds
 
 
-async def _stream(session: aiohttp.ClientSession, prompt: list[int], new: int) -> int:
+def _body(prompt: list[int], new: int) -> dict[str, Any]:
+    return {"model": MODEL_ID, "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True}
+
+
+async def _whole(session: aiohttp.ClientSession, prompt: list[int], new: int) -> int:
     """Tokens that the answer reports."""
-    body = {
-        "model": MODEL_ID,
-        "prompt": prompt,
-        "max_tokens": new,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
+    async with session.post("/v1/completions", json=_body(prompt, new)) as response:
+        response.raise_for_status()
+        return int((await response.json())["usage"]["completion_tokens"])
+
+
+async def _stream(session: aiohttp.ClientSession, prompt: list[int], new: int) -> int:
+    """Tokens that the last event of the answer reports."""
+    body = _body(prompt, new) | {"stream": True, "stream_options": {"include_usage": True}}
     tokens = -1
     async with session.post("/v1/completions", json=body) as response:
         response.raise_for_status()

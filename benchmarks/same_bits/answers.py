@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
+from benchmarks.cpu.variant import built_for
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.ops.cpu.variants import usable_variants
 from server.scheduling.params import PromptLookup, SamplingParams
 from server.scheduling.request import Request
 from server.scheduling.speculation.payoff import StepCost
@@ -72,23 +70,6 @@ class FreeDrafts(StepCost):
 
     def curve(self, first: int, last: int) -> np.ndarray:
         return -np.arange(last + 1.0 - first)
-
-
-def built_for(variant: str | None) -> AbstractContextManager[object]:
-    """Engines that are made meanwhile run the native kernels of one variant alone.
-
-    Args:
-        variant: its name; "none": torch operations; None: the best one.
-
-    Raises:
-        SystemExit: this processor cannot run it.
-    """
-    if variant is None:
-        return nullcontext()
-    chosen = [each for each in usable_variants() if each.name == variant]
-    if not chosen and variant != "none":
-        raise SystemExit(f"this processor lacks instructions of the kernels for {variant}")
-    return mock.patch("server.ops.cpu.library.usable_variants", lambda: iter(chosen))
 
 
 def load(options: argparse.Namespace, *, threads: int | None = None, **cache: Any) -> LLM:

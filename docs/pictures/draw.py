@@ -15,9 +15,13 @@ from docs.tutorial.figures.svg import Svg
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results"
 GPU = "gpu-h100-2026-11-23-sorted.json"
-CPU = "cpu-125m-2026-11-23.json"
+CPUS = {
+    "cpu.svg": ("cpu-125m-2026-11-23.json", "two CPU cores with AMX"),
+    "cpu-avx512.svg": ("cpu-125m-2026-12-01.json", "two CPU cores without AMX"),
+}
 NAMES = {
     "own": "this project",
+    "own-int8": "in 8-bit arithmetic",
     "vllm": "vLLM CPU",
     "vllm-pages": "vLLM CPU, pages kept",
     "llama.cpp": "llama.cpp",
@@ -74,10 +78,10 @@ def gpu() -> Svg:
     return bars("Tokens per second on an H100, beside vLLM", groups)
 
 
-def cpu() -> Svg:
-    """Workloads on two CPU cores beside other engines."""
+def cpu(file: str, where: str) -> Svg:
+    """Workloads beside other engines."""
     what = {"C1": "32 requests", "C2": "one request", "C3": "16 requests", "C4": "prompts"}
-    figures = json.loads((RESULTS / CPU).read_text())["figures"]
+    figures = json.loads((RESULTS / file).read_text())["figures"]
     groups = []
     for workload, words in what.items():
         lines = []
@@ -86,12 +90,12 @@ def cpu() -> Svg:
             label = f"{value:.1f} ms a token" if slower else f"{value:,.0f} tokens/s"
             lines.append((NAMES.get(engine, engine), 1 / value if slower else value, label))
         groups.append((words, lines))
-    return bars("Tokens per second on two CPU cores, beside other engines", groups)
+    return bars(f"Tokens per second on {where}, beside other engines", groups)
 
 
 def drawn() -> dict[Path, str]:
     """Every file and its content."""
-    return {HERE / "gpu.svg": str(gpu()), HERE / "cpu.svg": str(cpu())}
+    return {HERE / "gpu.svg": str(gpu())} | {HERE / name: str(cpu(*what)) for name, what in CPUS.items()}
 
 
 if __name__ == "__main__":

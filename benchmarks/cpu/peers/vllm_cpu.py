@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
+from benchmarks.cpu.engines import MASKED
 from benchmarks.cpu.peers.worker import serve
 from benchmarks.cpu.workloads import Request
 
 
+def hide_all_but_avx2() -> None:
+    """Let vLLM choose its kernels for AVX2, and what it compiles be for it."""
+    import torch
+    import torch._inductor.config
+
+    for name in ("avx512", "avx512_bf16", "amx_tile", "vnni"):
+        setattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+    torch._inductor.config.cpp.simdlen = 256
+
+
 def main() -> None:
+    if MASKED in os.environ:
+        hide_all_but_avx2()
     from vllm import LLM, SamplingParams
 
     llm = LLM(
