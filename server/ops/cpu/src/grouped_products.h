@@ -47,6 +47,7 @@ template <class T>
 struct NumberInputs {
     using Sum = F16;
     static constexpr int kRows = kCodeRows;
+    static constexpr int kGroups = 2;  // of one row, side by side: a sum need not wait for its last step
     PackedRows<T> x;
     const float* sums;  // [rows][groups] of the inputs; null: there are no offsets
     int groups;
@@ -134,6 +135,7 @@ template <int kBits>
 struct ByteProduct {
     using Sum = I16;
     static constexpr int kRows = kByteRows;
+    static constexpr int kGroups = 1;  // whole numbers wait less than memory does, which is read best in order
     static constexpr int kChunkBytes = chunk_bytes(kBits);
     ByteRows x;
     bool has_offsets;
@@ -170,8 +172,7 @@ struct ByteProduct {
 };
 
 // Add the products of `R` rows with groups [begin, end) of a stripe to c [R][32]. `chunks` are those of
-// the groups where they are not the codes themselves. Of few rows, `N` groups go side by side, so that a sum need not
-// wait for its last step.
+// the groups where they are not the codes themselves. `N` groups go side by side.
 template <int R, int N, class Product>
 INLINE void multiply_groups(const Product& product, const CodesForm& form, const uint8_t* stripe, const uint8_t* chunks,
                             int begin, int end, bool fetch, float* c) {
@@ -221,7 +222,7 @@ void multiply_rows_of_codes(const Product& product, const CodesForm& form, const
         const Product part = product.from(first + row);
         float* out = c + row * 32;
         if (left == 1)
-            multiply_groups<1, 2>(part, form, stripe, chunks, begin, end, fetch, out);
+            multiply_groups<1, Product::kGroups>(part, form, stripe, chunks, begin, end, fetch, out);
         else if (left == 2 || kRows == 2)
             multiply_groups<2, 1>(part, form, stripe, chunks, begin, end, fetch, out);
         else if (left <= 4)
