@@ -4,6 +4,7 @@ know no chunks (RFC 9112, 6.1), by the end of the connection. uvicorn sends chun
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -15,18 +16,33 @@ def frame_as_asked(cycle: RequestResponseCycle) -> None:
     """Offer `BodyPieces`; where the client is of HTTP/1.0, let an answer without a length end with the
     connection."""
     cycle.scope["extensions"] = {PIECES: BodyPieces(cycle)}  # type: ignore[dict-item]
-    if cycle.scope["http_version"] != "1.0":
-        return
-    send, unframed = cycle.send, False
+    if cycle.scope["http_version"] == "1.0":
+        cycle.send = _UnframedSend(cycle)  # type: ignore[method-assign]
 
-    async def send_unframed(message: Any) -> None:
-        nonlocal unframed
+
+class _UnframedSend:
+    """Sends without chunks what has no length.
+
+    Args:
+        cycle: the request and its response, which holds this.
+    """
+
+    __slots__ = ("_cycle", "_unframed")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = weakref.ref(cycle)
+        self._unframed = False
+
+    async def __call__(self, message: Any) -> None:
+        cycle = self._cycle()
+        if cycle is None:
+            return
         if message["type"] == "http.response.start":
-            unframed = not any(name.lower() == b"content-length" for name, _ in message.get("headers", ()))
-            if unframed:
+            self._unframed = not any(
+                name.lower() == b"content-length" for name, _ in message.get("headers", ())
+            )
+            if self._unframed:
                 cycle.chunked_encoding, cycle.keep_alive = False, False
-        elif unframed:
+        elif self._unframed:
             cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    cycle.send = send_unframed  # type: ignore[method-assign]
+        await RequestResponseCycle.send(cycle, message)

@@ -12,6 +12,10 @@ READ_BYTES_PER_SECOND = 1024
 """A client that reads less, while more waits for it, is cut off."""
 
 
+def _never() -> bool:
+    return False
+
+
 class JoiningTransport:
     """A transport that sends the head of a response together with what is written right after it.
 
@@ -27,7 +31,7 @@ class JoiningTransport:
         self,
         transport: asyncio.Transport,
         loop: asyncio.AbstractEventLoop,
-        closes: Callable[[], bool] = lambda: False,
+        closes: Callable[[], bool] = _never,
     ) -> None:
         self._transport = transport
         self._closes = closes
@@ -72,6 +76,7 @@ class JoiningTransport:
 
     def gone(self) -> None:
         self._stall.stop()
+        self._closes = _never  # the protocol's, which holds this: only the garbage collector frees a circle
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

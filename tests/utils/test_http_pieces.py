@@ -58,19 +58,24 @@ async def test_pieces_are_chunks_of_the_body(port: int) -> None:
             assert taken == [False, True, True, True], "the first came before the head"
 
 
-async def test_a_request_leaves_nothing_to_the_garbage_collector(port: int) -> None:
-    def requests() -> int:
-        return sum(isinstance(found, RequestResponseCycle) for found in gc.get_objects())
+async def test_requests_and_connections_leave_nothing_to_the_garbage_collector(port: int) -> None:
+    def there(kind: type) -> int:
+        return sum(isinstance(found, kind) for found in gc.get_objects())
 
     gc.collect()
     gc.disable()
     try:
-        before = requests()
+        requests, connections = there(RequestResponseCycle), there(HttpProtocol)
         async with aiohttp.ClientSession() as session:
             for _ in range(10):
                 async with session.get(f"http://127.0.0.1:{port}/") as response:
                     await response.read()
-        assert requests() - before <= 1, "a connection keeps its last request"
+            assert there(RequestResponseCycle) - requests <= 1, "a connection keeps its last request"
+        async with connected(port) as (reader, writer):
+            writer.write(b"GET / HTTP/1.0\r\n\r\n")
+            await reader.read()
+        await eventually(lambda: there(HttpProtocol) == connections)
+        assert there(RequestResponseCycle) == requests
     finally:
         gc.enable()
 
