@@ -37,9 +37,8 @@ stop:
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) start_app.py --stop \
 		$(if $(filter file,$(origin PORT_BASE)),,$(PORTS))
 
-# Files in their own order: by their number of tests, the few that take longest would come last, and alone.
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 clients: $(VENV)/.serve-installed $(VENV)-clients/.installed tests/clients/node/node_modules/.installed
 	STACK_PYTHON=$(abspath $(BIN)/python) $(VENV)-clients/bin/python -m pytest tests/clients -m clients -rs

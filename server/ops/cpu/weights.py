@@ -20,7 +20,7 @@ from server.ops.cpu.structs import CodesPart, CodesSource, Matrix
 
 STRIPE = 32
 """Outputs that lie together."""
-STRIPES_AT_ONCE = 16
+STRIPES_AT_ONCE = 4
 """Whose codes are bytes at a time, while they are packed."""
 SCALES: dict[ScaleKind, int] = {"float": 0, "half": 1, "fine": 2}
 OFFSETS: dict[OffsetKind, int] = {"none": 0, "zeros": 1, "like scales": 2}
