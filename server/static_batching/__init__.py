@@ -2,6 +2,6 @@
 
 import os
 
-# Threads of torch that wait for each other spin for some 50 µs, then sleep. libgomp's own default is some twenty
-# milliseconds, in which whatever else the processors have to do cannot run. It is read when torch is imported.
+# Threads of torch that wait for each other spin for some 50 µs, then sleep. libgomp's own default is some
+# twenty milliseconds, in which nothing else has the processors. It is read when torch is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
