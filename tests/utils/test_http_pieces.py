@@ -60,7 +60,7 @@ async def test_pieces_are_chunks_of_the_body(port: int) -> None:
 
 async def test_requests_and_connections_leave_nothing_to_the_garbage_collector(port: int) -> None:
     def there(kind: type) -> int:
-        return sum(isinstance(found, kind) for found in gc.get_objects())
+        return sum(issubclass(type(found), kind) for found in gc.get_objects())
 
     gc.collect()
     gc.disable()
@@ -74,8 +74,8 @@ async def test_requests_and_connections_leave_nothing_to_the_garbage_collector(p
         async with connected(port) as (reader, writer):
             writer.write(b"GET / HTTP/1.0\r\n\r\n")
             await reader.read()
-        await eventually(lambda: there(HttpProtocol) == connections)
-        assert there(RequestResponseCycle) == requests
+        await eventually(lambda: there(HttpProtocol) <= connections)
+        assert there(RequestResponseCycle) <= requests
     finally:
         gc.enable()
 
