@@ -91,7 +91,7 @@ class GroupWalk {
         place_ = 0;
         unit_ += unit_size_;
     }
-    // Those that lie so many bytes ahead, which are whole units.
+    // Prefetch the scales `ahead` bytes further on; `ahead` is a multiple of the unit size.
     INLINE void fetch_scales(int64_t ahead) const {
         if (place_ == 0)
             for (int64_t line = 0; line < codes_at_; line += 64) prefetch_far(unit_ + ahead + line);
