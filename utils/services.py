@@ -19,9 +19,6 @@ from utils.process import PidFile, port_is_free, wait_until
 from utils.running import Directories, Running, ServiceError, find, stop_command
 
 _EXEC_SECONDS = 2.0
-_DEFAULTS = {"GOMP_SPINCOUNT": "20000"}
-"""Variables of every service, where they are not set. Threads that compute spin for about a millisecond
-before they sleep; libgomp's own default, some twenty, takes the processors from the other services."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Service:
     def variables(self) -> dict[str, str]:
         """All variables of its process."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-        return {**_DEFAULTS, **inherited, **self.environment, **to_environment(self.options)}
+        return {**inherited, **self.environment, **to_environment(self.options)}
 
 
 class Keeping(Service):

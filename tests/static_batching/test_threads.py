@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.continuous_batching.environment import engine_environment
 from server.static_batching.config import WorkerConfig
 from server.static_batching.model import load_model
 from tests.checkpoints import tiny_llama
@@ -35,20 +34,17 @@ def test_the_configuration_sets_the_threads(
     assert seen == ([] if threads is None else [threads])
 
 
-def test_threads_of_a_started_service_do_not_spin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As those of the engine do not."""
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    service = Service("sb_server_app", "static_batching_server_app", SbServerAppOptions())
-    assert service.variables()["GOMP_SPINCOUNT"] == engine_environment({})["GOMP_SPINCOUNT"]
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert service.variables()["GOMP_SPINCOUNT"] == "7"
-
-
 @pytest.mark.parametrize(("given", "used"), [(None, "1000"), ("7", "7")])
-def test_threads_of_a_server_started_by_itself_sleep_sooner(given: str | None, used: str) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+@pytest.mark.parametrize("started", [True, False])
+def test_threads_of_the_server_sleep_soon(
+    started: bool, given: str | None, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started by `start_app.py` or by itself, unless the variable is set already."""
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     if given is not None:
-        environment["GOMP_SPINCOUNT"] = given
+        monkeypatch.setenv("GOMP_SPINCOUNT", given)
+    service = Service("sb_server_app", "static_batching_server_app", SbServerAppOptions())
+    environment = service.variables() if started else dict(os.environ)
     told = subprocess.run(
         [sys.executable, "-c", _TOLD], env=environment, check=True, capture_output=True, text=True
     )
