@@ -35,7 +35,7 @@ from server.quantization.gptq.checkpoint import GPTQCheckpoint
 from server.quantization.gptq.config import GPTQConfig
 from utils.commands import with_interpreter
 
-LIMIT = 120
+LIMIT = 180
 LENGTH = 4096
 SHAPES = ("qwen3-30b-a3b", "gpt-oss-20b", "qwen3-30b-a3b-int4", "qwen3-30b-a3b-fp8")
 GROUP, BLOCK = 128, 128

@@ -1,7 +1,7 @@
 """FP8 beside bfloat16 on one GPU: ``.venv/bin/python -m benchmarks.gpu.fp8 OUT.json [--shape 8b]``.
 
 `logits`: log probabilities of small checkpoints in FP8, and of a cache in FP8, beside those of the bfloat16
-weights that they stand for. `workloads`: W1, W2 and W4, the two in turns. `cache`: a decode step of 16
+weights that they stand for. `workloads`: W1, W2 and W4, in turns. `cache`: a decode step of 16
 sequences of 16,000 tokens. `steps`: decode steps of 1 to 256 rows. `profiled`: the kernels of such steps.
 `products`: microseconds of a layer's products by rows. `attention`, `gemvs`, `row_products`, `quantizing`:
 each kernel alone, over the ways to divide its work. `--parts` names some.
@@ -39,6 +39,8 @@ from utils.commands import with_interpreter
 ROWS = (1, 2, 4, 8, 16, 64, 256, 1024, 8192)
 COPIES = 4
 """Of a matrix, more together than the second-level cache holds."""
+ENGINES = {"bfloat16": (False, "auto"), "fp8": (True, "auto"), "fp8, cache too": (True, "fp8_e4m3")}
+"""Name → whether weights are in FP8, and the cache's type."""
 TURNS = {"W1": 2, "W4": 3, "W2": 2}
 """Workload → runs of each engine."""
 BARS = {"W1": 1.35, "W4": 1.4}
@@ -148,9 +150,7 @@ def _products_of(inputs: int, outputs: int) -> dict[int, dict[str, float]]:
 def steps(directory: Path, shape: str) -> dict[str, Any]:
     """Milliseconds of decode steps at 512 tokens by rows and engine; one at a time in memory."""
     found: dict[str, Any] = {}
-    for way, float8, dtype in (
-        ("bfloat16", False, "auto"), ("fp8", True, "auto"), ("fp8, cache too", True, "fp8_e4m3")
-    ):  # fmt: skip
+    for way, (float8, dtype) in ENGINES.items():
         llm = load_large(shape, directory, float8=float8, beams=256, num_blocks=256 * 34, cache_dtype=dtype)
         found[way] = {rows: replay_ms(llm, rows, 512) for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256)}
         print(f"decode steps, {way}, ms: {found[way]}", flush=True)
@@ -160,11 +160,11 @@ def steps(directory: Path, shape: str) -> dict[str, Any]:
 
 
 def workloads(directory: Path, shape: str) -> dict[str, Any]:
-    """W1, W2 and W4 of both, in turns."""
+    """W1, W2 and W4 of all three, in turns."""
     blocks = peak_blocks(workload("W1"), 16) + 1024
     engines = {
-        "fp8": load_large(shape, directory, float8=True, beams=256, num_blocks=blocks),
-        "bfloat16": load_large(shape, directory, float8=False, beams=256, num_blocks=blocks),
+        way: load_large(shape, directory, float8=float8, beams=256, num_blocks=blocks, cache_dtype=dtype)
+        for way, (float8, dtype) in ENGINES.items()
     }
     found: dict[str, Any] = {"weights": {n: llm.capabilities["weights"] for n, llm in engines.items()}}
     steps = {
@@ -181,10 +181,10 @@ def workloads(directory: Path, shape: str) -> dict[str, Any]:
             for way, llm in engines.items():
                 seconds[way].append(own.run(llm, timed))
         medians = {way: statistics.median(times) for way, times in seconds.items()}
-        ratio = medians["bfloat16"] / medians["fp8"]
+        ratios = {way: round(medians["bfloat16"] / median, 3) for way, median in medians.items()}
         made = {way: figures(name, timed, median) for way, median in medians.items()}
-        found[name] = {"seconds": seconds, **made, "ratio": ratio, "bar": BARS.get(name)}
-        print(f"{name}: {made}, {ratio:.3f} times bfloat16 (bar {BARS.get(name)})", flush=True)
+        found[name] = {"seconds": seconds, **made, "ratios": ratios, "bar": BARS.get(name)}
+        print(f"{name}: {made}, times bfloat16: {ratios} (bar {BARS.get(name)})", flush=True)
     del engines, llm
     _free()
     return found

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu.fp8_models import load_large
-from benchmarks.gpu.replays import place_decodes
+from benchmarks.gpu.replays import place_decodes, replay_decodes
 from benchmarks.gpu.tune_gemv import graph_us
 from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import PagedBatch
@@ -215,12 +215,11 @@ def profiled(directory: Path, shape: str) -> dict[str, Any]:
         llm = load_large(shape, directory, float8=True, beams=256, num_blocks=256 * 34, **options)
         for rows in (1, 16, 64, 256):
             place_decodes(llm, rows, 512)
-            graphs = llm.engine.worker.runner._graphs
-            graphs.replay(rows)
+            replay_decodes(llm, rows)
             torch.cuda.synchronize()
             with profile(activities=[ProfilerActivity.CUDA]) as trace:
                 for _ in range(3):
-                    graphs.replay(rows)
+                    replay_decodes(llm, rows)
                 torch.cuda.synchronize()
             totals: dict[str, float] = defaultdict(float)
             for event in trace.profiler.kineto_results.events():
@@ -229,6 +228,6 @@ def profiled(directory: Path, shape: str) -> dict[str, Any]:
             largest = sorted(totals.items(), key=lambda item: -item[1])[:9]
             found[f"{way}, {rows} rows"] = {name: round(us, 1) for name, us in largest}
             print(f"{way}, {rows} rows: {found[f'{way}, {rows} rows']}", flush=True)
-        del llm, graphs
+        del llm
         torch.cuda.empty_cache()
     return found

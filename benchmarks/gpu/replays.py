@@ -23,3 +23,9 @@ def place_decodes(llm: Any, rows: int, context: int) -> None:
     tables[:rows, :blocks] = spread.view(rows, blocks)
     batch.sample_rows.copy_(torch.arange(rows, dtype=torch.int32))
     batch.sample_positions.fill_(context)
+
+
+def replay_decodes(llm: Any, rows: int) -> None:
+    """Run a step of `rows` decodes once more."""
+    graphs = llm.engine.worker.runner._graphs
+    graphs.replay(graphs.size_for(rows))

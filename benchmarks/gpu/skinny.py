@@ -20,7 +20,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu.tune_gemv import graph_us
 from server.device.triton_support import launch_options, next_power_of_two
-from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.gates import gate_mul
+from server.ops.triton.norm import rms_norm
 from utils.commands import with_interpreter
 
 
@@ -170,7 +171,7 @@ def measure(product: Product, rows: int) -> None:
         if not product.norm:
             y.addmm_(x, weight.t())
         elif product.gated:
-            silu_mul(torch.mm(rms_norm(x, norm, 1e-5), weight.t(), out=joint))
+            gate_mul(torch.mm(rms_norm(x, norm, 1e-5), weight.t(), out=joint))
         else:
             torch.mm(rms_norm(x, norm, 1e-5), weight.t(), out=joint)
 

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load
 from benchmarks.gpu.profile_engine import gpu_events
-from benchmarks.gpu.replays import place_decodes
+from benchmarks.gpu.replays import place_decodes, replay_decodes
 from utils.commands import with_interpreter
 
 _REPLAYS = 20
@@ -27,11 +27,10 @@ _REPLAYS = 20
 def kernels(llm: Any, rows: int, context: int) -> dict[str, list[tuple[float, float]]]:
     """(own µs, µs since the kernel before) of each kernel's runs, by name."""
     place_decodes(llm, rows, context)
-    graphs = llm.engine.worker.runner._graphs
-    graphs.replay(rows)
+    replay_decodes(llm, rows)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(_REPLAYS):
-            graphs.replay(rows)
+            replay_decodes(llm, rows)
         torch.cuda.synchronize()
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     reached = None

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.own import load
-from benchmarks.gpu.replays import place_decodes
+from benchmarks.gpu.replays import place_decodes, replay_decodes
 from utils.commands import with_interpreter
 
 
@@ -27,7 +27,7 @@ def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         for _ in range(replays):
-            llm.engine.worker.runner._graphs.replay(rows)
+            replay_decodes(llm, rows)
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) / replays)

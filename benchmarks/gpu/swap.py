@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.replays import place_decodes
+from benchmarks.gpu.replays import place_decodes, replay_decodes
 
 BLOCKS = 900
 """In a shot: more would fill the queue of the copies' stream and hold up the host."""
@@ -62,7 +62,7 @@ def _shoot(llm: Any, rows: int, pairs: tuple[Moves, Moves]) -> tuple[float, floa
         if pairs[0] or pairs[1]:
             runner._storage.swap(*pairs, (), lambda _, seconds, heard=heard: heard.append(1e3 * seconds))
         if rows:
-            steps.append(_timed(lambda: runner._graphs.replay(rows), 3))
+            steps.append(_timed(lambda: replay_decodes(llm, rows), 3))
         torch.cuda.synchronize()
         runner._storage._stopwatch.start()  # tells what is over
         runner._storage.settle()

@@ -12,6 +12,7 @@ import torch
 from server.ops.paged_attention import PagedBatch
 from server.ops.triton import attention as triton_attention
 from server.ops.triton import decode_attention as triton_decode
+from server.ops.triton import gates as triton_gates
 from server.ops.triton import norm as triton_norm
 from server.ops.triton.attention import TritonAttention
 from server.ops.triton.layer_ops import TritonLayerOps
@@ -87,7 +88,7 @@ def test_a_start_compiles_norms_for_any_number_of_tokens(
     runner, launches = llm.engine.worker.runner, Launches()
     assert isinstance(runner, PagedModelRunner)
     monkeypatch.setattr(triton_norm, "_rms_norm", launches)
-    monkeypatch.setattr(triton_norm, "_silu_mul", Launches())
+    monkeypatch.setattr(triton_gates, "_gate_mul", Launches())
     monkeypatch.setattr(triton_gemv, "_gemv", Launches())
     monkeypatch.setattr(triton_norm, "launch_options", lambda _, overlapped=True: {"PDL": overlapped})
     runner.warm_up(80)

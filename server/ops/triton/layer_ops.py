@@ -13,7 +13,10 @@ from server.layers.weights import ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
 from server.ops.triton.experts import inward, outward, tiling_of
-from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.few_experts import ROWS as FEW_ROWS
+from server.ops.triton.few_experts import few_inward, few_outward
+from server.ops.triton.gates import SILU, gate_mul, gate_of
+from server.ops.triton.norm import rms_norm
 from server.ops.triton.routing import assign, route
 from server.quantization.gemv import gemv, tiling
 
@@ -48,12 +51,12 @@ class TritonLayerOps(LayerOps):
     def norm_feed_forward(
         self, x: Tensor, norm: Norm | None, gate_up: LinearLayer, spec: FeedForwardSpec
     ) -> Tensor:
-        plain = spec.gated and spec.activation == "silu" and spec.clamp is None
-        if not plain or norm is None or not norm.rms:
+        gate = gate_of(spec)
+        if gate is None or norm is None or not norm.rms:
             return super().norm_feed_forward(x, norm, gate_up, spec)
-        if _single(x, gate_up):
+        if gate == SILU and _single(x, gate_up):
             return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.spec.eps, gated=True)
-        return silu_mul(self.norm_linear(x, norm, gate_up), overlapped=not gate_up.dense)
+        return gate_mul(self.norm_linear(x, norm, gate_up), gate, overlapped=not gate_up.dense)
 
     def linear_add(
         self,
@@ -82,12 +85,15 @@ class TritonLayerOps(LayerOps):
     def chosen_experts(
         self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
     ) -> Tensor:
-        count = len(weights.down)
+        gate, count = gate_of(spec), len(weights.down)
+        if len(x) <= FEW_ROWS:
+            inner = few_inward(x, weights.gate_up, weights.gate_up_bias, chosen, gate)
+            inner = between(inner, spec) if gate is None else inner
+            return few_outward(inner, weights.down, weights.down_bias, chosen, shares)
         by = tiling_of(chosen.numel() / count, weights.down)
         to = assign(chosen, count, by.rows)
         y = inward(x, weights.gate_up, weights.gate_up_bias, to, by)
-        plain = spec.gated and spec.activation == "silu" and spec.clamp is None
-        inner = silu_mul(y) if plain else between(y, spec)
+        inner = between(y, spec) if gate is None else gate_mul(y, gate)
         return outward(inner, weights.down, weights.down_bias, to, by, shares)
 
 

@@ -1,4 +1,4 @@
-"""The small operations between the products, each in one pass over memory."""
+"""Norms, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -50,33 +50,5 @@ def rms_norm(
         x, weight, y, x.stride(0), eps,
         SIZE=size, TILE=tile, num_warps=warps or min(max(tile // 512, 1), 8),
         **launch_options(x.device, overlapped=overlapped),
-    )  # fmt: skip
-    return y
-
-
-@triton.jit
-def _silu_mul(x, y, SIZE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr):
-    """Program (row, tile of columns)."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    row = tl.program_id(0).to(tl.int64)
-    i = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    gate = tl.load(x + row * (2 * SIZE) + i, mask=i < SIZE, other=0.0).to(tl.float32)
-    up = tl.load(x + row * (2 * SIZE) + SIZE + i, mask=i < SIZE, other=0.0).to(tl.float32)
-    value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(y + row * SIZE + i, value.to(y.dtype.element_ty), mask=i < SIZE)
-
-
-def silu_mul(x: Tensor, *, overlapped: bool = True) -> Tensor:
-    """``silu(gate) · up`` of gates and ups side by side: [rows, 2 × size] → [rows, size].
-
-    Args:
-        overlapped: `launch_options`.
-    """
-    rows, size = x.shape[0], x.shape[1] // 2
-    y = torch.empty((rows, size), dtype=x.dtype, device=x.device)
-    _silu_mul[(rows, -(-size // 1024))](
-        x, y, SIZE=size, TILE=1024, num_warps=4, **launch_options(x.device, overlapped=overlapped)
     )  # fmt: skip
     return y

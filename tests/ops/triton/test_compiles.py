@@ -53,7 +53,9 @@ from server.layers.spec import ExpertsSpec
 from server.quantization.fp8.stack import ScaledStack
 from tests.quantization.stacks import random_stack
 from server.ops.triton.routing import assign, route
-from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.few_experts import few_inward, few_outward
+from server.ops.triton.gates import SILU, Gate, gate_mul
+from server.ops.triton.norm import rms_norm
 from server.quantization.fp8.product import product
 from server.quantization.gemv import gemv
 from server.quantization.fp8.rows import RowScales, quantize
@@ -90,12 +92,18 @@ for rows in (3, 600, 3000):
         inward(tensor(rows, 512), codes, tensor(8, 256), to, by)
         for stack in stacks:
             inward(tensor(rows, 512), stack, tensor(8, 256), to, tiling_of(rows / 4, stack))
+few_inward(tensor(3, 512), tensor(8, 256, 512), None, chosen, SILU)
+few_outward(tensor(6, 256), tensor(8, 512, 256), None, chosen, shares)
+if dtype != torch.float32:
+    few_inward(tensor(3, 512), codes, tensor(8, 256), chosen, Gate(1.7, 7.0))
+    for stack in stacks:
+        few_inward(tensor(3, 512), stack, None, chosen, SILU)
 rms_norm(tensor(3, 2048), tensor(2048), 1e-5)
 peers = PeerCollectives([1 << 40, 3 << 40], 0, cpu)
 peers.reduce(tensor(1, 4096))
 peers.gather(tensor(1, 512), tensor(1, 1022))
 TwoShotSums([1 << 40, 3 << 40], 0, cpu, peers.stop).reduce(tensor(1000, 4096))
-silu_mul(tensor(3, 4096))
+gate_mul(tensor(3, 4096))
 drawing = (tensor(4, 9001), *options_of(cpu, [0.0, 1.0, 0.7, 1.0]), torch.zeros(4, 20, dtype=torch.int32))
 draw(*drawing)
 best_continuations(tensor(4, 9001), torch.zeros(4), 8)
@@ -161,7 +169,7 @@ if dtype != torch.float32:
     assert "_quantize" in names and "wgmma" in compiled[-1][1]
 names = {name for name, _, _ in compiled}
 assert names >= {
-    "_gemv", "_rms_norm", "_reduce", "_reduce_in_two_shots", "_gather", "_silu_mul",
+    "_gemv", "_rms_norm", "_reduce", "_reduce_in_two_shots", "_gather", "_gate_mul", "_inward", "_outward",
     "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode", "decode_in_pieces",
     "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",

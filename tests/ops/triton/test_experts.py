@@ -49,7 +49,7 @@ def weights_of(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize("rows", [1, 9, 200])
+@pytest.mark.parametrize("rows", [1, 3, 9, 200])
 @pytest.mark.parametrize("spec", [PLAIN, CLAMPED, UNGATED], ids=["plain", "clamped", "ungated"])
 def test_experts(device: torch.device, dtype: torch.dtype, rows: int, spec: FeedForwardSpec) -> None:
     weights = weights_of(spec, 48, dtype, device)

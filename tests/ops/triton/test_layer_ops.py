@@ -11,8 +11,9 @@ from server.layers.linear import Linear
 from server.layers.norm import RMSNorm
 from server.layers.spec import NormSpec
 from server.ops.layer_ops import LayerOps
+from server.ops.triton.gates import gate_mul
 from server.ops.triton.layer_ops import TritonLayerOps
-from server.ops.triton.norm import rms_norm, silu_mul
+from server.ops.triton.norm import rms_norm
 from server.quantization.gemv import gemv
 from tests.ops.triton.checks import HALF, relative_error
 
@@ -41,9 +42,9 @@ def test_rms_norm(device: torch.device, dtype: torch.dtype, size: int) -> None:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("size", [80, 1500])
-def test_silu_mul(device: torch.device, dtype: torch.dtype, size: int) -> None:
+def test_gate_mul(device: torch.device, dtype: torch.dtype, size: int) -> None:
     x = torch.randn(3, 2 * size, device=device, dtype=dtype)
-    assert relative_error(silu_mul(x), gated(x)) < TOLERANCE[dtype]
+    assert relative_error(gate_mul(x), gated(x)) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -67,10 +67,15 @@ struct NumberInputs {
             sum[r][1] = dot_codes(sum[r][1], inputs + r * kDepth<T>, second);
         }
     }
-    template <int R>
-    INLINE F16 fold(F16 sum, F16 scale, F16 offset, int r, int g, F16 total) const {
+    INLINE F16 fold_one(F16 sum, F16 scale, F16 offset, int r, int g, F16 total) const {
         total = fma(sum, scale * splat(unit), total);
         return sums ? fma(offset, splat(sums[r * groups + g]), total) : total;
+    }
+    template <int R>
+    INLINE void fold(const F16 (&sum)[R][2], const GroupScales& scales, int g, F16 (&total)[R][2]) const {
+        for (int r = 0; r < R; ++r)
+            for (int p = 0; p < 2; ++p)
+                total[r][p] = fold_one(sum[r][p], scales.scale[p], scales.offset[p], r, g, total[r][p]);
     }
 };
 
@@ -164,10 +169,13 @@ struct ByteProduct {
         });
     }
     template <int R>
-    INLINE F16 fold(I16 sum, F16 scale, F16 offset, int r, int g, F16 total) const {
-        const int at = g * R + r;
-        total = fma(to_float(sum), scale * splat(x.scales[at]), total);
-        return has_offsets ? fma(offset, splat(x.sums[at]), total) : total;
+    INLINE void fold(const I16 (&sum)[R][2], const GroupScales& scales, int g, F16 (&total)[R][2]) const {
+        for (int r = 0; r < R; ++r)
+            for (int p = 0; p < 2; ++p) {
+                const int at = g * R + r;
+                total[r][p] = fma(to_float(sum[r][p]), scales.scale[p] * splat(x.scales[at]), total[r][p]);
+                if (has_offsets) total[r][p] = fma(scales.offset[p], splat(x.sums[at]), total[r][p]);
+            }
     }
 };
 
@@ -199,11 +207,7 @@ INLINE void multiply_groups(const Product& product, const CodesForm& form, const
                 product.chunk(at[n], (g + n) * form.group + k, sum[n]);
                 at[n] += Product::kChunkBytes;
             }
-        for (int n = 0; n < kCount; ++n)
-            for (int r = 0; r < R; ++r)
-                for (int p = 0; p < 2; ++p)
-                    total[r][p] =
-                        product.template fold<R>(sum[n][r][p], scales[n].scale[p], scales[n].offset[p], r, g + n, total[r][p]);
+        for (int n = 0; n < kCount; ++n) product.fold(sum[n], scales[n], g + n, total);
     };
     int g = begin;
     for (; g + N <= end; g += N) take.template operator()<N>(g);

@@ -32,8 +32,8 @@ void multiply_on_tiles(const NumberInputs<T>& product, const CodesForm& form, co
             multiply_then(product.x.at(first + row, g * form.group), stride, numbers, tiles, std::min(32, rows - row),
                           false, Fetch{nullptr, 0}, part, [&](int r, int p, F16 value) {
                               float* total = c + (row + r) * 32 + p * 16;
-                              store(total, product.template fold<1>(value, scales.scale[p], scales.offset[p], first + row + r, g,
-                                                        load(total)));
+                              store(total, product.fold_one(value, scales.scale[p], scales.offset[p],
+                                                            first + row + r, g, load(total)));
                           });
     }
 }
