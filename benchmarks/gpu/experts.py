@@ -152,11 +152,16 @@ def random_weights(path: Path, model: Decoder, quantized: Any = None) -> None:
             target.tensor.normal_(0.0, 0.02)
 
 
-def load(path: Path, shape: str) -> Any:
-    """An `LLM` of that shape."""
+def load(path: Path, shape: str, layers: int | None = None) -> Any:
+    """An `LLM` of that shape, or of some of its layers."""
     from server.continuous_batching import LLM
 
     config = describe(path, shape)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+        config.save_pretrained(path)
     describe_stored = CHECKPOINTS.get(shape)
     checkpoint = None if describe_stored is None else describe_stored(path, config)
     with (

@@ -21,7 +21,7 @@ from benchmarks.gpu.profile_engine import gpu_events
 from benchmarks.gpu.replays import place_decodes, replay_decodes
 from utils.commands import with_interpreter
 
-_REPLAYS = 20
+REPLAYS = 20
 
 
 def kernels(llm: Any, rows: int, context: int) -> dict[str, list[tuple[float, float]]]:
@@ -29,7 +29,7 @@ def kernels(llm: Any, rows: int, context: int) -> dict[str, list[tuple[float, fl
     place_decodes(llm, rows, context)
     replay_decodes(llm, rows)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        for _ in range(_REPLAYS):
+        for _ in range(REPLAYS):
             replay_decodes(llm, rows)
         torch.cuda.synchronize()
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -52,12 +52,12 @@ def main() -> None:
     arguments = parser.parse_args()
     llm = load(arguments.shape, arguments.models)
     found = kernels(llm, arguments.rows, arguments.context)
-    gaps = sum(max(gap, 0.0) for runs in found.values() for _, gap in runs) / _REPLAYS
+    gaps = sum(max(gap, 0.0) for runs in found.values() for _, gap in runs) / REPLAYS
     print(f"{arguments.rows} rows at {arguments.context}: {gaps:.0f} us a step between kernels")
     print("a step       own us    before  kernel")
     for name, runs in sorted(found.items(), key=lambda item: -sum(own for own, _ in item[1])):
         own, gap = (statistics.mean(values) for values in zip(*runs, strict=True))
-        print(f"{len(runs) / _REPLAYS:6.1f} {own:12.2f} {gap:9.2f}  {name[:80]}")
+        print(f"{len(runs) / REPLAYS:6.1f} {own:12.2f} {gap:9.2f}  {name[:80]}")
 
 
 if __name__ == "__main__":

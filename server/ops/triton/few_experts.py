@@ -7,6 +7,8 @@ matrix units: what counts is to read the chosen matrices in few launches, as `qu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -20,8 +22,22 @@ from server.quantization.gptq.kernels.triton_codes import PIECE, SHRINKAGE
 
 ROWS = 4
 """Tokens up to which this pays."""
-_NUMBERS = 4096
-"""Of a tile of a matrix: 32 a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How a matrix is divided.
+
+    Attributes:
+        columns, depth: outputs of a program, and inputs that it takes at once.
+        warps: of a program.
+        unrolled: tiles whose loads may be under way together.
+    """
+
+    columns: int
+    depth: int
+    warps: int = 4
+    unrolled: int = 4
 
 
 @triton.jit
@@ -75,7 +91,8 @@ def _inward(
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
     GATED: tl.constexpr, SHARPNESS: tl.constexpr, LIMIT: tl.constexpr,
     FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, SCALES: tl.constexpr, WAY: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNROLLED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of outputs, choice). GATED: outputs n and n + OUTPUTS / 2 are gate and up of result n."""
     if PDL:
@@ -89,7 +106,7 @@ def _inward(
     wanted = n < made
     sums = tl.zeros([COLUMNS, DEPTH], tl.float32)
     ups = sums
-    for begin in tl.range(0, INPUTS, DEPTH, loop_unroll_factor=4):
+    for begin in tl.range(0, INPUTS, DEPTH, loop_unroll_factor=UNROLLED):
         value = _inputs(x, reordered, expert, begin, INPUTS, DEPTH)
         sums += _part(
             weight, scales, expert, n, value, begin, wanted,
@@ -112,7 +129,8 @@ def _outward(
     x, weight, scales, reordered, bias, y, chosen, shares,
     INPUTS: tl.constexpr, OUTPUTS: tl.constexpr, USED: tl.constexpr,
     FORM: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, SCALES: tl.constexpr, WAY: tl.constexpr,
-    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PDL: tl.constexpr,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, UNROLLED: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (tile of outputs, token): the sum of what its experts make of it, each times its share."""
     if PDL:
@@ -126,7 +144,7 @@ def _outward(
         choice = row * USED + part
         expert = tl.load(chosen + choice)
         sums = tl.zeros([COLUMNS, DEPTH], tl.float32)
-        for begin in tl.range(0, INPUTS, DEPTH, loop_unroll_factor=4):
+        for begin in tl.range(0, INPUTS, DEPTH, loop_unroll_factor=UNROLLED):
             value = _inputs(x + choice.to(tl.int64) * INPUTS, reordered, expert, begin, INPUTS, DEPTH)
             sums += _part(
                 weight, scales, expert, n, value, begin, wanted,
@@ -137,16 +155,23 @@ def _outward(
     tl.store(y + row.to(tl.int64) * OUTPUTS + n, total.to(y.dtype.element_ty), mask=wanted)
 
 
-def _tile(stack: Stack) -> tuple[int, int]:
-    """Outputs and inputs of a tile."""
+def tile_of(stack: Stack) -> Tile:
+    """For the matrices of a stack."""
     constants, inputs = arguments(stack)[3], stack.shape[2]
     if constants["FORM"] == "codes" or constants["BLOCK"]:
-        return _NUMBERS // PIECE, PIECE  # that are packed together, or have a scale in common
+        return Tile(32, PIECE)  # that are packed together, or have a scale in common
     depth = min(max(next_power_of_two(inputs) // 2, 32), 512)
-    return _NUMBERS // depth, depth
+    return Tile(4096 // depth, depth)
 
 
-def few_inward(x: Tensor, weight: Stack, bias: Tensor | None, chosen: Tensor, gate: Gate | None) -> Tensor:
+def few_inward(
+    x: Tensor,
+    weight: Stack,
+    bias: Tensor | None,
+    chosen: Tensor,
+    gate: Gate | None,
+    tile: Tile | None = None,
+) -> Tensor:
     """The first product of each token's experts: [tokens, inputs] → [tokens × used, outputs].
 
     Args:
@@ -154,35 +179,45 @@ def few_inward(x: Tensor, weight: Stack, bias: Tensor | None, chosen: Tensor, ga
         bias: [experts, outputs].
         chosen: int32 [tokens, used].
         gate: the result is that of the gate, half as wide.
+        tile: another than `tile_of` says.
     """
     _, outputs, inputs = weight.shape
     made, how = outputs if gate is None else outputs // 2, gate or SILU
-    columns, depth = _tile(weight)
+    tile = tile or tile_of(weight)
     stored, scales, reordered, constants = arguments(weight)
     y = torch.empty((chosen.numel(), made), dtype=x.dtype, device=x.device)
-    _inward[-(-made // columns), len(y)](
+    _inward[-(-made // tile.columns), len(y)](
         x, stored, scales, reordered, bias, y, chosen, x.stride(0),
         INPUTS=inputs, OUTPUTS=outputs, USED=chosen.shape[1],
         GATED=gate is not None, SHARPNESS=how.sharpness, LIMIT=how.limit,
-        COLUMNS=columns, DEPTH=depth, num_warps=4, **constants, **launch_options(x.device),
+        COLUMNS=tile.columns, DEPTH=tile.depth, UNROLLED=tile.unrolled, num_warps=tile.warps,
+        **constants, **launch_options(x.device),
     )  # fmt: skip
     return y
 
 
-def few_outward(x: Tensor, weight: Stack, bias: Tensor | None, chosen: Tensor, shares: Tensor) -> Tensor:
+def few_outward(
+    x: Tensor,
+    weight: Stack,
+    bias: Tensor | None,
+    chosen: Tensor,
+    shares: Tensor,
+    tile: Tile | None = None,
+) -> Tensor:
     """The last product of experts, summed up: [tokens × used, inputs] → [tokens, outputs].
 
     Args:
-        weight, bias, chosen: as of `few_inward`.
+        weight, bias, chosen, tile: as of `few_inward`.
         shares: float32 [tokens, used], what each expert's product is multiplied by.
     """
     _, outputs, inputs = weight.shape
-    columns, depth = _tile(weight)
+    tile = tile or tile_of(weight)
     stored, scales, reordered, constants = arguments(weight)
     y = torch.empty((len(chosen), outputs), dtype=x.dtype, device=x.device)
-    _outward[-(-outputs // columns), len(y)](
+    _outward[-(-outputs // tile.columns), len(y)](
         x, stored, scales, reordered, bias, y, chosen, shares,
         INPUTS=inputs, OUTPUTS=outputs, USED=chosen.shape[1],
-        COLUMNS=columns, DEPTH=depth, num_warps=4, **constants, **launch_options(x.device),
+        COLUMNS=tile.columns, DEPTH=tile.depth, UNROLLED=tile.unrolled, num_warps=tile.warps,
+        **constants, **launch_options(x.device),
     )  # fmt: skip
     return y
