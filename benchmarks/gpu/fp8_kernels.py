@@ -28,18 +28,25 @@ from server.quantization.gemv import Tiling, gemv
 DEVICE = torch.device("cuda")
 COPIES = 4
 """Of a matrix, more together than the second-level cache holds."""
-CONTEXTS = ((16, 16_000), (1, 16_000), (1, 512), (64, 2_000), (256, 512))
+CONTEXTS = (
+    (1, 512),
+    (1, 16_000),
+    (16, 512),
+    (16, 2_000),
+    (16, 16_000),
+    (64, 1_000),
+    (256, 512),
+    (256, 1_000),
+)
 """Sequences and tokens of each."""
-LONG_WAYS = [
+TUNINGS = [
     Tuning(*way)
     for way in (
-        (16384, 256, 4, 4), (16384, 384, 4, 3),
-        (8192, 256, 4, 4), (8192, 384, 4, 4), (8192, 512, 4, 4), (8192, 1024, 4, 4), (8192, 2048, 4, 4),
-        (8192, 1024, 4, 3), (8192, 512, 4, 5), (16384, 256, 4, 3), (16384, 512, 4, 4), (16384, 256, 8, 4),
-        (16384, 512, 8, 3),
+        (16384, 256, 4, 3), (16384, 512, 4, 4), (8192, 512, 4, 3), (8192, 256, 4, 4), (8192, 1024, 4, 3),
+        (8192, 512, 2, 3), (8192, 512, 2, 4), (4096, 512, 2, 3), (4096, 1024, 2, 4), (4096, 512, 1, 3),
+        (2048, 1024, 1, 4),
     )
 ]  # fmt: skip
-SHORT_WAYS = [Tuning(8192, 512, 4, 3), Tuning(16384, 512, 4, 3)]
 
 
 def tried(ways: dict[str, Callable[[], None]], launches: int) -> dict[str, Any]:
@@ -81,14 +88,13 @@ def _attention_of(sizes: LlamaShape, count: int, length: int, float8: bool) -> d
     scales = torch.ones(layers, 2, sizes.kv_heads, device=DEVICE) if float8 else None
     attend = DecodeAttention(cache.to(FLOAT8) if float8 else cache, scales)
 
-    def launch(tuning: Tuning) -> None:
+    def launch(tuning: Tuning | None) -> None:
         attend.tuning = tuning
         for layer in range(layers):
             attend(layer, spec, None, batch, query, key, value, output)
 
-    tunings = (LONG_WAYS if length > 10_000 else SHORT_WAYS) if float8 else []
-    ways = {"as it is": partial(launch, attend.tuning)}
-    ways |= {str(tuning): partial(launch, tuning) for tuning in tunings}
+    ways = {"as it is": partial(launch, None)}
+    ways |= {str(tuning): partial(launch, tuning) for tuning in (TUNINGS if float8 else ())}
     times = tried(ways, layers)
     terabytes = (1 if float8 else 2) * 2e-6 * count * length * sizes.kv_heads * dim
     return {"TB/s": {way: round(terabytes / us, 2) for way, us in _numbers(times)}, "us": times}

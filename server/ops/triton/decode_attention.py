@@ -41,10 +41,8 @@ class Tuning:
 
 PLAIN = Tuning(4096, 512)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
-FLOAT8 = Tuning(16384, 256)
-"""Twice the bytes in a tile, and two programs share a multiprocessor. On an H200 this reads 3.78 TB/s of 16
-contexts of 16,000 tokens; tiles of half the size read 3.20, and 1,024 programs of those 3.14: a program of
-few tiles spends its time on its beginning and its end."""
+FLOAT8 = {0: Tuning(4096, 512, 2), 128: Tuning(16384, 256), 512: Tuning(8192, 512)}
+"""Pairs of sequence and key head, from which on → tuning."""
 
 
 def num_splits(pairs: int, max_length: int, tile: int, programs: int) -> int:
@@ -68,12 +66,15 @@ class DecodeAttention:
     Args:
         cache: [blocks, layers, 2, block_size, kv_heads, head_dim].
         scales: of a cache in FP8, as in `AttentionShape`.
+
+    Attributes:
+        tuning: another than `_tuning_for` says.
     """
 
     def __init__(self, cache: Tensor, scales: Tensor | None = None) -> None:
         self._cache = cache
         self._scales = scales
-        self.tuning = PLAIN if scales is None else FLOAT8
+        self.tuning: Tuning | None = None
         self._arrivals = torch.empty(0, dtype=torch.int32, device=cache.device)
 
     def __call__(
@@ -104,7 +105,8 @@ class DecodeAttention:
         sequences, heads, head_dim = query.shape
         kv_heads, block_size = cache.shape[4], cache.shape[3]
         group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
-        tuning, tile = self.tuning, self.tuning.elements // dim_tile
+        tuning = self.tuning or self._tuning_for(sequences * kv_heads)
+        tile = tuning.elements // dim_tile
         if self._scales is not None:
             tile = max(tile, 16 * tuning.warps)  # a product adds up 16 tokens at least
         longest = batch.tables.shape[1] * block_size
@@ -132,6 +134,12 @@ class DecodeAttention:
             # what is read of the cache ahead of time is not to be of this step
             **options, **launch_options(cache.device, overlapped=not batch.redone),
         )  # fmt: skip
+
+    def _tuning_for(self, pairs: int) -> Tuning:
+        """How so many pairs of sequence and key head are divided."""
+        if self._scales is None:
+            return PLAIN
+        return FLOAT8[max(least for least in FLOAT8 if least <= pairs)]
 
     def _arrivals_of(self, batch: PagedBatch) -> Tensor:
         """int32, for each context and key head that there may be: pieces that have ended; 0 between launches.

@@ -56,20 +56,29 @@ def arguments(stack: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, dict[
 
 
 @triton.jit
-def _codes_as_floats(codes, scales, dtype: tl.constexpr):
-    """Numbers of MXFP4 codes in [.., 0..15] by the exponents of their scales: exact in float32, then `dtype`.
+def _codes_as_floats(codes, factors, dtype: tl.constexpr):
+    """Numbers of MXFP4 codes in [.., 0..15] by their factors: exact in float32, then `dtype`.
 
     The three lower bits of a code are those of a float32 that is 2**126 times too small.
     """
     codes = codes.to(tl.int32)
     numbers = (((codes & 7) << 22) | ((codes & 8) << 28)).to(tl.float32, bitcast=True)
-    factors = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)  # 2**(scale - 127)
     return (numbers * 8.507059173023462e37 * factors).to(dtype)  # 2**126
 
 
 @triton.jit
-def _unpack(pairs, scales, dtype: tl.constexpr):
-    """The (first, second) numbers of bytes of two codes, by the exponents of their scales."""
+def _factors_of(scales, dtype: tl.constexpr):
+    """What `_unpack` multiplies by, of the exponents of scales."""
+    if _ASSEMBLY and dtype == tl.bfloat16:
+        factors = ((scales.to(tl.int32) + 126) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
+    else:
+        factors = (scales.to(tl.int32) << 23).to(tl.float32, bitcast=True)  # 2**(scale - 127)
+    return factors
+
+
+@triton.jit
+def _unpack(pairs, factors, dtype: tl.constexpr):
+    """The (first, second) numbers of bytes of two codes, by `_factors_of` their scales."""
     if _ASSEMBLY and dtype == tl.bfloat16:
         # as in `_codes_as_floats`, four bytes at a time: bits of bfloat16 that is 2**126 times too small;
         # no scale is above LARGEST_SCALE, so that one factor makes up for it
@@ -101,11 +110,10 @@ def _unpack(pairs, scales, dtype: tl.constexpr):
             }""",
             "=r,=r,=r,=r,r", [pairs], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
         )  # fmt: skip
-        factors = ((scales.to(tl.int32) + 126) << 7).to(tl.int16).to(tl.bfloat16, bitcast=True)
         first, second = first * factors, second * factors
     else:
-        first = _codes_as_floats(pairs & 15, scales, dtype)
-        second = _codes_as_floats(pairs >> 4, scales, dtype)
+        first = _codes_as_floats(pairs & 15, factors, dtype)
+        second = _codes_as_floats(pairs >> 4, factors, dtype)
     return first, second
 
 
@@ -120,6 +128,7 @@ def _load_mxfp4(
     group = begin // 32 + tl.arange(0, DEPTH // 32)
     mask = wanted[:, None] & (group < INPUTS // 32)[None, :]
     factors = tl.load(scales + row[:, None] * (INPUTS // 32) + group[None, :], mask=mask, other=0)
+    factors = _factors_of(factors, dtype)  # before there is one for every number
     factors = tl.broadcast_to(factors[:, :, None], (row.shape[0], DEPTH // 32, 16))
     factors = tl.reshape(factors, (row.shape[0], DEPTH // 2))
     first, second = _unpack(pairs, factors, dtype)

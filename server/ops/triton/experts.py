@@ -33,10 +33,13 @@ class Tiling:
     stages: int
 
 
-FEW, SOME, MANY = Tiling(16, 64, 128, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(128, 128, 64, 8, 3)
-"""Where experts get few rows, so that reading weights is all that counts; some; and many, of long prompts."""
-_SOME_ROWS, _MANY_ROWS = 32, 256
-"""Rows that an expert gets on average, from which on there are some, or many."""
+FEW, SOME, MORE, MANY = (
+    Tiling(16, 64, 128, 4, 4), Tiling(32, 128, 64, 4, 4), Tiling(64, 64, 64, 4, 3), Tiling(128, 128, 64, 8, 3)
+)  # fmt: skip
+"""Where experts get few rows, so that reading weights is all that counts; some; more; and many, of long
+prompts. From `benchmarks.gpu.tune_experts` on an H200."""
+_SOME_ROWS, _MORE_ROWS, _MANY_ROWS = 12, 48, 256
+"""Rows that an expert gets on average, from which on there are some, more, or many."""
 _WHOLE_BLOCKS = 128
 """Inputs that are taken at once where so many have scales in common, or are packed together."""
 _MIXED = 1024
@@ -47,8 +50,10 @@ def tiling_of(rows_each: float, stack: Stack) -> Tiling:
     """For so many rows of an expert, on average."""
     if rows_each < _SOME_ROWS:
         return FEW
-    # float32, of twice the bytes, finds no room for the largest tiles
-    chosen = SOME if rows_each < _MANY_ROWS or stack.dtype == torch.float32 else MANY
+    if rows_each < _MORE_ROWS:
+        chosen = SOME
+    else:  # float32, of twice the bytes, finds no room for the largest tiles
+        chosen = MORE if rows_each < _MANY_ROWS or stack.dtype == torch.float32 else MANY
     return chosen if isinstance(stack, Tensor | Microscaled) else replace(chosen, depth=_WHOLE_BLOCKS)
 
 

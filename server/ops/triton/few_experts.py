@@ -156,12 +156,12 @@ def _outward(
 
 
 def tile_of(stack: Stack) -> Tile:
-    """For the matrices of a stack."""
-    constants, inputs = arguments(stack)[3], stack.shape[2]
-    if constants["FORM"] == "codes" or constants["BLOCK"]:
+    """For the matrices of a stack; from `benchmarks.gpu.tune_experts` on an H200."""
+    form, inputs = arguments(stack)[3], stack.shape[2]
+    if form["FORM"] == "codes" or form["BLOCK"]:
         return Tile(32, PIECE)  # that are packed together, or have a scale in common
-    depth = min(max(next_power_of_two(inputs) // 2, 32), 512)
-    return Tile(4096 // depth, depth)
+    depth = min(max(next_power_of_two(inputs), 32), 512 if form["FORM"] == "mxfp4" else 1024)
+    return Tile(4096 // depth, depth, 8) if form["FORM"] == "mxfp4" else Tile(2048 // depth, depth)
 
 
 def few_inward(

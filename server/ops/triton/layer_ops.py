@@ -16,7 +16,7 @@ from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.few_experts import ROWS as FEW_ROWS
 from server.ops.triton.few_experts import few_inward, few_outward
 from server.ops.triton.gates import SILU, gate_mul, gate_of
-from server.ops.triton.norm import rms_norm
+from server.ops.triton.norm import head_norm, rms_norm
 from server.ops.triton.routing import assign, route
 from server.quantization.gemv import gemv, tiling
 
@@ -33,13 +33,21 @@ class TritonLayerOps(LayerOps):
 
     name = "triton"
 
+    def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
+        return gemv(x, linear.weight, bias=linear.bias) if _single(x, linear) else super().linear(x, linear)
+
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        if not norm.rms:
+            return super().norm(x, norm)
+        return (rms_norm if x.dim() == 2 else head_norm)(x, norm.weight, norm.spec.eps)
+
     def norm_linear(
         self, x: Tensor, norm: Norm | None, linear: LinearLayer, out: Tensor | None = None
     ) -> Tensor:
         if norm is None or not norm.rms:
             return super().norm_linear(x, norm, linear, out)
         if _single(x, linear):
-            return gemv(x, linear.weight, norm=norm.weight, eps=norm.spec.eps, out=out)
+            return gemv(x, linear.weight, bias=linear.bias, norm=norm.weight, eps=norm.spec.eps, out=out)
         # but for the head of a quantized model, `linear` is of the kind that stands in front of the norm
         early = not linear.dense or len(x) <= _SPLIT_ROWS
         x = rms_norm(x, norm.weight, norm.spec.eps, overlapped=early)
@@ -55,7 +63,7 @@ class TritonLayerOps(LayerOps):
         if gate is None or norm is None or not norm.rms:
             return super().norm_feed_forward(x, norm, gate_up, spec)
         if gate == SILU and _single(x, gate_up):
-            return gemv(x, gate_up.weight, norm=norm.weight, eps=norm.spec.eps, gated=True)
+            return gemv(x, gate_up.weight, bias=gate_up.bias, norm=norm.weight, eps=norm.spec.eps, gated=True)
         return gate_mul(self.norm_linear(x, norm, gate_up), gate, overlapped=not gate_up.dense)
 
     def linear_add(
@@ -70,11 +78,11 @@ class TritonLayerOps(LayerOps):
         if norm is not None or scale != 1.0:
             return super().linear_add(x, linear, residual, norm, scale, comm)
         if comm is not None and comm.rank > 0:
-            return comm.reduce(gemv(x, linear.weight) if _single(x, linear) else self.linear(x, linear))
+            return comm.reduce(self.linear(x, linear))
         if comm is not None:  # the residual is added once, on the first rank, within its product
             return comm.reduce(self.linear_add(x, linear, residual))
         if _single(x, linear):
-            return gemv(x, linear.weight, residual=residual)
+            return gemv(x, linear.weight, bias=linear.bias, residual=residual)
         if _plain(linear):
             return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
         return linear.add_to(x, residual)
@@ -104,4 +112,4 @@ def _plain(linear: LinearLayer) -> bool:
 
 def _single(x: Tensor, linear: LinearLayer) -> bool:
     """Whether the product is one token's with a weight that the kernel takes."""
-    return x.shape[0] == 1 and _plain(linear) and tiling(1, linear.weight.shape[1], gated=False) is not None
+    return x.shape[0] == 1 and linear.dense and tiling(1, linear.weight.shape[1], gated=False) is not None

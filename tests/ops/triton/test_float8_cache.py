@@ -71,7 +71,7 @@ def test_contexts_in_many_pieces_and_tiles(
     device: torch.device, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     for programs in (1, 4096):
-        monkeypatch.setattr(triton_decode, "FLOAT8", Tuning(2048, programs, warps=2))
+        monkeypatch.setattr(triton_decode, "FLOAT8", {0: Tuning(2048, programs, warps=2)})
         check(device, HALF, attention_spec(4, 2, 64, **fields), [0, 31, 32, 33, 49, 50, 64, 65, 130, 199])
 
 
