@@ -41,7 +41,7 @@ class Tuning:
 
 PLAIN = Tuning(4096, 512)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
-FLOAT8 = {0: Tuning(4096, 512, 2), 128: Tuning(16384, 256), 512: Tuning(8192, 512)}
+FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
 """Pairs of sequence and key head, from which on → tuning."""
 
 
