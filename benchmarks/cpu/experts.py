@@ -66,8 +66,11 @@ def load(path: Path, layers: int) -> tuple[Any, int]:
     return llm, active
 
 
-def token_seconds(llm: Any, turns: int) -> list[float]:
-    """Seconds of a token in each turn, prompts not counted, in ascending order."""
+def token_seconds(llm: Any, turns: int) -> list[tuple[float, float]]:
+    """Of each turn, (seconds of a token, prompts not counted, bytes a second that are read before and after).
+
+    How fast memory reads changes from minute to minute on machines that others share.
+    """
     prompt = [torch.randint(3, 300, (PROMPT,)).tolist()]
 
     def timed(new: int) -> float:
@@ -76,7 +79,14 @@ def token_seconds(llm: Any, turns: int) -> list[float]:
         return time.perf_counter() - begin
 
     timed(4)
-    return sorted((timed(NEW + 1) - timed(1)) / NEW for _ in range(turns))
+    threads, found = torch.get_num_threads(), []
+    before = read_bandwidth(threads)
+    for _ in range(turns):
+        seconds = (timed(NEW + 1) - timed(1)) / NEW
+        after = read_bandwidth(threads)
+        found.append((seconds, (before + after) / 2))
+        before = after
+    return found
 
 
 def main() -> None:
@@ -85,24 +95,20 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--turns", type=int, default=12)
     arguments = parser.parse_args()
-    threads = torch.get_num_threads()
-    before = read_bandwidth(threads)
     with tempfile.TemporaryDirectory() as directory:
         llm, active = load(Path(directory), arguments.layers)
         turns = token_seconds(llm, arguments.turns)
-    bandwidth = max(before, read_bandwidth(threads))
+    ratios = sorted(seconds * bandwidth / active for seconds, bandwidth in turns)
     found = {
         "date": today(),
         "processor": processor(),
         "layers": arguments.layers,
         "kernels": llm.capabilities,
         "active_bytes": active,
-        "bytes_per_second": bandwidth,
-        "floor_ms": 1e3 * active / bandwidth,
-        "ms_per_token": 1e3 * statistics.median(turns),
-        "best_ms_per_token": 1e3 * turns[0],
-        "ratio": statistics.median(turns) * bandwidth / active,
-        "best_ratio": turns[0] * bandwidth / active,
+        "bytes_per_second": statistics.median(bandwidth for _, bandwidth in turns),
+        "ms_per_token": 1e3 * statistics.median(seconds for seconds, _ in turns),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
         "bar": BAR,
     }
     print(json.dumps(found, indent=1, default=str))
