@@ -50,6 +50,7 @@ def build_worker(
     *,
     drafts: bool = True,
     prompt_graphs: bool = False,
+    read_layers: tuple[int, ...] = (),
 ) -> tuple[Worker, dict[str, str]]:
     """(worker that suits the backend, how it chooses tokens and why).
 
@@ -58,13 +59,14 @@ def build_worker(
     Args:
         drafts: capture steps with drafts, too.
         prompt_graphs: replay short prompts, too.
+        read_layers: those in front of which a draft head reads the residual stream.
 
     Raises:
         ModelError: they cannot be replayed here.
     """
     model, backend, device = loaded.model, loaded.backend, loaded.device
     if prompt_graphs:
-        _check_prompt_graphs(loaded)
+        _check_prompt_graphs(loaded, read_layers)
     with phase("attention kernels"):
         attention = _make_attention(loaded, specs, storage, limits.block_size)
     rows, vocab, groups = limits.max_rows, model.spec.vocab_size, len(limits.groups)
@@ -72,7 +74,7 @@ def build_worker(
     if not backend.capabilities.overlaps:
         tokens = TokenTable(rows, limits.model_max_length, torch.device("cpu"))
         builder = BatchBuilder(rows, max_blocks, limits.block_size, tokens.tokens, device, groups)
-        runner = ModelRunner(model, storage, attention, backend, builder)
+        runner = ModelRunner(model, storage, attention, backend, builder, read_layers)
         choose, reason = choose_function(device)
         decoder = Decoder(SamplingState(rows, vocab, device, tokens), choose)
         return Worker(runner, decoder, overlaps=False), reason
@@ -81,7 +83,7 @@ def build_worker(
     paged = PagedBatchBuilder(rows, lines, max_blocks, limits.max_tokens, size, tokens.tokens, groups)
     state = SamplingState(rows, vocab, device, tokens, num_lines=lines)
     sampler = GpuSampler(state)
-    paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler)
+    paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler, read_layers)
     decoder = Decoder(state, sampler=sampler)
     if device.type == "cuda":
         with phase("graphs of decode steps"):
@@ -98,7 +100,7 @@ def build_worker(
     }
 
 
-def _check_prompt_graphs(loaded: LoadedModel) -> None:
+def _check_prompt_graphs(loaded: LoadedModel, read_layers: tuple[int, ...]) -> None:
     """Raise ModelError where steps with prompts cannot be replayed."""
     problem = None
     if loaded.device.type != "cuda":
@@ -107,6 +109,8 @@ def _check_prompt_graphs(loaded: LoadedModel) -> None:
         problem = "the model is split over ranks (parallel_config.tensor_parallel_size)"
     elif loaded.backend.same_bits:
         problem = "model_loading_config.deterministic promises bits that padding may change"
+    elif read_layers:
+        problem = "the hidden states that a draft head reads are not kept there (speculation_config.draft_head)"
     if problem is not None:
         raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
 

@@ -23,7 +23,7 @@ from server.models.linears import Linears
 from server.models.names import Names
 from server.ops.attention import AttentionBackend
 from server.ops.communication import Communication
-from server.ops.hidden_states import HiddenStates
+from server.ops.hidden_states import HiddenStates, LayerInputs
 from server.ops.layer_ops import LayerOps
 
 
@@ -145,6 +145,7 @@ class Decoder(DecoderWeights):
         out: Tensor | None = None,
         comm: Communication | None = None,
         states: HiddenStates | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
         """Compute a step's tokens.
 
@@ -156,15 +157,28 @@ class Decoder(DecoderWeights):
             out: takes the result instead of new memory.
             comm: adds up what the ranks of a split model have computed; None: the model is in one piece.
             states: gets the hidden states that are wanted.
+            layer_inputs: gets the residual stream in front of the layers that it names.
 
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
         """
         x = self.embed(token_ids, attention.positions, comm)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if layer_inputs is not None:
+                _keep(layer_inputs, index, x)
             x = layer(x, attention, ops, comm)
+        if layer_inputs is not None:
+            _keep(layer_inputs, len(self.layers), x)
         if states is not None:
             states.values = ops.norm(x.index_select(0, states.rows), self.norm)
         if logit_rows is not None:
             x = x.index_select(0, logit_rows)
         return self.logits(x, ops, out, comm)
+
+
+def _keep(wanted: LayerInputs, index: int, x: Tensor) -> None:
+    """Copy the residual stream [tokens, hidden] in front of layer `index`, which may be added to in place."""
+    if index in wanted.layers:
+        if wanted.values is None:
+            wanted.values = x.new_empty(len(x), len(wanted.layers) * x.shape[1])
+        wanted.values.unflatten(1, (len(wanted.layers), -1))[:, wanted.layers.index(index)].copy_(x)

@@ -15,7 +15,7 @@ from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend, AttentionShape
 from server.ops.capabilities import Capabilities
 from server.ops.communication import Communication
-from server.ops.hidden_states import HiddenStates
+from server.ops.hidden_states import HiddenStates, LayerInputs
 from server.ops.layer_ops import LayerOps
 
 Arithmetic = Literal["exact", "int8"]
@@ -93,6 +93,7 @@ class Backend(ABC):
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
         states: HiddenStates | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
         """A whole forward pass; arguments and result are those of ``Decoder.forward``."""
 
@@ -127,6 +128,9 @@ class LayeredBackend(Backend):
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
         states: HiddenStates | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
-        logits: Tensor = model(token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states)
+        logits: Tensor = model(
+            token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states, layer_inputs
+        )
         return logits

@@ -18,3 +18,17 @@ class HiddenStates:
 
     rows: Tensor
     values: Tensor | None = None
+
+
+@dataclass(slots=True)
+class LayerInputs:
+    """The residual stream in front of some layers, for all tokens of a pass: what a draft head reads.
+
+    Attributes:
+        layers: indices, ascending; the number of layers stands for what the last one gives.
+        values: [tokens, layers × hidden], one layer beside the other, in the model's type or float32. The pass
+            fills it where it is given, and makes it otherwise.
+    """
+
+    layers: tuple[int, ...]
+    values: Tensor | None = None

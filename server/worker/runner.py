@@ -13,6 +13,7 @@ from server.device.stopwatch import Stopwatch
 from server.models.decoder import Decoder as DecoderModel
 from server.ops.attention import AttentionBackend
 from server.ops.backend import Backend
+from server.ops.hidden_states import LayerInputs
 from server.ops.paged_attention import PagedBatch
 from server.sampling.gpu_sampler import GpuSampler
 from server.sampling.step_logits import StepLogits
@@ -33,6 +34,7 @@ class ModelRunner:
         attention: made for that memory.
         backend: computes the model.
         builder: makes the tensors.
+        read_layers: those in front of which a draft head reads the residual stream; empty: there is none.
 
     Attributes:
         timings: of copies and prompts, for the reader to take away.
@@ -45,12 +47,14 @@ class ModelRunner:
         attention: AttentionBackend[Any],
         backend: Backend,
         builder: BatchBuilder | PagedBatchBuilder,
+        read_layers: tuple[int, ...] = (),
     ) -> None:
         self.model = model
         self.attention = attention
         self.backend = backend
         self._storage = storage
         self._builder = builder
+        self._read_layers = read_layers
         self.timings = Timings()
         self._stopwatch = Stopwatch(storage.place)
 
@@ -86,8 +90,8 @@ class ModelRunner:
             Logits for `step.sampled()`, in that order, and for `step.scored()`.
         """
         self._stopwatch.start()
-        batch = self._builder.build(step)
-        logits = self._compute(batch)
+        batch, inputs = self._builder.build(step), self._wanted_inputs()
+        logits = self._compute(batch, inputs=inputs)
         known_tokens = step.known_tokens
         if known_tokens > len(step.decode_slots):
             self._stopwatch.stop(lambda seconds: self.timings.prompts.append((known_tokens, seconds)))
@@ -100,6 +104,7 @@ class ModelRunner:
             drafts=batch.drafts,
             scored=logits[lines:] if scored else None,
             states=None if batch.states is None else batch.states.values,
+            layer_inputs=None if inputs is None else inputs.values,
         )
 
     def try_out(self, length: int) -> Tensor:
@@ -112,10 +117,16 @@ class ModelRunner:
         step = StepInput(chunk_slots=slot, chunk_starts=start, chunk_ends=end, chunk_samples=samples)
         return self._compute(self._builder.build(step))
 
-    def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+    def _wanted_inputs(self, into: Tensor | None = None) -> LayerInputs | None:
+        """What a draft head reads of a pass, in `into` where it is given; None: there is no head."""
+        return LayerInputs(self._read_layers, into) if self._read_layers else None
+
+    def _compute(
+        self, batch: ForwardBatch, out: Tensor | None = None, inputs: LayerInputs | None = None
+    ) -> Tensor:
         self.attention.prepare(*batch.attention)
         rows, states = batch.logit_rows, batch.states
-        return self.backend.forward(self.model, batch.token_ids, rows, self.attention, out, states)
+        return self.backend.forward(self.model, batch.token_ids, rows, self.attention, out, states, inputs)
 
 
 class PagedModelRunner(ModelRunner):
@@ -124,6 +135,7 @@ class PagedModelRunner(ModelRunner):
     Args:
         builder: makes the tensors.
         sampler: chooses them.
+        read_layers: as of `ModelRunner`.
     """
 
     _builder: PagedBatchBuilder
@@ -136,12 +148,13 @@ class PagedModelRunner(ModelRunner):
         backend: Backend,
         builder: PagedBatchBuilder,
         sampler: GpuSampler,
+        read_layers: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(model, storage, attention, backend, builder)
+        super().__init__(model, storage, attention, backend, builder, read_layers)
         self._sampler = sampler
         self._graphs: DecodeGraphs | None = None
         self._prompts: PromptGraphs | None = None
-        self._logits = torch.empty(0)
+        self._logits = self._layer_inputs = torch.empty(0)
 
     def capture(self, *, drafts: bool = True) -> None:
         """Capture the graphs; on CUDA, once, when everything else is in its place.
@@ -152,6 +165,9 @@ class PagedModelRunner(ModelRunner):
         builder, vocab, weight = self._builder, self.model.spec.vocab_size, self.model.embedding
         # one place for the logits of all sizes: the graphs share the memory of their intermediates
         self._logits = torch.empty((builder.max_lines, vocab), dtype=weight.dtype, device=weight.device)
+        if self._read_layers:
+            width = len(self._read_layers) * self.model.spec.hidden_size
+            self._layer_inputs = self._logits.new_empty((builder.max_lines, width))
         builder.send_decodes(StepInput())  # only padding: this touches no sequence
         self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device, drafts=drafts)
 
@@ -189,12 +205,14 @@ class PagedModelRunner(ModelRunner):
             logits = self._compute(batch)
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
-    def _compute(self, batch: ForwardBatch, out: Tensor | None = None) -> Tensor:
+    def _compute(
+        self, batch: ForwardBatch, out: Tensor | None = None, inputs: LayerInputs | None = None
+    ) -> Tensor:
         prompts, rows = self._prompts, batch.logit_rows
         if prompts is None or rows is None or batch.states is not None:
-            return super()._compute(batch, out)
+            return super()._compute(batch, out, inputs)
         if not prompts.fits(len(batch.token_ids), len(rows)):
-            return super()._compute(batch, out)
+            return super()._compute(batch, out, inputs)
         self.attention.prepare(*batch.attention)
         return prompts.run(batch)
 
@@ -204,9 +222,11 @@ class PagedModelRunner(ModelRunner):
         rows, positions = batch.sample_rows, batch.sample_positions
         assert rows is not None and positions is not None
         batch.token_ids = self._builder.begin_decodes(size.lines)
-        logits = self._compute(batch, self._logits[: size.lines])
+        inputs = self._wanted_inputs(self._layer_inputs[: size.lines])
+        logits = self._compute(batch, self._logits[: size.lines], inputs)
         tokens = self._sampler.sample(logits, rows, positions, keep=not size.drafted)
-        return StepLogits(logits, rows, positions, tokens, drafts=batch.drafts)
+        read = None if inputs is None else inputs.values
+        return StepLogits(logits, rows, positions, tokens, drafts=batch.drafts, layer_inputs=read)
 
     def forward(self, step: StepInput) -> StepLogits:
         self._sampler.flush()

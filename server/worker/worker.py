@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from server.sampling.chosen import ChosenTokens, PendingTokens
 from server.sampling.decoder import Decoder
@@ -72,6 +73,11 @@ class Worker:
         assert self._logits is not None
         with torch.inference_mode():
             return self.decoder.choose(self._logits, self._step, sample)
+
+    @property
+    def layer_inputs(self) -> Tensor | None:
+        """What a draft head reads of the step that was launched last (`StepLogits.layer_inputs`)."""
+        return None if self._logits is None else self._logits.layer_inputs
 
     def take_timings(self) -> Timings:
         """What was timed since the last call."""

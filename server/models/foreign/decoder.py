@@ -17,7 +17,7 @@ from server.models.decoder import Decoder
 from server.models.names import Names
 from server.ops.attention import AttentionBackend
 from server.ops.communication import Communication
-from server.ops.hidden_states import HiddenStates
+from server.ops.hidden_states import HiddenStates, LayerInputs
 from server.ops.layer_ops import LayerOps
 
 PAGED = "inference_stack_paged"
@@ -63,6 +63,7 @@ class ForeignDecoder(Decoder):
         out: Tensor | None = None,
         comm: Communication | None = None,
         states: HiddenStates | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
         positions = attention.positions.clamp(min=0).long()[None]
         keep: Any = 0 if logit_rows is None else logit_rows

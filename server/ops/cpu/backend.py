@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ctypes import addressof
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from server.ops.cpu.describe import NORM_KINDS, describe_cache, describe_codes, 
 from server.ops.cpu.experts import objection_to_experts
 from server.ops.cpu.library import DTYPES, NativeLibrary, NativeModel
 from server.ops.cpu.weights import PackedWeights, linears_of, stacks_of
-from server.ops.hidden_states import HiddenStates
+from server.ops.hidden_states import HiddenStates, LayerInputs
 
 WIDTH_MULTIPLE = 32
 """The inputs of a product must be a multiple of this wide."""
@@ -192,6 +193,7 @@ class NativeBackend(Backend):
         attention: AttentionBackend[Any],
         out: Tensor | None = None,
         states: HiddenStates | None = None,
+        layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
         """All layers at once; the result, if not in `out`, is overwritten by the next call."""
         if logit_rows is None:
@@ -215,6 +217,11 @@ class NativeBackend(Backend):
             streams = torch.empty(len(states.rows), self._spec.hidden)
             step.state_rows, step.num_states = states.rows.data_ptr(), len(states.rows)
             step.states = streams.data_ptr()
+        if layer_inputs is not None:
+            wanted = np.asarray(layer_inputs.layers, np.int64)
+            layer_inputs.values = torch.empty(len(token_ids), len(wanted) * self._spec.hidden)
+            step.input_layers, step.num_input_layers = wanted.ctypes.data, len(wanted)
+            step.layer_inputs = layer_inputs.values.data_ptr()
         self._native.forward(step, logits)
         if states is not None:
             states.values = model.norm(streams.to(model.embedding.dtype))

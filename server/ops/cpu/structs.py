@@ -138,5 +138,7 @@ class Step(Structure):
         ("num_logits", c_int64),
         *((name, c_void_p) for name in ("batches", "caches", "state_rows")),
         ("num_states", c_int64),
-        ("states", c_void_p),
+        *((name, c_void_p) for name in ("states", "input_layers")),
+        ("num_input_layers", c_int64),
+        ("layer_inputs", c_void_p),
     )

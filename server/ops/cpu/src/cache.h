@@ -40,6 +40,9 @@ struct Step {
     const int64_t* state_rows;  // [states], tokens whose hidden states are wanted
     int64_t num_states;
     float* states;  // [states, hidden], takes what the last layer gives for them
+    const int64_t* input_layers;  // [input_layers], ascending, of which the input is wanted; one past the last: its output
+    int64_t num_input_layers;
+    float* layer_inputs;  // [tokens, input_layers, hidden], takes the residual stream in front of them
 };
 
 // Keys and values of one layer, seen from it.

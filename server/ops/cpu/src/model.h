@@ -53,8 +53,12 @@ class Model {
                 add_up(me, x_, rows);
                 if (spec_.positions) me.share(rows, [&](int t) { add_position(step, t); });
             }
-            for (const Layer& layer : layers_)
+            for (int index = 0; index < spec_.layers; ++index) {
+                keep_input(me, step, index, rows);
+                const Layer& layer = layers_[index];
                 run_layer(me, layer, attention[layer.cache_group], rows, scratch_[rank]);
+            }
+            keep_input(me, step, spec_.layers, rows);
             if (step.num_states)
                 me.share(int(step.num_states), [&](int row) {
                     const int64_t hidden = spec_.hidden;
@@ -74,6 +78,18 @@ class Model {
     }
 
    private:
+    // Copies the residual stream in front of a layer, where it is wanted.
+    void keep_input(Member& me, const Step& step, int layer, int rows) {
+        const int64_t *begin = step.input_layers, *end = begin + step.num_input_layers;
+        const int64_t* place = std::find(begin, end, layer);
+        if (place == end) return;
+        const int64_t hidden = spec_.hidden;
+        float* into = step.layer_inputs + (place - begin) * hidden;
+        me.share(rows, [&](int t) {
+            std::copy_n(x_ + t * hidden, hidden, into + t * step.num_input_layers * hidden);
+        });
+    }
+
     // Of several ranks, each knows some of the tokens, and has zeros for the others.
     void embed_token(const Step& step, int token) {
         const int64_t hidden = spec_.hidden, own = step.token_ids[token] - int64_t(spec_.ranks.rank) * spec_.vocab_part;
