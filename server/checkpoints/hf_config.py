@@ -9,6 +9,7 @@ from server.checkpoints.errors import ModelError
 from server.checkpoints.gguf.config import config_fields
 from server.checkpoints.gguf.header import SUFFIX, GGUFHeader
 from server.checkpoints.lengths import positions
+from server.checkpoints.mimo_config import register_mimo
 from utils.messages import one_line
 
 
@@ -29,6 +30,7 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
     file = path / "config.json"
+    register_mimo()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
         length = positions(config)

@@ -11,6 +11,8 @@ from server.checkpoints.fingerprint import fingerprint
 from server.continuous_batching.build_rank import BuiltRank
 from server.continuous_batching.collector import Collector
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.draft_head import HeadDrafter
+from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.engine import Engine
 from server.continuous_batching.grammars import Grammars
 from server.continuous_batching.phases import phase
@@ -88,10 +90,7 @@ def build_engine(
         "scheduling_policy": scheduler.policy.name,
         "same_bits": _same_bits(loaded.backend, worker),
         "block_copies": storage.block_copies.name,
-        "speculation": {
-            "name": "prompt lookup" if built.draft_model is None else "draft model, prompt lookup",
-            "reason": "where they pay; prompt lookup where a request or the configuration asks for it",
-        },
+        "speculation": _speculation(built.drafter),
     }
     return BuiltEngine(engine, loaded.config, capabilities, checkpoint)
 
@@ -106,11 +105,20 @@ def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:
     )
     cost = PreemptionCost(config.cache_config.swap_policy)
     policy = POLICIES[config.batcher_config.policy]
-    model = built.draft_model
-    speculator = Speculator() if model is None else ModelSpeculator(model)
+    speculator = Speculator() if built.drafter is None else ModelSpeculator(built.drafter)
     target = config.batcher_config.target_step_ms
     times = StepTime(None if target is None else target / 1e3)
     return Scheduler(limits, cache, cost, policy, speculator, step_time=times, redecodes=redecodes)
+
+
+def _speculation(drafter: DraftModel | HeadDrafter | None) -> dict[str, Any]:
+    """What drafts, for the operator."""
+    label = None if drafter is None else drafter.label
+    return {
+        "name": "prompt lookup" if label is None else f"{label}, prompt lookup",
+        "reason": "where they pay; prompt lookup where a request or the configuration asks for it",
+        **(drafter.describe() if isinstance(drafter, HeadDrafter) else {}),
+    }
 
 
 def _same_bits(backend: Backend, worker: Worker) -> dict[str, Any]:

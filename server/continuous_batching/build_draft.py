@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from server.checkpoints.errors import ModelError
 from server.checkpoints.tokenizer import read_tokenizer
@@ -12,13 +15,14 @@ from server.continuous_batching.config import ModelLoadingConfig, ServerConfig
 from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.loaded_model import LoadedModel, load
 from server.continuous_batching.phases import phase
-from server.layers.cache_spec import cache_specs
+from server.layers.cache_spec import CacheSpec, cache_specs
+from server.models.heads.load import holds_eagle3
 from server.scheduling.limits import DRAFTED_LINES, Limits
 from server.worker.cache_sizing import CacheWishes, GroupNeed, blocks_that_fit, size_groups
 
 KEY = "speculation_config.draft_model"
 MEMORY_SHARE = 0.1
-"""Of what is free once both models are loaded, for the draft model's keys and values at most."""
+"""Of what is free once both are loaded, for the keys and values of what drafts at most."""
 
 
 def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any) -> DraftModel | None:
@@ -34,6 +38,8 @@ def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any)
     path, loading = config.speculation_config.draft_model, config.model_loading_config
     if path is None:
         return None
+    if holds_eagle3(Path(path)):
+        raise ModelError(f"{KEY}: {path} is a draft head: name it in speculation_config.draft_head")
     with phase("tokenizer of the draft model"):
         own = read_tokenizer(
             Path(path), use_fast=loading.use_fast_tokenizer, trust_remote_code=loading.trust_remote_code
@@ -49,30 +55,35 @@ def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any)
     cache = config.cache_config.model_copy(update={"cache_dtype": "auto"})
     loaded = load(config.model_copy(update={"model_loading_config": alone, "cache_config": cache}))
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
-    batcher, size = config.batcher_config, cache.block_size
-    rows, length = min(batcher.batch_max_beams, DRAFTED_LINES // 2), min(loaded.max_length, target.max_length)
-    whole = -(-length // size)
-    needs = [GroupNeed(spec.bytes_per_block(size), rows * whole) for spec in specs]
-    blocks = blocks_that_fit(loaded.device, needs, MEMORY_SHARE)
-    chunk = batcher.prefill_chunk_tokens or 512
-    limits = Limits(
+    limits = draft_limits(config, specs, min(loaded.max_length, target.max_length), loaded.device)
+    storage = build_storage(specs, limits, loaded.cache_dtype, loaded.device)
+    worker, _ = build_worker(loaded, specs, storage, limits, drafts=False)
+    most = config.speculation_config.draft_num_tokens
+    return DraftModel(worker, limits, most, target.config.vocab_size)
+
+
+def draft_limits(
+    config: ServerConfig, specs: Sequence[CacheSpec], max_length: int, device: torch.device
+) -> Limits:
+    """The budgets of what drafts: as many sequences as a step can hold drafts of, as far as memory goes."""
+    batcher, size = config.batcher_config, config.cache_config.block_size
+    rows = min(batcher.batch_max_beams, DRAFTED_LINES // 2)
+    needs = [GroupNeed(spec.bytes_per_block(size), rows * -(-max_length // size)) for spec in specs]
+    blocks = blocks_that_fit(device, needs, MEMORY_SHARE)
+    return Limits(
         max_tokens=batcher.batch_max_tokens,
         max_rows=rows,
         max_waiting=1,
-        chunk_tokens=min(chunk, batcher.batch_max_tokens),
-        model_max_length=length,
+        chunk_tokens=min(batcher.prefill_chunk_tokens or 512, batcher.batch_max_tokens),
+        model_max_length=max_length,
         groups=size_groups(
             specs,
             CacheWishes(blocks, None, 0, size, MEMORY_SHARE),
-            loaded.device,
+            device,
             max_rows=rows,
             max_tokens=batcher.batch_max_tokens,
-            max_length=length,
+            max_length=max_length,
         ),
         block_size=size,
         watermark=0.0,
     )
-    storage = build_storage(loaded, specs, limits)
-    worker, _ = build_worker(loaded, specs, storage, limits, drafts=False)
-    most = config.speculation_config.draft_num_tokens
-    return DraftModel(worker, limits, most, target.config.vocab_size)

@@ -10,9 +10,11 @@ import torch
 
 from server.checkpoints.errors import computes_nan
 from server.continuous_batching.build_draft import build_draft_model
+from server.continuous_batching.build_draft_head import build_draft_head
 from server.continuous_batching.build_worker import build_storage, build_worker
 from server.continuous_batching.cache_size import size_cache
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.draft_head import HeadDrafter
 from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.loaded_model import Join, LoadedModel, load
 from server.continuous_batching.phases import phase
@@ -34,7 +36,7 @@ class BuiltRank:
         specs: what its part of the cache holds.
         limits: the same on all ranks.
         sampling: how it chooses tokens and why.
-        draft_model: drafts for it, where one is configured.
+        drafter: drafts for it, where one is configured.
     """
 
     loaded: LoadedModel
@@ -43,7 +45,7 @@ class BuiltRank:
     storage: CacheStorage
     worker: Worker
     sampling: dict[str, str]
-    draft_model: DraftModel | None = None
+    drafter: DraftModel | HeadDrafter | None = None
 
 
 def build_rank(
@@ -64,13 +66,22 @@ def build_rank(
     elif shard.ranks > 1:  # which share the processors
         torch.set_num_threads(max(torch.get_num_threads() // shard.ranks, 1))
     loaded = load(config, shard, join)
-    draft_model = build_draft_model(config, loaded, tokenizer)
+    drafter = build_draft_model(config, loaded, tokenizer) or build_draft_head(config, loaded)
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
     limits = size_cache(config, loaded, specs)
-    storage = build_storage(loaded, specs, limits)
-    prompt_graphs = config.batcher_config.prompt_graphs
-    worker, sampling = build_worker(loaded, specs, storage, limits, prompt_graphs=prompt_graphs)
+    storage = build_storage(specs, limits, loaded.cache_dtype, loaded.device)
+    head = drafter if isinstance(drafter, HeadDrafter) else None
+    worker, sampling = build_worker(
+        loaded,
+        specs,
+        storage,
+        limits,
+        prompt_graphs=config.batcher_config.prompt_graphs,
+        read_layers=() if head is None else head.runner.head.head_spec.read_layers,
+    )
+    if head is not None:
+        head.read_from(worker)
     with phase("a short prompt"):
         if not worker.computes_numbers(min(_TRIED_TOKENS, limits.block_size, limits.model_max_length)):
             raise computes_nan(loading.model_name_or_path)
-    return BuiltRank(loaded, specs, limits, storage, worker, sampling, draft_model)
+    return BuiltRank(loaded, specs, limits, storage, worker, sampling, drafter)

@@ -26,10 +26,12 @@ from server.worker.runner import ModelRunner, PagedModelRunner
 from server.worker.worker import Worker
 
 
-def build_storage(loaded: LoadedModel, specs: Sequence[CacheSpec], limits: Limits) -> CacheStorage:
-    """Memory for the keys and values of all groups of layers."""
+def build_storage(
+    specs: Sequence[CacheSpec], limits: Limits, dtype: torch.dtype, device: torch.device
+) -> CacheStorage:
+    """Memory for the keys and values, of that type, of all groups of layers."""
     with phase("cache memory"):
-        return CacheStorage([*_memory(limits, specs, loaded.cache_dtype)], loaded.device)
+        return CacheStorage([*_memory(limits, specs, dtype)], device)
 
 
 def _memory(limits: Limits, specs: Sequence[CacheSpec], dtype: torch.dtype) -> Iterator[GroupMemory]:
@@ -110,7 +112,7 @@ def _check_prompt_graphs(loaded: LoadedModel, read_layers: tuple[int, ...]) -> N
     elif loaded.backend.same_bits:
         problem = "model_loading_config.deterministic promises bits that padding may change"
     elif read_layers:
-        problem = "the hidden states that a draft head reads are not kept there (speculation_config.draft_head)"
+        problem = "they do not keep what a draft head reads (speculation_config.draft_head)"
     if problem is not None:
         raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
 

@@ -152,7 +152,7 @@ MAX_DRAFT_TOKENS = 16
 
 
 class SpeculationConfig(ConfigModel):
-    """Speculative decoding: prompt lookup for requests that do not say themselves, and a draft model."""
+    """Speculative decoding: prompt lookup for requests that do not say themselves; a draft model or head."""
 
     prompt_lookup_num_tokens: Annotated[int, Field(ge=0, le=MAX_LOOKUP_TOKENS)] = 0
     """Most tokens drafted for a sequence and step; 0: none."""
@@ -160,8 +160,17 @@ class SpeculationConfig(ConfigModel):
     """Tokens of the longest n-gram whose continuation is looked up."""
     draft_model: ModelPath | None = None
     """A smaller model with the same tokenizer, which drafts for every request but beams."""
+    draft_head: ModelPath | None = None
+    """A draft head, which reads the model's hidden states and drafts for every request but beams: an EAGLE-3
+    checkpoint, or the model's own directory for the multi-token prediction layer that it holds (MiMo)."""
     draft_num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] = 4
-    """Most tokens that it drafts for a sequence and step."""
+    """Most tokens that the draft model, or the head, drafts for a sequence and step."""
+
+    @model_validator(mode="after")
+    def _check_drafts(self) -> SpeculationConfig:
+        if self.draft_model is not None and self.draft_head is not None:
+            raise ValueError("draft_model and draft_head are both set: only one of them can draft")
+        return self
 
     @property
     def prompt_lookup(self) -> PromptLookup:
@@ -188,7 +197,9 @@ class ServerConfig(ApiConfig):
     def located(self) -> ServerConfig:
         """As `ModelLoadingConfig.located`."""
         found: dict[str, ConfigModel] = {"model_loading_config": self.model_loading_config.located()}
-        if (draft := self.speculation_config.draft_model) is not None:
-            place = {"draft_model": str(find_checkpoint(draft))}
-            found["speculation_config"] = self.speculation_config.model_copy(update=place)
+        speculation = self.speculation_config
+        named = {key: getattr(speculation, key) for key in ("draft_model", "draft_head")}
+        places = {key: str(find_checkpoint(path)) for key, path in named.items() if path is not None}
+        if places:
+            found["speculation_config"] = speculation.model_copy(update=places)
         return self.model_copy(update=found)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from server.continuous_batching.draft_rows import DraftRows, Row
 from server.sampling.chosen import ChosenTokens, PendingTokens
-from server.scheduling.block_table import BlockTable
-from server.scheduling.cache_manager import CacheManager
 from server.scheduling.limits import Limits
-from server.scheduling.params import SamplingParams
 from server.scheduling.plan import Chunk, Plan
-from server.scheduling.request import Phase, Request, Sequence
-from server.scheduling.slots import SlotPool
+from server.scheduling.request import Request, Sequence
 from server.scheduling.speculation.by_model import Proposal
 from server.scheduling.step import SampleInput
 from server.scheduling.step_builder import StepBuilder
@@ -29,18 +27,14 @@ _FEW = 3
 
 
 @dataclass(slots=True, eq=False)
-class Row:
-    """A sequence as the draft model knows it.
+class ModelRow(Row):
+    """A sequence as the draft model knows it: its shadow has all of its tokens.
 
     Attributes:
-        shadow: its tokens, and what is computed of them here.
         drafted: the newest guess, some of which may have come true.
-        used: number of the proposal that it was last part of.
     """
 
-    shadow: Sequence
     drafted: list[int] = field(default_factory=list)
-    used: int = 0
 
 
 class DraftModel:
@@ -51,28 +45,33 @@ class DraftModel:
         limits: its budgets; without room to swap.
         num_tokens: of a draft at most.
         vocab_size: of the larger model: no draft has tokens that it lacks.
+
+    Attributes:
+        label: for the operator.
     """
+
+    label = "draft model"
 
     def __init__(self, worker: Worker, limits: Limits, num_tokens: int, vocab_size: int) -> None:
         self.num_tokens = num_tokens
         self.limits = limits
-        self.cache = CacheManager(limits.groups, limits.block_size, prefix_cache=False)
         self._worker = worker
         self._vocab_size = vocab_size
         self._builder = StepBuilder(longest_first=False)
-        self._slots = SlotPool(limits.max_rows)
-        self._rows: dict[str, dict[int, Row]] = {}  # by request id and answer
-        self._count = 0
+        self._rows: DraftRows[ModelRow] = DraftRows(limits, ModelRow)
         self._broken = False
 
     def forget(self, request_id: str) -> None:
         """A request is gone."""
-        for row in self._rows.pop(request_id, {}).values():
-            self._release(row)
+        self._rows.forget(request_id)
+
+    def follow(self, plan: Plan, watched: Container[str]) -> None:
+        """As `by_model.Drafter`: it needs nothing but tokens, and sees those in `propose`."""
 
     def propose(self, sequences: Seq[Sequence], count: int) -> Proposal:
         """As `by_model.Drafter`. Once it has failed, there are no drafts any more: answers do without."""
-        begin, self._count = time.perf_counter(), self._count + 1
+        begin = time.perf_counter()
+        self._rows.begin_turn()
         nothing: list[list[int]] = [[] for _ in sequences]
         if self._broken:
             return Proposal(nothing, 0.0, caught_up=True)
@@ -85,65 +84,33 @@ class DraftModel:
         except Exception:
             logger.exception("the draft model failed: nothing is drafted any more")
             self._broken = True
-            for request_id in list(self._rows):
-                self.forget(request_id)
+            self._rows.clear()
             return Proposal(nothing, time.perf_counter() - begin, caught_up=True)
         tokens = [next(drafts) if row is not None else [] for row in rows]
         return Proposal(tokens, time.perf_counter() - begin, caught_up)
 
-    # -- sequences come and go -----------------------------------------------------------------
-
-    def _row_of(self, sequence: Sequence, count: int) -> Row | None:
+    def _row_of(self, sequence: Sequence, count: int) -> ModelRow | None:
         """What is kept for a sequence, with all its tokens and room for a draft; None: there is no room."""
-        rows = self._rows.setdefault(sequence.request.id, {})
-        row = rows.get(sequence.index)
-        if row is None:
-            if not self._slots.num_free and not self._release_oldest():
-                return None
-            rows = self._rows.setdefault(sequence.request.id, {})
-            row = rows[sequence.index] = self._begin(sequence)
-        else:
+        row = self._rows.get(sequence)
+        if row is not None:
             _follow(row, sequence)
-            self.cache.shrink(row.shadow, row.shadow.num_computed)
-        row.used = self._count
+            self._rows.cache.shrink(row.shadow, row.shadow.num_computed)
+        else:
+            row = self._rows.open(sequence, sequence.history.as_array(0, len(sequence.history)))
+            if row is None:
+                return None
         shadow, known = row.shadow, len(sequence.history)
         wanted = known + count - 1 - shadow.num_computed
         fits = known + count <= self.limits.model_max_length
         newest = shadow.history.as_array(shadow.num_computed, known)
-        if (
-            fits
-            and int(newest.max()) < self._worker.vocab_size
-            and self.cache.extend(shadow, wanted) == wanted
-        ):
+        if fits and int(newest.max()) < self._worker.vocab_size and self._rows.extend(row, wanted):
             return row
-        del rows[sequence.index]
-        self._release(row)
+        self._rows.drop(sequence)
         return None
-
-    def _begin(self, sequence: Sequence) -> Row:
-        tokens = sequence.history.as_array(0, len(sequence.history))
-        request = Request(sequence.request.id, tokens, SamplingParams(max_new_tokens=1), 0.0)
-        (shadow,), request.phase = request.sequences, Phase.RUNNING
-        (shadow.slot,) = self._slots.take(1)
-        shadow.tables = [BlockTable() for _ in self.limits.groups]
-        return Row(shadow)
-
-    def _release(self, row: Row) -> None:
-        self.cache.free(row.shadow)
-        self._slots.release([row.shadow.slot])
-
-    def _release_oldest(self) -> bool:
-        """Give up the row that was not drafted for the longest; False: all are of this proposal."""
-        places = [(row.used, name, index) for name, rows in self._rows.items() for index, row in rows.items()]
-        used, name, index = min(places)
-        if used == self._count:
-            return False
-        self._release(self._rows[name].pop(index))
-        return True
 
     # -- steps of the model ----------------------------------------------------------------------
 
-    def _catch_up(self, rows: Seq[Row], joined: list[Request]) -> bool:
+    def _catch_up(self, rows: Seq[ModelRow], joined: list[Request]) -> bool:
         """Compute all that is known but the last tokens; returns whether that is more than is usual."""
         steps, much = 0, False
         while True:
@@ -178,7 +145,7 @@ class DraftModel:
             (token,) = shadow.history.slice(shadow.num_computed, shadow.num_computed + 1)
             self._builder.moves.tokens.append((shadow.slot, shadow.num_computed, token))
 
-    def _draft(self, rows: Seq[Row], count: int) -> list[list[int]]:
+    def _draft(self, rows: Seq[ModelRow], count: int) -> list[list[int]]:
         """`count` tokens of each, fewer where there are none that both models have."""
         shadows = [row.shadow for row in rows]
         self._tell(shadows)
@@ -196,16 +163,14 @@ class DraftModel:
 
     def check(self) -> None:
         """Verify that nothing leaked; raises if something did."""
-        rows = [row for some in self._rows.values() for row in some.values()]
-        self._slots.check(row.shadow.slot for row in rows)
-        self.cache.check(row.shadow.request for row in rows)
+        self._rows.check()
 
 
 def _uncomputed(shadow: Sequence) -> int:
     return len(shadow.history) - shadow.num_computed
 
 
-def _follow(row: Row, sequence: Sequence) -> None:
+def _follow(row: ModelRow, sequence: Sequence) -> None:
     """Take the tokens that `sequence` got since; those that were drafted are computed already."""
     shadow, known = row.shadow, len(row.shadow.history)
     new = sequence.history.slice(known, len(sequence.history))

@@ -196,6 +196,8 @@ class Engine:
         if sequences or plan.num_scored:
             sample, absent = self._sample_input(plan, sequences, output)
             choice = self.worker.sample(sample)
+        if not self._speculator.is_idle:
+            self._speculator.launched(plan)
         # nothing above changed a request, so a failure up to here can be repeated by `Isolation.run_apart`
         self._steps += not plan.is_empty
         for sequence in plan.decodes:

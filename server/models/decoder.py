@@ -179,6 +179,7 @@ class Decoder(DecoderWeights):
 def _keep(wanted: LayerInputs, index: int, x: Tensor) -> None:
     """Copy the residual stream [tokens, hidden] in front of layer `index`, which may be added to in place."""
     if index in wanted.layers:
+        hidden = x.shape[1]
         if wanted.values is None:
-            wanted.values = x.new_empty(len(x), len(wanted.layers) * x.shape[1])
-        wanted.values.unflatten(1, (len(wanted.layers), -1))[:, wanted.layers.index(index)].copy_(x)
+            wanted.values = x.new_empty(len(x), len(wanted.layers) * hidden)
+        wanted.values.narrow(1, wanted.layers.index(index) * hidden, hidden).copy_(x)

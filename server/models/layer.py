@@ -22,9 +22,21 @@ from server.ops.layer_ops import LayerOps
 
 
 class Attention(AttentionWeights):
-    """Weights of grouped-query self-attention."""
+    """Weights of grouped-query self-attention.
 
-    def __init__(self, spec: ModelSpec, layer: LayerSpec, prefix: str, names: Names, build: Builder) -> None:
+    Args:
+        inputs: numbers of a token that queries, keys and values are made of; None: the hidden size.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        layer: LayerSpec,
+        prefix: str,
+        names: Names,
+        build: Builder,
+        inputs: int | None = None,
+    ) -> None:
         super().__init__()
         own = layer.attention
         self.spec = own
@@ -39,7 +51,7 @@ class Attention(AttentionWeights):
             of_each = [1, own.copies, own.copies]
             self.copies = [of_each] if self.parts else [[copies] for copies in of_each]
         outputs = [sum(sizes)] if self.parts else sizes
-        self.qkv = build.linears(self.qkv_names, spec.hidden_size, *outputs, bias=own.bias)
+        self.qkv = build.linears(self.qkv_names, inputs or spec.hidden_size, *outputs, bias=own.bias)
         inner = own.num_heads * own.value_dim
         self.output = build.linears([self.output_name], inner, spec.hidden_size, bias=own.output_bias)
         self.query_norm = build.head_norm(own.num_heads, own)
@@ -121,18 +133,24 @@ class Attention(AttentionWeights):
 
 
 class Layer(LayerWeights):
-    """Attention and feed-forward, added to the residual stream."""
+    """Attention and feed-forward, added to the residual stream.
+
+    Args:
+        inputs: as of `Attention`.
+    """
 
     attention: Attention
     feed_forward: FeedForward | None
     experts: Experts | None
 
-    def __init__(self, spec: ModelSpec, index: int, names: Names, build: Builder) -> None:
+    def __init__(
+        self, spec: ModelSpec, index: int, names: Names, build: Builder, inputs: int | None = None
+    ) -> None:
         super().__init__()
         self.index = index
         self.spec = layer = spec.layers[index]
         prefix = names.layer.format(index)
-        self.attention = Attention(spec, layer, prefix, names, build)
+        self.attention = Attention(spec, layer, prefix, names, build, inputs)
         self.feed_forward, self.experts = None, None
         if layer.feed_forward.experts is None:
             self.feed_forward = FeedForward(spec.hidden_size, layer.feed_forward, prefix, names, build)
@@ -163,8 +181,20 @@ class Layer(LayerWeights):
         self, x: Tensor, attention: AttentionBackend[Any], ops: LayerOps, comm: Communication | None
     ) -> Tensor:
         """The residual stream [tokens, hidden] after this layer."""
+        qkv = ops.norm_linear(x, self.attention_norm, self.attention.qkv)
+        return self.behind(qkv, x, attention, ops, comm)
+
+    def behind(
+        self,
+        qkv: Tensor,
+        x: Tensor,
+        attention: AttentionBackend[Any],
+        ops: LayerOps,
+        comm: Communication | None = None,
+    ) -> Tensor:
+        """The residual stream after this layer, from the joint projection and the stream [tokens, hidden]
+        that the layer adds to; may reuse the stream."""
         spec, own = self.spec, self.attention
-        qkv = ops.norm_linear(x, self.attention_norm, own.qkv)
         attended = attention.forward(self.index, *own.heads(qkv, ops, comm), own.sinks)
         inner = self._inward(x, ops) if spec.parallel else None  # now, for `x` may be added to in place
         x = ops.linear_add(attended, own.output, x, self.attention_post_norm, spec.residual_scale, comm)

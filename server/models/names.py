@@ -16,6 +16,7 @@ class Names:
         base: prefix of all but the output layer: a checkpoint of the model without that layer does not have
             it.
         derived: ends of names of tensors in old checkpoints that follow from the configuration.
+        apart: beginnings of names of tensors that belong to another model of the checkpoint, as a draft head.
         renamed: pieces of names in old checkpoints, and what stands for them here.
         transposed: matrices of layers are stored as [inputs, outputs].
         mixed_heads: queries, keys and values, stored as one, stand side by side for each head.
@@ -26,6 +27,7 @@ class Names:
 
     base: str = "model."
     derived: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    apart: tuple[str, ...] = ()
     renamed: tuple[tuple[str, str], ...] = ()
     transposed: bool = False
     mixed_heads: bool = False

@@ -39,6 +39,7 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": Family("server.models.gpt_oss", "gpt-oss in floats"),
     "granite": Family("server.models.granite", "Granite 3 without experts"),
     "llama": Family("server.models.llama", "Llama 1 to 3 and what is built alike (SmolLM2, Yi, …)"),
+    "mimo": Family("server.models.mimo", "MiMo 7B"),
     "mistral": Family("server.models.mistral", "Mistral 7B to Large, with their sliding windows"),
     "mixtral": Family("server.models.mixtral", "Mixtral 8x7B and 8x22B"),
     "olmo2": Family("server.models.olmo", "OLMo 2"),

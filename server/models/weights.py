@@ -92,6 +92,7 @@ def sources_of(stored: Mapping[str, StoredTensor], known: Collection[str], names
         own = next((n for n in (now, names.base + now, now.removeprefix(names.base)) if n in known), name)
         if (
             name.endswith(names.derived)
+            or name.startswith(names.apart)
             or is_cache_scale(name)
             or (wrapped and own not in known and part == name)
         ):

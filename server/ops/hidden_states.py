@@ -26,8 +26,8 @@ class LayerInputs:
 
     Attributes:
         layers: indices, ascending; the number of layers stands for what the last one gives.
-        values: [tokens, layers × hidden], one layer beside the other, in the model's type or float32. The pass
-            fills it where it is given, and makes it otherwise.
+        values: [tokens, layers × hidden], one layer beside the other, in the model's type or float32. The
+            pass fills it where it is given, and makes it otherwise.
     """
 
     layers: tuple[int, ...]

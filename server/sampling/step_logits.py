@@ -24,8 +24,8 @@ class StepLogits:
             `StepInput.scored`; None where there are none.
         drafts: which lines follow drafted tokens, where the device keeps tokens; None: none does.
         states: [wanted, hidden], hidden states of `StepInput.state_rows`; None where none are wanted.
-        layer_inputs: [tokens, layers × hidden], the residual stream in front of some layers for every token of
-            the step, behind which may be padding; None where no draft head reads it.
+        layer_inputs: [tokens, layers × hidden], the residual stream in front of some layers for every token
+            of the step, behind which may be padding; None where no draft head reads it.
     """
 
     logits: Tensor

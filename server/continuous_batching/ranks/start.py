@@ -32,9 +32,12 @@ def build_ranks(
     count = count_ranks(config)
     if count == 1:
         return build_rank(config, tokenizer=tokenizer), {"count": 1}
-    if config.speculation_config.draft_model is not None:
+    speculation = config.speculation_config
+    for key in ("draft_model", "draft_head"):
+        if getattr(speculation, key) is None:
+            continue
         raise ModelError(
-            "speculation_config.draft_model is not supported where a model is split over ranks "
+            f"speculation_config.{key} is not supported where a model is split over ranks "
             f"(parallel_config.tensor_parallel_size: {count})"
         )
     ranks = Ranks(config, count, lost)

@@ -1,12 +1,13 @@
-"""Drafts of a smaller model, for the sequences for which a look at their own text promises nothing."""
+"""Drafts of a smaller model or a head, for sequences for which a look at their own text promises nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.scheduling.plan import Draft
+from server.scheduling.plan import Draft, Plan
 from server.scheduling.request import Request, Sequence
 from server.scheduling.speculation.payoff import LEAST_GAIN, Acceptance, StepCost
 from server.scheduling.speculation.speculator import (
@@ -36,7 +37,7 @@ class Proposal:
 
 
 class Drafter(Protocol):
-    """A model that drafts.
+    """A model that drafts, or a head of one.
 
     Attributes:
         num_tokens: of a draft at most.
@@ -46,6 +47,15 @@ class Drafter(Protocol):
 
     def propose(self, sequences: Seq[Sequence], count: int) -> Proposal:
         """Guess the next `count` tokens of each, all of whose tokens are known."""
+
+    def follow(self, plan: Plan, watched: Container[str]) -> None:
+        """A step of the larger model was launched, and its hidden states can be read until the next one is.
+
+        Called before it changes any of its sequences.
+
+        Args:
+            watched: ids of the requests that drafts may be wanted for.
+        """
 
     def forget(self, request_id: str) -> None:
         """A request is gone."""
@@ -85,6 +95,9 @@ class ModelSpeculator(Speculator):
         super().forget(request_id)
         if self._of_each.pop(request_id, None) is not None:
             self._model.forget(request_id)
+
+    def launched(self, plan: Plan) -> None:
+        self._model.follow(plan, self._of_each)
 
     # -- one step --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from protocol.generation import MAX_NGRAM_SIZE
 from server.scheduling.limits import DRAFTED_LINES
-from server.scheduling.plan import Draft
+from server.scheduling.plan import Draft, Plan
 from server.scheduling.request import Request, Sequence
 from server.scheduling.speculation.ngrams import NgramIndex
 from server.scheduling.speculation.payoff import Acceptance, StepCost, worthwhile
@@ -102,6 +102,9 @@ class Speculator:
 
     def forget(self, request_id: str) -> None:
         self._lookups.pop(request_id, None)
+
+    def launched(self, plan: Plan) -> None:
+        """A step was launched, whose sequences are still as they were planned; texts need nothing of it."""
 
     # -- one step --------------------------------------------------------------------------
 

@@ -1,0 +1,187 @@
+"""What draft heads guess, against a plain reference written from their published descriptions, in float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional
+
+from server.continuous_batching import LLM
+from server.continuous_batching.draft_head import HeadDrafter
+from server.models.heads import eagle3 as layouts
+from tests.continuous_batching import heads
+from tests.continuous_batching.engines import small_llm
+from tests.continuous_batching.heads import DRAFTED, HEADS, HIDDEN, KV_HEADS, drafting, greedy
+
+PROMPTS = [[5, 17, 250, 99, 3, 41, 42, 300], [7], [9, 8, 7, 6, 9, 8, 7, 6, 30, 31], [*range(100, 190)]]
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, theta: float) -> Tensor:
+    """Causal attention with rotary positions; [tokens, heads, size] → [tokens, heads × size]."""
+    tokens, _, size = q.shape
+    frequencies = theta ** (-torch.arange(0, size, 2, dtype=torch.float32) / size)
+    angles = torch.cat([torch.arange(tokens)[:, None] * frequencies] * 2, -1)[:, None]
+
+    def turn(x: Tensor) -> Tensor:
+        half = size // 2
+        return x * angles.cos() + torch.cat((-x[..., half:], x[..., :half]), -1) * angles.sin()
+
+    q, k, v = (x.transpose(0, 1) for x in (turn(q), turn(k), v))
+    k, v = (x.repeat_interleave(len(q) // len(k), 0) for x in (k, v))
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    scores = (q @ k.transpose(1, 2) / size**0.5).masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+@dataclass
+class Reference:
+    """A head on all places of a sequence at once; nothing is kept from draft to draft.
+
+    Attributes:
+        target: transformers' model.
+        head: tensors of the head, with SafeAILab's names or MiMo's within its layer.
+        theta: base of its rotary embedding.
+        normed: the stream is normalised before the layer adds to it.
+    """
+
+    target: Any
+    head: dict[str, Tensor]
+    theta: float
+    eps: float
+    read_layers: tuple[int, ...]
+    normed: bool = False
+    is_mtp: bool = False
+
+    def layer(self, x: Tensor, inputs: Tensor, prefix: str) -> Tensor:
+        """Attention of what `inputs` are, and the feed-forward part, added to `x`."""
+        head = self.head
+        parts = []
+        for name, count in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
+            at = f"{prefix}self_attn.{name}_proj"
+            part = functional.linear(inputs, head[f"{at}.weight"], head.get(f"{at}.bias"))
+            parts.append(part.view(len(x), count, -1))
+        x = x + attend(*parts, self.theta) @ head[f"{prefix}self_attn.o_proj.weight"].T
+        inner = rms(x, head[f"{prefix}post_attention_layernorm.weight"], self.eps)
+        gate, up = (inner @ head[f"{prefix}mlp.{name}_proj.weight"].T for name in ("gate", "up"))
+        return x + (functional.silu(gate) * up) @ head[f"{prefix}mlp.down_proj.weight"].T
+
+    def eagle3(self, tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        head, embedding = self.head, self.head.get("embed_tokens.weight")
+        if embedding is None:
+            embedding = self.target.get_input_embeddings().weight
+        normed = rms(hidden, head["midlayer.hidden_norm.weight"], self.eps)
+        embedded = rms(embedding[tokens], head["midlayer.input_layernorm.weight"], self.eps)
+        stream = normed if self.normed else hidden
+        x = self.layer(stream, torch.cat((embedded, normed), -1), "midlayer.")
+        best = (rms(x, head["norm.weight"], self.eps) @ head["lm_head.weight"].T).argmax(-1)
+        return x, best + head["d2t"][best] if "d2t" in head else best
+
+    def mtp(self, tokens: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        head = self.head
+        embedded = self.target.get_input_embeddings().weight[tokens].clone()
+        embedded[0] = 0.0
+        both = rms(hidden, head["hidden_layernorm.weight"], self.eps)
+        both = torch.cat((both, rms(embedded, head["token_layernorm.weight"], self.eps)), -1)
+        x = both @ head["input_proj.weight"].T
+        x = self.layer(x, rms(x, head["input_layernorm.weight"], self.eps), "")
+        x = rms(x, head["final_layernorm.weight"], self.eps)
+        return x, self.target.lm_head(x).argmax(-1)
+
+    @torch.no_grad()
+    def drafts(self, tokens: list[int], count: int, start: int = 0) -> list[int]:
+        """The `count` guesses behind `tokens`, of a head that sees places from `start` on."""
+        kept: list[Tensor] = []
+        layers = [*self.target.model.layers, self.target.model.norm]
+        hooks = [
+            layers[at].register_forward_pre_hook(lambda _, args: kept.append(args[0][0]))
+            for at in self.read_layers
+        ]
+        self.target(torch.tensor([tokens[:-1]]))
+        for hook in hooks:
+            hook.remove()
+        states = torch.cat(kept, -1)[start:]
+        step = self.mtp if self.is_mtp else self.eagle3
+        hidden = states if self.is_mtp else states @ self.head["fc.weight"].T
+        behind, found = tokens[1 + start :], list[int]()
+        for _ in range(count):
+            x, best = step(torch.tensor(behind), hidden)
+            found.append(int(best[-1]))
+            hidden, behind = torch.cat((hidden, x[-1:])), [*behind, found[-1]]
+        return found
+
+
+def reference(model: Path, head: Path, **more: Any) -> Reference:
+    from transformers import AutoModelForCausalLM, Qwen2ForCausalLM
+
+    is_mtp = json.loads((model / "config.json").read_text())["model_type"] == "mimo"
+    target = (Qwen2ForCausalLM if is_mtp else AutoModelForCausalLM).from_pretrained(model).eval()
+    count = target.config.num_hidden_layers
+    tensors = load_file(head / "model.safetensors")
+    if is_mtp:
+        prefix = "model.mtp_layers.0."
+        own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+        theta = target.config.rope_parameters["rope_theta"]
+        return Reference(target, own, theta, target.config.rms_norm_eps, (count,), is_mtp=True)
+    own = {layouts.plain_name(name): tensor for name, tensor in tensors.items()}
+    return Reference(target, own, 10_000.0, 1e-5, (2, count // 2, count - 3), **more)
+
+
+def recorded(drafter: HeadDrafter) -> list[tuple[list[int], int, list[int], int]]:
+    """(tokens, wanted, guesses, first place that the head sees) of each draft from now on."""
+    propose, found = drafter.propose, []
+
+    def note(sequences: Any, count: int) -> Any:
+        histories = [s.history.slice(0, len(s.history)) for s in sequences]
+        proposal = propose(sequences, count)
+        for sequence, tokens, guesses in zip(sequences, histories, proposal.tokens, strict=True):
+            if guesses:
+                row = drafter._rows.get(sequence)
+                assert row is not None
+                found.append((tokens, count, list(guesses), row.start))
+        return proposal
+
+    drafter.propose = note  # type: ignore[method-assign]
+    return found
+
+
+def check(llm: LLM, expected: Reference, prompts: list[list[int]] = PROMPTS, **more: Any) -> set[int]:
+    """Answer `prompts` together; every draft is the reference's. Returns the first places that it saw."""
+    drafter = drafting(llm)
+    drafts = recorded(drafter)
+    llm.generate(prompts, greedy(24, **more))
+    assert len(drafts) > 10 * len(prompts)
+    for tokens, count, guesses, start in drafts:
+        assert guesses == expected.drafts(tokens, count, start)
+    drafter.check()
+    assert len(drafter._rows) == 0 and llm.engine.stats().step_failures == 0
+    return {start for *_, start in drafts}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return heads.llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def eagle3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return heads.eagle3(tmp_path_factory.mktemp("head"))
+
+
+def test_eagle3_of_a_llama(llama: Path, eagle3: Path) -> None:
+    """Chunked prompts, several at once, guesses from a small vocabulary."""
+    llm = small_llm(llama, chunk=20, speculation=heads.speculation_by(eagle3, 3))
+    assert check(llm, reference(llama, eagle3)) == {0}
+    assert llm.capabilities["speculation"]["name"] == "EAGLE-3 head, prompt lookup"
+    assert llm.capabilities["speculation"]["read_layers"] == [2, 3, 4]
