@@ -110,6 +110,39 @@ def as_speculators(path: Path, source: Path, **config: Any) -> Path:
     return save_head(path, renamed, wanted | config)
 
 
+def knowing(path: Path, model: Path) -> Path:
+    """An EAGLE-3 head that says what `model`, a Llama, would say of the newest token alone.
+
+    Each place sees itself, for all queries and keys are one vector, whose product is greatest where both are
+    turned alike. Values are the embedding less what stands for the state, to which they are added.
+    """
+    target, eye, nothing = load_file(model / "model.safetensors"), torch.eye(HIDDEN), torch.zeros
+    tensors = {
+        "midlayer.self_attn.q_proj.weight": nothing(HIDDEN, 2 * HIDDEN),
+        "midlayer.self_attn.q_proj.bias": torch.full((HIDDEN,), 12.0),
+        "midlayer.self_attn.k_proj.weight": nothing(HIDDEN, 2 * HIDDEN),
+        "midlayer.self_attn.k_proj.bias": torch.full((HIDDEN,), 12.0),
+        "midlayer.self_attn.v_proj.weight": torch.cat((eye, -eye), 1),
+        "midlayer.self_attn.v_proj.bias": nothing(HIDDEN),
+        "midlayer.self_attn.o_proj.bias": nothing(HIDDEN),
+        "midlayer.self_attn.o_proj.weight": eye,
+        "midlayer.mlp.down_proj.weight": nothing(HIDDEN, INNER),
+        "fc.weight": nothing(HIDDEN, 3 * HIDDEN),
+        "norm.weight": target["model.norm.weight"],
+        "lm_head.weight": target["lm_head.weight"],
+    }
+    tensors |= {f"midlayer.mlp.{name}_proj.weight": nothing(INNER, HIDDEN) for name in ("gate", "up")}
+    norms = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
+    tensors |= {f"midlayer.{name}.weight": torch.ones(HIDDEN) for name in norms}
+    fields = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 1}
+    read = {
+        "num_key_value_heads": HEADS,
+        "attention_bias": True,
+        "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
+    }
+    return save_head(path, tensors, SIZES | fields | read)
+
+
 def save_head(path: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path / "model.safetensors")

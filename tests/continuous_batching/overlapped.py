@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.continuous_batching import LLM, loaded_model
+from server.continuous_batching import LLM, build_draft_head, loaded_model
 from server.ops.attention import AttentionBackend, AttentionBatch, ChunkSpan
 from server.ops.backend import AttentionChoice, LayeredBackend
 from server.ops.layer_ops import LayerOps
@@ -114,7 +114,8 @@ def compute_with(
     """Let engines run on such attention and layer arithmetic."""
     choice = AttentionChoice(attention.name, attention, attention.capabilities, "a test")
     backend = LayeredBackend(choice, layer_ops, "a test")
-    monkeypatch.setattr(loaded_model, "choose_backend", lambda *_, **__: backend)
+    for module in (loaded_model, build_draft_head):
+        monkeypatch.setattr(module, "choose_backend", lambda *_, **__: backend)
 
 
 def overlapped_llm(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from torch.nn import functional
 from server.continuous_batching import LLM
 from server.continuous_batching.draft_head import HeadDrafter
 from server.models.heads import eagle3 as layouts
+from server.scheduling.speculation.by_model import Proposal
+from server.worker.head_runner import KEPT
 from tests.continuous_batching import heads
 from tests.continuous_batching.engines import small_llm
-from tests.continuous_batching.heads import DRAFTED, HEADS, HIDDEN, KV_HEADS, drafting, greedy
+from tests.continuous_batching.heads import HEADS, KV_HEADS, drafting, greedy
 
 PROMPTS = [[5, 17, 250, 99, 3, 41, 42, 300], [7], [9, 8, 7, 6, 9, 8, 7, 6, 30, 31], [*range(100, 190)]]
 
@@ -185,3 +186,95 @@ def test_eagle3_of_a_llama(llama: Path, eagle3: Path) -> None:
     assert check(llm, reference(llama, eagle3)) == {0}
     assert llm.capabilities["speculation"]["name"] == "EAGLE-3 head, prompt lookup"
     assert llm.capabilities["speculation"]["read_layers"] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_eagle3_of_a_qwen(tmp_path: Path, kind: str) -> None:
+    """An embedding of its own, and all of the target's tokens."""
+    model = heads.qwen(tmp_path / "model", kind)
+    head = heads.eagle3(tmp_path / "head", reduced=False, own_embedding=True)
+    check(small_llm(model, speculation=heads.speculation_by(head)), reference(model, head))
+
+
+def test_the_layout_of_speculators(llama: Path, eagle3: Path, tmp_path: Path) -> None:
+    head = heads.as_speculators(tmp_path, eagle3, norm_before_residual=True)
+    llm = small_llm(llama, speculation=heads.speculation_by(head))
+    check(llm, reference(llama, head, normed=True))
+
+
+def test_pickled_weights(llama: Path, eagle3: Path, tmp_path: Path) -> None:
+    """As yuhuili's checkpoints have them, with ``model.`` in front as others do."""
+    tensors = {f"model.{name}": t for name, t in load_file(eagle3 / "model.safetensors").items()}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((eagle3 / "config.json").read_text())
+    check(small_llm(llama, speculation=heads.speculation_by(tmp_path)), reference(llama, eagle3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "layers"),
+    [
+        ({"eagle_aux_hidden_state_layer_ids": [1, 3, 7]}, (1, 3, 7)),
+        ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 4, 5]}}, (2, 5, 6)),
+    ],
+)
+def test_the_layers_that_it_reads(
+    llama: Path, eagle3: Path, tmp_path: Path, fields: dict[str, Any], layers: tuple[int, ...]
+) -> None:
+    """vLLM's key names those in front of which it reads, SGLang's those behind which it does."""
+    tensors = load_file(eagle3 / "model.safetensors")
+    config = json.loads((eagle3 / "config.json").read_text())
+    head = heads.save_head(tmp_path, tensors, config | fields)
+    expected = reference(llama, head)
+    expected.read_layers = layers
+    check(small_llm(llama, speculation=heads.speculation_by(head)), expected)
+
+
+def test_the_layer_of_mimo(tmp_path: Path) -> None:
+    model = heads.mimo(tmp_path)
+    llm = small_llm(model, chunk=20, speculation=heads.speculation_by(model))
+    assert check(llm, reference(model, model)) == {0}
+    assert llm.capabilities["speculation"]["name"] == "MTP head, prompt lookup"
+
+
+def test_layer_by_layer(llama: Path, eagle3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the target is computed by torch operations."""
+    monkeypatch.setattr("server.ops.cpu.backend.FEATURES", frozenset())
+    monkeypatch.setattr("server.ops.cpu.backend.objection", lambda *_, **__: "a test")
+    llm = small_llm(llama, speculation=heads.speculation_by(eagle3))
+    assert not llm.capabilities["kernels"]["name"].startswith("native")
+    check(llm, reference(llama, eagle3))
+
+
+def test_a_cached_prefix(llama: Path, eagle3: Path) -> None:
+    """The head begins where states are computed again."""
+    llm = small_llm(llama, speculation=heads.speculation_by(eagle3))
+    expected, prompts = reference(llama, eagle3), [PROMPTS[3]]
+    assert check(llm, expected, prompts) == {0}
+    assert check(llm, expected, prompts) == {88}
+
+
+def test_several_answers(llama: Path, eagle3: Path) -> None:
+    """The first one goes on from the prompt, the others begin where they part from it."""
+    llm = small_llm(llama, speculation=heads.speculation_by(eagle3))
+    expected, prompts = reference(llama, eagle3), PROMPTS[2:]
+    starts = check(llm, expected, prompts, n=3, do_sample=True, seed=5)
+    assert starts == {0, len(PROMPTS[2]) - 1, len(PROMPTS[3]) - 1}
+
+
+def test_after_a_rest(llama: Path, eagle3: Path) -> None:
+    """More tokens than states are kept of: the head goes on from the oldest that it has."""
+    llm = small_llm(llama, speculation=heads.speculation_by(eagle3))
+    drafter, expected = drafting(llm), reference(llama, eagle3)
+    drafts, propose, steps = recorded(drafter), drafter.propose, [0]
+
+    def rest(sequences: Any, count: int) -> Any:
+        steps[0] += 1
+        if 3 < steps[0] < 60:
+            return Proposal([[] for _ in sequences], 0.0, caught_up=True)
+        return propose(sequences, count)
+
+    drafter.propose = rest  # type: ignore[method-assign]
+    llm.generate([PROMPTS[0]], greedy(120))
+    assert {start for *_, start in drafts} == {0, len(drafts[3][0]) - 1 - KEPT}
+    for tokens, count, guesses, start in drafts:
+        assert guesses == expected.drafts(tokens, count, start)

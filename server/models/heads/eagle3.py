@@ -71,7 +71,9 @@ def read(path: Path, fields: Mapping[str, Any], target: ModelSpec) -> HeadSpec:
         hf = AutoConfig.for_model(**{**own, "model_type": kind})
         bias = bool(hf.attention_bias)
         layer = llama_spec(hf, bias=bias, output_bias=bias, mlp_bias=getattr(hf, "mlp_bias", False))
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    except Exception as error:  # transformers raises whatever its parts raise
         raise ModelError(f"{path}: config.json makes no EAGLE-3 head: {one_line(error)}") from error
     if len(layer.layers) != 1:
         raise ModelError(f"{path}: an EAGLE-3 head of {len(layer.layers)} layers is not supported, only of 1")
