@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,25 @@ from server.scheduling.speculation.by_model import ModelSpeculator
 from utils.commands import with_interpreter
 
 RATES = (0.9, 0.8, 0.6, 0.0)
+Load = Callable[[str, str, Path, int, int], LLM]
+Force = Callable[[ModelSpeculator, float], None]
 
 
-def force_drafts(model: Decoder, rate: float) -> None:
-    """Let `model` guess the follower of a share `rate` of all tokens, and of the others one that is none."""
+def guesses(vocab: int, rate: float) -> torch.Tensor:
+    """int64 [vocab]: the follower of a share `rate` of all tokens, and of the others one that is none."""
+    follow = speculation.followers(vocab)
+    dice = torch.Generator().manual_seed(1)
+    wrong = torch.rand(vocab, generator=dice) >= rate
+    follow[wrong] = follow[follow[wrong]]
+    return follow
+
+
+def force_drafts(speculator: ModelSpeculator, rate: float) -> None:
+    """Let the draft model say what `guesses` has."""
+    model: Decoder = speculator._model._worker.runner.model  # type: ignore[attr-defined]
     weights = model.weights()
     embedding, head = weights["model.embed_tokens.weight"].tensor, weights["lm_head.weight"].tensor
-    follow = speculation.followers(len(head))
-    dice = torch.Generator().manual_seed(1)
-    wrong = torch.rand(len(head), generator=dice) >= rate
-    follow[wrong] = follow[follow[wrong]]
+    follow = guesses(len(head), rate)
     scale = speculation.EMBEDDED * embedding.shape[1] ** 0.5
     head.zero_()
     head.index_add_(0, follow.to(head.device), embedding / scale)
@@ -70,11 +80,11 @@ def by_formula(speculator: ModelSpeculator, rate: float, rows: int, drafted: int
     return {"ms": ms, "drafted": count}
 
 
-def compare(llm: LLM, rate: float, rows: int, options: argparse.Namespace) -> dict[str, Any]:
+def compare(llm: LLM, force: Force, rate: float, rows: int, options: argparse.Namespace) -> dict[str, Any]:
     """Figures with and without drafts, by turns."""
     speculator = llm.engine.scheduler.speculator
     assert isinstance(speculator, ModelSpeculator)
-    force_drafts(speculator._model._worker.runner.model, rate)  # type: ignore[attr-defined]
+    force(speculator, rate)
     asked = speculation.prompts("new", rows, SHAPES[options.shape].vocab)
     turns: dict[str, list[dict[str, Any]]] = {"plain": [], "drafts": []}
     equal = True
@@ -94,13 +104,19 @@ def compare(llm: LLM, rate: float, rows: int, options: argparse.Namespace) -> di
     }  # fmt: skip
 
 
-def main() -> None:
-    """Measure, show a line for each case, and write all there is so far."""
+def options_of(about: str | None, drafts: str, known: Collection[str] | None) -> argparse.Namespace:
+    """The options of a comparison.
+
+    Args:
+        about: what the command says of itself.
+        drafts: what the second argument is.
+        known: what it may be; None: a number.
+    """
     parser = argparse.ArgumentParser(
-        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(about), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("draft", choices=SHAPES, help="shape of the draft model")
+    parser.add_argument("draft", choices=known, help=drafts)
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
@@ -108,9 +124,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--drafted", type=int, default=6, help="tokens of a draft at most")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, show a line for each case, and write all there is so far."""
+    options = options_of(__doc__, "shape of the draft model", SHAPES)
+    measure(options, load, force_drafts)
+
+
+def measure(options: argparse.Namespace, load_engine: Load, force: Force) -> None:
+    """Every case, in a line and in the file.
+
+    Args:
+        load_engine: as `load`.
+        force: lets what drafts be right with a rate.
+    """
     compiled = speculation.watch_compiler()
-    llm = load(options.shape, options.draft, options.models, max(options.rows), options.drafted)
+    llm = load_engine(options.shape, options.draft, options.models, max(options.rows), options.drafted)
     compiled.clear()
     result: dict[str, Any] = {
         "versions": versions(), "shape": options.shape, "draft": options.draft, "cases": [],
@@ -118,7 +149,7 @@ def main() -> None:
     }  # fmt: skip
     for rows in options.rows:
         for rate in options.rates:
-            case = compare(llm, rate, rows, options)
+            case = compare(llm, force, rate, rows, options)
             result["cases"].append(case)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
             drafted, accepted = (

@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen2ForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from server.checkpoints.mimo_config import register_mimo
 from tests.checkpoints import tiny_tokenizer
+
+register_mimo()
+MIMO = type("MiMoForCausalLM", (Qwen2ForCausalLM,), {"config_class": CONFIG_MAPPING["mimo"]})
+"""A Qwen2 by its arithmetic; transformers has no class of that name."""
+AutoModelForCausalLM.register(CONFIG_MAPPING["mimo"], MIMO, exist_ok=True)
 
 SIZES: dict[str, Any] = {
     "hidden_size": 44,
@@ -123,6 +130,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen2",
         {"sliding_window": 11, "use_sliding_window": True, "max_window_layers": 1},
     ),
+    "mimo": ("mimo", {}),
+    "mimo-even": ("mimo", EVEN),
     "qwen3-window-2": ("qwen3", {"sliding_window": 2, "use_sliding_window": True, "max_window_layers": 2}),
     "smollm3": ("smollm3", TIED | {"no_rope_layers": [1, 0, 1]}),
     "smollm3-window-10-even": (
