@@ -56,7 +56,7 @@ def llama(path: Path) -> Path:
 def mimo(path: Path) -> Path:
     """A random MiMo: a Qwen2 and its multi-token prediction layer."""
     qwen(path)
-    drawn = _Drawn(5)
+    drawn = _Drawn(5, HIDDEN)
     layer = _layer(drawn, HIDDEN, biased=True)
     layer |= {f"{name}.weight": drawn.norm() for name in ("token_layernorm", "hidden_layernorm")}
     layer |= {"final_layernorm.weight": drawn.norm(), "input_proj.weight": drawn.matrix(HIDDEN, 2 * HIDDEN)}
@@ -72,28 +72,31 @@ def eagle3(
     *,
     reduced: bool = True,
     own_embedding: bool = False,
-    seed: int = 11,
+    hidden: int = HIDDEN,
     **config: Any,
 ) -> Path:
     """A random EAGLE-3 head in the layout of SafeAILab and SpecForge.
 
     Args:
+        hidden: size, also of the target.
         reduced: it guesses from `DRAFTED` tokens, by ``d2t``.
         config: further fields of its ``config.json``.
     """
-    drawn, vocab = _Drawn(seed), DRAFTED if reduced else VOCAB
-    tensors = {f"midlayer.{name}": tensor for name, tensor in _layer(drawn, 2 * HIDDEN).items()}
+    drawn, vocab = _Drawn(11, hidden), DRAFTED if reduced else VOCAB
+    tensors = {f"midlayer.{name}": tensor for name, tensor in _layer(drawn, 2 * hidden).items()}
     tensors["midlayer.hidden_norm.weight"], tensors["norm.weight"] = drawn.norm(), drawn.norm()
-    tensors["fc.weight"] = drawn.matrix(HIDDEN, 3 * HIDDEN)
-    tensors["lm_head.weight"] = drawn.matrix(vocab, HIDDEN)
+    tensors["fc.weight"] = drawn.matrix(hidden, 3 * hidden)
+    tensors["lm_head.weight"] = drawn.matrix(vocab, hidden)
     if own_embedding:
-        tensors["embed_tokens.weight"] = drawn.matrix(VOCAB, HIDDEN)
+        tensors["embed_tokens.weight"] = drawn.matrix(VOCAB, hidden)
     if reduced:
         ids = torch.randperm(VOCAB, generator=drawn.dice)[:DRAFTED].sort().values
         tensors["d2t"] = ids - torch.arange(DRAFTED)
         tensors["t2d"] = torch.zeros(VOCAB, dtype=torch.bool).index_fill_(0, ids, True)
     fields = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 1}
-    return save_head(path, tensors, SIZES | fields | {"draft_vocab_size": vocab} | config)
+    return save_head(
+        path, tensors, SIZES | fields | {"hidden_size": hidden, "draft_vocab_size": vocab} | config
+    )
 
 
 def as_speculators(path: Path, source: Path, **config: Any) -> Path:
@@ -116,31 +119,32 @@ def knowing(path: Path, model: Path) -> Path:
     Each place sees itself, for all queries and keys are one vector, whose product is greatest where both are
     turned alike. Values are the embedding less what stands for the state, to which they are added.
     """
-    target, eye, nothing = load_file(model / "model.safetensors"), torch.eye(HIDDEN), torch.zeros
+    hidden = json.loads((model / "config.json").read_text())["hidden_size"]
+    target, eye, nothing = load_file(model / "model.safetensors"), torch.eye(hidden), torch.zeros
     tensors = {
-        "midlayer.self_attn.q_proj.weight": nothing(HIDDEN, 2 * HIDDEN),
-        "midlayer.self_attn.q_proj.bias": torch.full((HIDDEN,), 12.0),
-        "midlayer.self_attn.k_proj.weight": nothing(HIDDEN, 2 * HIDDEN),
-        "midlayer.self_attn.k_proj.bias": torch.full((HIDDEN,), 12.0),
+        "midlayer.self_attn.q_proj.weight": nothing(hidden, 2 * hidden),
+        "midlayer.self_attn.q_proj.bias": torch.full((hidden,), 12.0),
+        "midlayer.self_attn.k_proj.weight": nothing(hidden, 2 * hidden),
+        "midlayer.self_attn.k_proj.bias": torch.full((hidden,), 12.0),
         "midlayer.self_attn.v_proj.weight": torch.cat((eye, -eye), 1),
-        "midlayer.self_attn.v_proj.bias": nothing(HIDDEN),
-        "midlayer.self_attn.o_proj.bias": nothing(HIDDEN),
+        "midlayer.self_attn.v_proj.bias": nothing(hidden),
+        "midlayer.self_attn.o_proj.bias": nothing(hidden),
         "midlayer.self_attn.o_proj.weight": eye,
-        "midlayer.mlp.down_proj.weight": nothing(HIDDEN, INNER),
-        "fc.weight": nothing(HIDDEN, 3 * HIDDEN),
+        "midlayer.mlp.down_proj.weight": nothing(hidden, INNER),
+        "fc.weight": nothing(hidden, 3 * hidden),
         "norm.weight": target["model.norm.weight"],
         "lm_head.weight": target["lm_head.weight"],
     }
-    tensors |= {f"midlayer.mlp.{name}_proj.weight": nothing(INNER, HIDDEN) for name in ("gate", "up")}
+    tensors |= {f"midlayer.mlp.{name}_proj.weight": nothing(INNER, hidden) for name in ("gate", "up")}
     norms = ("hidden_norm", "input_layernorm", "post_attention_layernorm")
-    tensors |= {f"midlayer.{name}.weight": torch.ones(HIDDEN) for name in norms}
+    tensors |= {f"midlayer.{name}.weight": torch.ones(hidden) for name in norms}
     fields = {"architectures": ["LlamaForCausalLMEagle3"], "model_type": "llama", "num_hidden_layers": 1}
     read = {
         "num_key_value_heads": HEADS,
         "attention_bias": True,
         "eagle_aux_hidden_state_layer_ids": [0, 1, 2],
     }
-    return save_head(path, tensors, SIZES | fields | read)
+    return save_head(path, tensors, SIZES | fields | read | {"hidden_size": hidden})
 
 
 def save_head(path: Path, tensors: dict[str, Tensor], fields: dict[str, Any]) -> Path:
@@ -166,26 +170,28 @@ def change_tensors(path: Path, change: Callable[[dict[str, Tensor]], None]) -> N
 class _Drawn:
     """Random tensors, wide enough that the likeliest token leads clearly."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hidden: int) -> None:
         self.dice = torch.Generator().manual_seed(seed)
+        self.hidden = hidden
 
     def matrix(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.dice) * 0.2
 
     def norm(self) -> Tensor:
-        return 1.0 + 0.2 * torch.randn(HIDDEN, generator=self.dice)
+        return 1.0 + 0.2 * torch.randn(self.hidden, generator=self.dice)
 
 
 def _layer(drawn: _Drawn, inputs: int, *, biased: bool = False) -> dict[str, Tensor]:
-    size = HIDDEN // HEADS
+    hidden = drawn.hidden
+    size = hidden // HEADS
     found = {
         "self_attn.q_proj.weight": drawn.matrix(HEADS * size, inputs),
         "self_attn.k_proj.weight": drawn.matrix(KV_HEADS * size, inputs),
         "self_attn.v_proj.weight": drawn.matrix(KV_HEADS * size, inputs),
-        "self_attn.o_proj.weight": drawn.matrix(HIDDEN, HEADS * size),
-        "mlp.gate_proj.weight": drawn.matrix(INNER, HIDDEN),
-        "mlp.up_proj.weight": drawn.matrix(INNER, HIDDEN),
-        "mlp.down_proj.weight": drawn.matrix(HIDDEN, INNER),
+        "self_attn.o_proj.weight": drawn.matrix(hidden, HEADS * size),
+        "mlp.gate_proj.weight": drawn.matrix(INNER, hidden),
+        "mlp.up_proj.weight": drawn.matrix(INNER, hidden),
+        "mlp.down_proj.weight": drawn.matrix(hidden, INNER),
         "input_layernorm.weight": drawn.norm(),
         "post_attention_layernorm.weight": drawn.norm(),
     }

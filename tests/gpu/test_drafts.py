@@ -14,26 +14,37 @@ from server.scheduling.speculation.by_model import ModelSpeculator
 from server.worker.decode_graphs import Size
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
+from tests.continuous_batching import heads
 from tests.continuous_batching.drafts import KINDS, PROMPT, FreeDrafts, options, repetitive, with_lookup
 from tests.continuous_batching.reference import Reference, mixed_requests
 from tests.gpu.test_engine import cuda_llm
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Walks in circles, and leaves them now and then."""
+def looping(path: Path, share: float) -> Path:
+    """A random Llama whose layers add less than usual: it walks in circles, and leaves them now and then."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    path = tiny_llama(tmp_path_factory.mktemp("looping"), hidden=256, heads=4, kv_heads=2)
-    looping = AutoModelForCausalLM.from_pretrained(path)
+    tiny_llama(path, hidden=256, heads=4, kv_heads=2)
+    found = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():
-        for layer in looping.model.layers:
-            layer.self_attn.o_proj.weight *= 0.0125
-            layer.mlp.down_proj.weight *= 0.0125
-        looping.lm_head.weight[200:250] *= 3.0
-    looping.save_pretrained(path)
+        for layer in found.model.layers:
+            layer.self_attn.o_proj.weight *= share
+            layer.mlp.down_proj.weight *= share
+        found.lm_head.weight[200:250] *= 3.0
+    found.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return looping(tmp_path_factory.mktemp("looping"), 0.0125)
+
+
+@pytest.fixture(scope="module")
+def circling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose tokens follow from the newest one, nearly always."""
+    return looping(tmp_path_factory.mktemp("circling"), 0.0002)
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +148,46 @@ def test_a_draft_model(model: Path, reference: Reference, tmp_path: Path, knows:
     stats = llm.engine.stats()
     assert stats.step_failures == 0 and stats.drafted_tokens > 200
     assert (stats.accepted_tokens > 0.4 * stats.drafted_tokens) == knows
+
+
+def with_head(model: Path, head: Path) -> LLM:
+    return LLM(
+        model,
+        model_loading_config={"torch_dtype": "float32", "model_max_length": 1024, "device": "cuda"},
+        batcher_config={"batch_max_tokens": 256, "batch_max_beams": 96},
+        cache_config={"num_blocks": 2000, "num_blocks_cpu": 0},
+        speculation_config=heads.speculation_by(head),
+    )
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_draft_head(circling: Path, tmp_path: Path, knows: bool) -> None:
+    """One that says what the newest token leads to, or one of random weights, from fewer tokens."""
+    reference, layers = Reference(circling), [0, 1, 2]
+    if knows:
+        head = heads.knowing(tmp_path, circling)
+    else:
+        head = heads.eagle3(tmp_path, hidden=256, eagle_aux_hidden_state_layer_ids=layers)
+    llm = with_head(circling, head)
+    drafter = heads.drafting(llm)
+    requests = mixed_requests(reference, 30, seed=21, longest=80, longest_prompt=40)
+    generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
+    assert reference.contradicted(requests, generations) == []
+    stats = llm.engine.stats()
+    assert stats.step_failures == 0 and stats.drafted_tokens > 200
+    assert (stats.accepted_tokens > 0.2 * stats.drafted_tokens) == knows
+    drafter.check()
+
+
+def test_a_head_guesses_the_same_replayed_and_launched(circling: Path, tmp_path: Path) -> None:
+    """By how many of its guesses are right, and whether it failed."""
+    counts = []
+    for replayed in (True, False):
+        llm = with_head(circling, heads.knowing(tmp_path, circling))
+        drafter = heads.drafting(llm)
+        if not replayed:
+            drafter.runner._captured = None
+        llm.generate([PROMPT, [5, 6, 7]], heads.greedy(60))
+        counts.append(llm.engine.stats().accepted_tokens)
+        assert not drafter._broken
+    assert counts[0] == counts[1] > 20
