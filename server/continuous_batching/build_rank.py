@@ -68,19 +68,19 @@ def build_rank(
     loaded = load(config, shard, join)
     drafter = build_draft_model(config, loaded, tokenizer) or build_draft_head(config, loaded)
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
-    limits = size_cache(config, loaded, specs)
+    head = drafter.runner.head.head_spec if isinstance(drafter, HeadDrafter) else None
+    limits = size_cache(config, loaded, specs, 0 if head is None else head.read_width)
     storage = build_storage(specs, limits, loaded.cache_dtype, loaded.device)
-    head = drafter if isinstance(drafter, HeadDrafter) else None
     worker, sampling = build_worker(
         loaded,
         specs,
         storage,
         limits,
         prompt_graphs=config.batcher_config.prompt_graphs,
-        read_layers=() if head is None else head.runner.head.head_spec.read_layers,
+        read_layers=() if head is None else head.read_layers,
     )
-    if head is not None:
-        head.read_from(worker)
+    if isinstance(drafter, HeadDrafter):
+        drafter.read_from(worker)
     with phase("a short prompt"):
         if not worker.computes_numbers(min(_TRIED_TOKENS, limits.block_size, limits.model_max_length)):
             raise computes_nan(loading.model_name_or_path)

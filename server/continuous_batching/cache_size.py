@@ -22,8 +22,13 @@ MOST_SCORED = 512
 """Tokens of prompts that a step reports on: the HTTP process reads a report at once."""
 
 
-def size_cache(config: ServerConfig, loaded: LoadedModel, specs: Sequence[CacheSpec]) -> Limits:
+def size_cache(
+    config: ServerConfig, loaded: LoadedModel, specs: Sequence[CacheSpec], read_width: int = 0
+) -> Limits:
     """The budgets, for a model and the memory that is free; of several ranks, as all of them have it.
+
+    Args:
+        read_width: numbers of each token of a step that are kept for a draft head.
 
     Raises:
         ModelError: more blocks are configured than there is memory for.
@@ -39,6 +44,7 @@ def size_cache(config: ServerConfig, loaded: LoadedModel, specs: Sequence[CacheS
                 f"batcher_config.batch_max_beams: options of sampling can take {reserved / 2**30:.1f} "
                 f"GiB, and {free / 2**30:.1f} GiB of memory are free beside the model"
             )
+        reserved += batcher.batch_max_tokens * read_width * loaded.dtype.itemsize
     wishes = CacheWishes(
         num_blocks=cache.num_blocks,
         num_window_blocks=cache.num_window_blocks,
