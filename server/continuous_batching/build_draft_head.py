@@ -23,7 +23,7 @@ from server.ops.backend import Backend, LayeredBackend
 from server.ops.choose import choose_backend
 from server.scheduling.limits import Limits
 from server.worker.batch import BatchBuilder
-from server.worker.head_runner import HeadRunner
+from server.worker.head_runner import KEPT, HeadRunner
 from server.worker.paged_batch import PagedBatchBuilder
 
 KEY = "speculation_config.draft_head"
@@ -89,5 +89,6 @@ def _cache(
     tokens = torch.zeros((rows + 1, length + 1), dtype=torch.int32, device=device)
     if not backend.capabilities.overlaps:
         return limits, attention, BatchBuilder(rows, blocks, limits.block_size, tokens, device)
-    most, size = limits.max_tokens, limits.block_size
+    most = max(limits.max_tokens, rows * KEPT)  # where all sequences have rested
+    size = limits.block_size
     return limits, attention, PagedBatchBuilder(rows, limits.max_lines, blocks, most, size, tokens)

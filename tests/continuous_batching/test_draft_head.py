@@ -18,7 +18,7 @@ from server.continuous_batching.draft_head import HeadDrafter
 from server.models.heads import eagle3 as layouts
 from server.scheduling.speculation.by_model import Proposal
 from server.worker.head_runner import KEPT
-from tests.continuous_batching import heads, overlapped
+from tests.continuous_batching import heads
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.heads import HEADS, KV_HEADS, drafting, greedy
 
@@ -280,26 +280,3 @@ def test_after_a_rest(llama: Path, eagle3: Path) -> None:
     assert {start for *_, start in drafts} == {0, len(drafts[3][0]) - 1 - KEPT}
     for tokens, count, guesses, start in drafts:
         assert guesses == expected.drafts(tokens, count, start)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-@pytest.mark.parametrize("kind", ["eagle3", "mimo"])
-@pytest.mark.parametrize("replayed", [False, True])
-def test_kernels_of_a_gpu(
-    llama: Path, eagle3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, replayed: bool
-) -> None:
-    """Attention and layers by Triton's kernels, of the model and of the head."""
-    from server.ops.triton.attention import TritonAttention
-    from server.ops.triton.layer_ops import TritonLayerOps
-
-    monkeypatch.setattr(overlapped, "LayerOps", TritonLayerOps)
-    monkeypatch.setattr(overlapped, "PagedTorchAttention", TritonAttention)
-    monkeypatch.setattr("server.worker.head_runner.CapturedCalls", overlapped.RecordedCalls)
-    model = llama if kind == "eagle3" else heads.mimo(tmp_path)
-    head = eagle3 if kind == "eagle3" else model
-    sizes = {"block_size": 16, "max_length": 100, "beams": 4, "tokens": 16, "chunk": 8}
-    speculation = heads.speculation_by(head, 3)
-    llm = overlapped.overlapped_llm(model, monkeypatch, num_blocks=40, speculation=speculation, **sizes)
-    if replayed:
-        drafting(llm).runner.capture(16)
-    assert check(llm, reference(model, head), [PROMPTS[2], [7]], length=8) == {0}

@@ -10,6 +10,7 @@ import torch
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
+from server.scheduling.speculation.by_model import Proposal
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching import heads
 from tests.continuous_batching.drafts import KINDS, PROMPT, options
@@ -195,6 +196,26 @@ def test_where_steps_overlap(
     stats = llm.engine.stats()
     assert llm.engine.worker.overlaps and stats.accepted_tokens > 200 and stats.step_failures == 0
     drafter.check()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu has the real thing")
+def test_many_after_a_rest(circling_model: Path, knowing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have more places to compute than a step of the target may have tokens."""
+    speculation = heads.speculation_by(knowing)
+    sizes = {"num_blocks": 400, "tokens": 24, "chunk": 16, "beams": 24, "max_length": 128}
+    llm = overlapped_llm(circling_model, monkeypatch, speculation=speculation, **sizes)
+    drafter = drafting(llm)
+    propose, steps = drafter.propose, [0]
+
+    def rest(sequences: Any, count: int) -> Any:
+        steps[0] += 1
+        if steps[0] < 40:
+            return Proposal([[] for _ in sequences], 0.0, caught_up=True)
+        return propose(sequences, count)
+
+    monkeypatch.setattr(drafter, "propose", rest)
+    llm.generate([[5 + i, 7] for i in range(20)], greedy(90))
+    assert not drafter._broken and llm.engine.stats().accepted_tokens > 20
 
 
 def replay_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
