@@ -130,7 +130,9 @@ class LayeredBackend(Backend):
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
     ) -> Tensor:
+        # only the generic decoder has them: a head is refused for any other
+        more = {} if layer_inputs is None else {"layer_inputs": layer_inputs}
         logits: Tensor = model(
-            token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states, layer_inputs
+            token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states, **more
         )
         return logits
