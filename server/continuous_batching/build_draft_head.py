@@ -49,7 +49,7 @@ def build_draft_head(config: ServerConfig, target: LoadedModel) -> HeadDrafter |
             raise ModelError(f"{KEY}: {error}") from error
     limits, attention, builder = _cache(config, target, head, backend)
     runner = HeadRunner(head, backend.layer_ops, attention, builder, limits.max_rows)
-    if target.device.type == "cuda":
+    if target.device.type == "cuda" and isinstance(builder, PagedBatchBuilder):
         with phase("graphs of the draft head"):
             runner.capture(min(limits.max_tokens, limits.model_max_length))
     return HeadDrafter(runner, limits, speculation.draft_num_tokens, backend.describe())
@@ -84,11 +84,11 @@ def _cache(
         raise ModelError(f"{KEY}: {error}") from error
     shape = AttentionShape(tuple(layer.attention for layer in head.spec.layers), limits.block_size, dtype)
     attention = backend.make_attention(shape, rotaries, storage.device[0])
-    rows, blocks = limits.max_rows, -(-length // limits.block_size)
+    rows, size, blocks = limits.max_rows, limits.block_size, -(-length // limits.block_size)
+    paged = backend.capabilities.overlaps
     # a step of a head brings its tokens along: what the builder would look up stands for nothing
-    tokens = torch.zeros((rows + 1, length + 1), dtype=torch.int32, device=device)
-    if not backend.capabilities.overlaps:
-        return limits, attention, BatchBuilder(rows, blocks, limits.block_size, tokens, device)
+    tokens = torch.zeros((rows + 1, length + 1), dtype=torch.int32, device=device if paged else "cpu")
+    if not paged:
+        return limits, attention, BatchBuilder(rows, blocks, size, tokens, device)
     most = max(limits.max_tokens, rows * KEPT)  # where all sequences have rested
-    size = limits.block_size
     return limits, attention, PagedBatchBuilder(rows, limits.max_lines, blocks, most, size, tokens)
