@@ -182,8 +182,9 @@ class PagedModelRunner(ModelRunner):
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:
-        """Compute prompts of 1, 2 and `longest` tokens, and decode tokens again, as many as a step may and by
-        halves of that: no request shall wait for kernels to be compiled.
+        """Compute prompts of 1, 2 and `longest` tokens, where there are experts by halves of that, too, and
+        decode tokens again, as many as a step may and by halves of that: no request shall wait for kernels to
+        be compiled.
 
         They stand in the row of padding, whose keys and values go to a block that no sequence holds yet.
 
@@ -197,7 +198,11 @@ class PagedModelRunner(ModelRunner):
             self._compute(
                 self._builder.build(StepInput(redone_slots=slot, redone_starts=start, redone_ends=end))
             )
-        for length in sorted({1, min(2, longest), longest}):
+        lengths = {1, min(2, longest), longest}
+        if any(layer.feed_forward.experts for layer in self.model.spec.layers):
+            # how their products are divided follows the rows that each gets
+            lengths |= {longest >> halvings for halvings in range(longest.bit_length())}
+        for length in sorted(lengths):
             slot, start, end = np.array([[self._builder.max_rows], [0], [length]], np.int32)
             samples = np.ones(1, bool)
             step = StepInput(chunk_slots=slot, chunk_starts=start, chunk_ends=end, chunk_samples=samples)

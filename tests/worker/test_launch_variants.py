@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from server.layers.spec import FeedForwardSpec
+from server.layers.weights import ExpertsWeights
+from server.ops.layer_ops import LayerOps
 from server.ops.paged_attention import PagedBatch
 from server.ops.triton import attention as triton_attention
 from server.ops.triton import decode_attention as triton_decode
 from server.ops.triton import gates as triton_gates
 from server.ops.triton import norm as triton_norm
 from server.ops.triton.attention import TritonAttention
+from server.ops.triton.experts import Tiling, tiling_of
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.quantization import gemv as triton_gemv
 from server.worker.decode_graphs import graph_sizes
@@ -22,6 +28,7 @@ from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.overlapped import PagedTorchAttention, compute_with
+from tests.models.small_models import MODELS, save
 from tests.ops.shapes import attention_shape
 
 MAX_ROWS = 256
@@ -52,12 +59,19 @@ def launch(attention: TritonAttention, decodes: int, redone: int = 0) -> None:
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4, 8, 16, 32])
-def test_captured_sizes_compile_all_there_is(monkeypatch: pytest.MonkeyPatch, kv_heads: int) -> None:
+@pytest.mark.parametrize("float8", [False, True])
+def test_captured_sizes_compile_all_there_is(
+    monkeypatch: pytest.MonkeyPatch, kv_heads: int, float8: bool
+) -> None:
     launches = Launches()
-    monkeypatch.setattr(triton_decode, "decode", launches)
+    monkeypatch.setattr(triton_decode, "decode_by_warps" if float8 else "decode", launches)
     shape = attention_shape(kv_heads, kv_heads, 64, 16, torch.float16)
     tables = SimpleNamespace(cos=torch.zeros(1, 64), sin=torch.zeros(1, 64))
-    attention = TritonAttention(shape, [tables], torch.empty(1, 1, 2, 16, kv_heads, 64))
+    cache = torch.zeros(1, 1, 2, 16, kv_heads, 64)
+    if float8:
+        shape = replace(shape, cache_scales=torch.ones(1, 2, kv_heads))
+        cache = cache.to(torch.float8_e4m3fn)
+    attention = TritonAttention(shape, [tables], cache)
     for size in graph_sizes(MAX_ROWS):
         launch(attention, size)
     captured = set(launches.seen)
@@ -98,3 +112,33 @@ def test_a_start_compiles_norms_for_any_number_of_tokens(
     for tokens in range(2, 97):
         layer_ops.norm_linear(torch.zeros(tokens, 128), layer.attention_norm, layer.attention.qkv)
     assert launches.seen == started
+
+
+class NotingOps(LayerOps):
+    """Computes no experts, and writes down how their products would be divided."""
+
+    def __init__(self) -> None:
+        self.seen: set[Tiling] = set()
+
+    def chosen_experts(
+        self, x: Tensor, chosen: Tensor, shares: Tensor, weights: ExpertsWeights, spec: FeedForwardSpec
+    ) -> Tensor:
+        self.seen.add(tiling_of(chosen.numel() / len(weights.down), weights.down))
+        return torch.zeros_like(x)
+
+
+def test_a_start_compiles_products_of_experts_for_prompts_of_any_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops, longest = NotingOps(), 1_300
+    compute_with(monkeypatch, PagedTorchAttention, ops)
+    path = save(tmp_path, *MODELS["mixtral-window-40-even"])
+    runner = small_llm(path, beams=4, max_length=longest).engine.worker.runner
+    assert isinstance(runner, PagedModelRunner)
+    ops.seen.clear()
+    runner.warm_up(longest)
+    experts = runner.model.layers[0].experts
+    assert experts is not None
+    each = 2 / len(experts.down)  # experts of a token, of those that there are
+    assert ops.seen == {tiling_of(each * tokens, experts.down) for tokens in range(1, longest + 1)}
+    assert len(ops.seen) > 2
