@@ -43,8 +43,8 @@ PLAIN = Tuning(4096, 512)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
 """Pairs of sequence and key head, from which on → tuning, by `benchmarks.gpu.fp8` (part `attention`) on an
-H200. Programs of one warp wait for no other warp: 64 contexts of 1,000 tokens are read at 3.25 TB/s, with four
-warps at 2.4. The borders are powers of two, as `_MANY` is."""
+H200. Programs of one warp wait for no other warp: they read 64 contexts of 1,000 tokens at 3.25 TB/s, those
+of four at 2.4. The borders are powers of two, as `_MANY` is."""
 
 
 def num_splits(pairs: int, max_length: int, tile: int, programs: int) -> int:
