@@ -16,7 +16,7 @@ from tests.continuous_batching.test_draft_head import PROMPTS, check, reference
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
 @pytest.mark.parametrize("kind", ["eagle3", "mimo"])
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_kernels_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, replayed: bool) -> None:
     """Of the model and of the head, launched and replayed."""
     monkeypatch.setattr(overlapped, "LayerOps", TritonLayerOps)
