@@ -17,6 +17,11 @@ from tests.continuous_batching.reference import Reference
 from tests.models.small_models import MODELS, save
 
 REQUESTS, TOKENS, LONGEST = 64, 1_000, 1_100
+CLOSE, TIE = 1e-3, 1e-4
+"""Differences of log probabilities and of scores that rounding makes."""
+REROUTED = 3
+"""Answers of models with experts that may differ."""
+GREEDY = GenerationConfig(max_new_tokens=TOKENS, ignore_eos=True, logprobs=0)
 LENGTHS = {"max_position_embeddings": LONGEST}
 WAYS: list[dict[str, Any]] = [
     {},
@@ -41,11 +46,17 @@ def requests(vocab: int) -> list[tuple[list[int], GenerationConfig]]:
 
 
 @torch.inference_mode()
-def is_likeliest(reference: Reference, prompt: list[int], generation: Generation) -> bool:
-    """Whether transformers would have gone on with each token of a greedy answer."""
-    answer = generation.answers[0].token_ids
-    logits = reference.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-    return bool(logits.argmax(-1).tolist() == answer)
+def is_right(reference: Reference, prompt: list[int], options: GenerationConfig, found: Generation) -> bool:
+    """Whether transformers has the log probabilities that an answer reports, and chooses as it does if it is
+    greedy, but for what lies within rounding: over so many tokens some two are as likely as each other."""
+    (answer,) = found.answers
+    logits = reference.model(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1]
+    tokens = torch.tensor(answer.token_ids)[:, None]
+    chosen = logits.gather(1, tokens)[:, 0]
+    if options == GREEDY and bool((logits.amax(-1) - chosen > TIE).any()):
+        return False
+    reported = torch.tensor([report.logprob for report in answer.logprobs or ()])
+    return torch.allclose(reported, chosen - logits.logsumexp(-1), atol=CLOSE)
 
 
 @pytest.mark.slow
@@ -61,9 +72,13 @@ def test_long_answers_of_a_full_batch(name: str, tmp_path: Path) -> None:
     )
     generations = llm.generate([prompt for prompt, _ in asked], [options for _, options in asked])
     assert [len(each.answers[0].token_ids) for each in generations] == [TOKENS] * REQUESTS
-    assert reference.misreported(asked, generations) == []
-    for (prompt, options), generation in zip(asked, generations, strict=True):
-        if options == asked[0][1]:
-            assert is_likeliest(reference, prompt, generation)
-    if not all(layer.attention.window for layer in ModelConfig.load(path).spec.layers):
+    wrong = [
+        index
+        for index, ((prompt, options), found) in enumerate(zip(asked, generations, strict=True))
+        if not is_right(reference, prompt, options, found)
+    ]
+    layers = ModelConfig.load(path).spec.layers
+    # where a router's experts lie within rounding of each other, another one computes a token
+    assert len(wrong) <= (REROUTED if any(layer.feed_forward.experts for layer in layers) else 0), wrong
+    if not all(layer.attention.window for layer in layers):
         assert llm.engine.stats().preempted_by_swap > 0
