@@ -194,10 +194,8 @@ class Stub:
         for sent, i in enumerate(range(done, len(ids))):
             if self._dies(sent):
                 writer.write(b"40\r\n: tokens 0 77\ndata: {")  # in the middle of an event
-                # what was not read by then is lost with the connection: the gateway, which runs in this
-                # loop, gets some turns even where the processor was away for longer than the pause
-                await asyncio.sleep(0.02)
-                for _ in range(20):
+                await asyncio.sleep(0.02)  # what the gateway has not read is lost with the connection:
+                for _ in range(20):  # it gets turns of this loop, however late the pause ends
                     await asyncio.sleep(0)
                 writer.transport.abort()
                 return False
