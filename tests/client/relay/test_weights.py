@@ -70,8 +70,10 @@ async def test_a_server_that_changed_its_weights_unseen_refuses(make_gateway: Ma
 
 async def test_the_weights_are_those_of_the_answer(make_gateway: MakeGateway) -> None:
     """Not those that the server had when it was last asked."""
-    first, old = Stub(weights="a"), Stub(weights="a", others=BUSY)
+    # tokens that come one by one are read one by one, and no slow answer passes for none
+    first, old = Stub(weights="a", seconds_per_token=0.01), Stub(weights="a", others=BUSY)
     calm = {"heart_beat_interval_seconds": 60, "busy_heart_beat_interval_seconds": 60}
+    calm["heart_beat_timeout_seconds"] = 10
     async with stubs(first, old), make_gateway([first, old], **calm) as client:
         first.weights = "b"
         first.die_after = 3
