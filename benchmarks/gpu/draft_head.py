@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from unittest import mock
 
 import torch
 from safetensors.torch import save_file
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints import SHAPES, LlamaShape, describe_llama
 from benchmarks.gpu import speculation
-from benchmarks.gpu.draft_model import guesses, measure, options_of
+from benchmarks.gpu.draft_model import guesses, load_forced, measure, options_of
 from server.continuous_batching import LLM
 from server.continuous_batching.draft_head import HeadDrafter
 from server.models.heads.eagle3 import Eagle3Head
@@ -80,18 +79,11 @@ def save_head(path: Path, shape: LlamaShape, vocab: int) -> Path:
 
 
 def load(shape: str, vocab: str, directory: Path, rows: int, drafted: int) -> LLM:
-    """An `LLM` of that shape with a head that guesses from so many tokens."""
+    """An `LLM` of that shape with a draft head whose vocabulary has `vocab` tokens."""
     large, head = directory / shape, directory / f"head-{vocab}-for-{shape}"
     describe_llama(large, SHAPES[shape])
     save_head(head, SHAPES[shape], int(vocab))
-    with mock.patch("server.models.load.load_weights", speculation.forced_weights):
-        return LLM(
-            large,
-            model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
-            batcher_config={"batch_max_tokens": 16384, "batch_max_beams": rows},
-            cache_config={"enable_prefix_cache": False, "num_blocks_cpu": 0},
-            speculation_config={"draft_head": str(head), "draft_num_tokens": drafted},
-        )
+    return load_forced(large, rows, draft_head=str(head), draft_num_tokens=drafted)
 
 
 def force_head(speculator: ModelSpeculator, rate: float) -> None:

@@ -59,13 +59,18 @@ def load(shape: str, draft: str, directory: Path, rows: int, drafted: int) -> LL
     large, small = directory / shape, directory / f"{draft}-for-{shape}"
     describe_llama(large, SHAPES[shape])
     describe_llama(small, replace(SHAPES[draft], vocab=SHAPES[shape].vocab))
+    return load_forced(large, rows, draft_model=str(small), draft_num_tokens=drafted)
+
+
+def load_forced(path: Path, rows: int, **speculation_config: Any) -> LLM:
+    """An `LLM` with forced texts, for `rows` requests at once."""
     with mock.patch("server.models.load.load_weights", speculation.forced_weights):
         return LLM(
-            large,
+            path,
             model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
             batcher_config={"batch_max_tokens": 16384, "batch_max_beams": rows},
             cache_config={"enable_prefix_cache": False, "num_blocks_cpu": 0},
-            speculation_config={"draft_model": str(small), "draft_num_tokens": drafted},
+            speculation_config=speculation_config,
         )
 
 

@@ -182,9 +182,10 @@ class PagedModelRunner(ModelRunner):
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:
-        """Compute prompts of 1, 2 and `longest` tokens, where there are experts by halves of that, too, and
-        decode tokens again, as many as a step may and by halves of that: no request shall wait for kernels to
-        be compiled.
+        """Run steps of every size that has kernels of its own, so that no request waits for a compiler.
+
+        These are prompts of 1, 2 and `longest` tokens, with experts also half of `longest`, a quarter and so
+        on; and decodes computed again, as many as a step may have, half of them and so on.
 
         They stand in the row of padding, whose keys and values go to a block that no sequence holds yet.
 

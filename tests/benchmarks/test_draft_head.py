@@ -1,4 +1,4 @@
-"""The head that the benchmark forces is right as often as it is told to be."""
+"""The forced head of the benchmark has the acceptance rate that is asked for."""
 
 from __future__ import annotations
 

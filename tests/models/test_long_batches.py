@@ -47,8 +47,10 @@ def requests(vocab: int) -> list[tuple[list[int], GenerationConfig]]:
 
 @torch.inference_mode()
 def is_right(reference: Reference, prompt: list[int], options: GenerationConfig, found: Generation) -> bool:
-    """Whether transformers has the log probabilities that an answer reports, and chooses as it does if it is
-    greedy, but for what lies within rounding: over so many tokens some two are as likely as each other."""
+    """Whether the reported log probabilities are those of transformers, and greedy choices are, too.
+
+    Both within rounding: among so many tokens, there are ties.
+    """
     (answer,) = found.answers
     logits = reference.model(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1]
     tokens = torch.tensor(answer.token_ids)[:, None]

@@ -138,7 +138,7 @@ class DecodeAttention:
         )  # fmt: skip
 
     def _tuning_for(self, pairs: int) -> Tuning:
-        """How so many pairs of sequence and key head are divided."""
+        """The tuning for a number of pairs of sequence and key head."""
         if self._scales is None:
             return PLAIN
         return FLOAT8[max(least for least in FLOAT8 if least <= pairs)]

@@ -17,6 +17,7 @@ from server.ops.backend import AttentionChoice, LayeredBackend
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
 from server.ops.triton.fixed_product import product, rows_of_cuts
+from server.ops.triton.gates import SILU, gate_of
 from server.ops.triton.norm import rms_norm
 
 _WARPS = 4
@@ -85,7 +86,7 @@ class FixedOrderOps(LayerOps):
     def norm_feed_forward(
         self, x: Tensor, norm: Norm | None, gate_up: LinearLayer, spec: FeedForwardSpec
     ) -> Tensor:
-        if not _gates(spec):
+        if gate_of(spec) != SILU:
             return between(self.norm_linear(x, norm, gate_up), spec)
         inner = torch.empty((len(x), len(gate_up.weight) // 2), dtype=x.dtype, device=x.device)
         self._product(x, norm, gate_up, inner, gated=True)
@@ -112,14 +113,9 @@ class FixedOrderOps(LayerOps):
         product(rows, linear.weight, out, bias=linear.bias, gated=gated)
 
 
-def _gates(spec: FeedForwardSpec) -> bool:
-    """Whether a feed-forward part has the gate that a product can apply."""
-    return spec.gated and spec.activation == "silu" and spec.clamp is None
-
-
 def _compile(model: DecoderWeights, dtype: torch.dtype) -> None:
     """Multiply with weights of every shape in all tiles that there are: no request waits for a compiler."""
-    seen, gates = set(), _gates(model.spec.layers[0].feed_forward)
+    seen, gates = set(), gate_of(model.spec.layers[0].feed_forward) == SILU
     for name, linear in model.named_modules():
         if not isinstance(linear, LinearLayer):
             continue

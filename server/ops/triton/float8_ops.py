@@ -10,6 +10,7 @@ from server.layers.norm import Norm
 from server.layers.spec import FeedForwardSpec
 from server.layers.weights import FeedForwardWeights
 from server.ops.communication import Communication
+from server.ops.triton.gates import SILU, gate_of
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.quantization.fp8.linear import Float8Linear
 from server.quantization.fp8.rows import quantize
@@ -40,7 +41,7 @@ class Float8LayerOps(TritonLayerOps):
     ) -> Tensor:
         """Rows are gated and quantized in one kernel."""
         down, changed = weights.down, post_norm is not None or scale != 1.0 or comm is not None
-        if len(x) == 1 or not _silu(spec) or changed or not isinstance(down, Float8Linear):
+        if len(x) == 1 or gate_of(spec) != SILU or changed or not isinstance(down, Float8Linear):
             return super().feed_forward_add(x, norm, weights, spec, post_norm, scale, comm)
         y = self.norm_linear(x, norm, weights.gate_up)
         return down.multiply(quantize(y, down.row_scales, gated=True), x.dtype, x)
@@ -50,15 +51,10 @@ class Float8LayerOps(TritonLayerOps):
     ) -> Tensor:
         if (
             len(x) == 1
-            and _silu(spec)
+            and gate_of(spec) == SILU
             and isinstance(gate_up, Float8Linear)
             and norm is not None
             and norm.rms
         ):
             return gate_up.single(x, norm=norm.weight, eps=norm.spec.eps, gated=True)
         return super().norm_feed_forward(x, norm, gate_up, spec)
-
-
-def _silu(spec: FeedForwardSpec) -> bool:
-    """Whether SiLU of the gate times up is all that stands between the products."""
-    return spec.gated and spec.activation == "silu" and spec.clamp is None
