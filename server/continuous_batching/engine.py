@@ -12,6 +12,7 @@ from server.continuous_batching.grammars import OPTION, Grammars
 from server.continuous_batching.isolation import Isolation
 from server.continuous_batching.launched import Launched
 from server.continuous_batching.outputs import RequestFailure, StepOutput
+from server.continuous_batching.pace import Pace
 from server.continuous_batching.stats import EngineStats, stats_of
 from server.scheduling.block_hash import cache_root
 from server.scheduling.cache_manager import CacheManager
@@ -62,6 +63,7 @@ class Engine:
         self._cache_root = cache_root
         self._isolation = Isolation(scheduler, worker, collector)
         self._launched: Launched | None = None
+        self._pace = Pace(scheduler.step_time, clock)
         self._requests: dict[str, Request] = {}
         self._dependent: set[str] = set()  # requests that have begun and whose tokens are chosen here: beams
         self._settled = 0.0  # when the last step was, or when the one under way began
@@ -120,6 +122,10 @@ class Engine:
             self.scheduler.queues.remove(request)
             self._collector.forget(request)
 
+    def slack(self) -> float:
+        """As `Pace.slack`."""
+        return self._pace.slack(self._launched, waiting=bool(self.scheduler.queues.waiting))
+
     def step(self) -> StepOutput:
         """One iteration; returns its output (empty if there was nothing to do).
 
@@ -145,6 +151,7 @@ class Engine:
         if sound:
             try:
                 launched = self._launch(plan, output)
+                self._pace.launched(plan, begin)
             except Exception:
                 logger.exception("a step of %d tokens failed, running its requests apart", plan.num_tokens)
                 sound = False
@@ -190,6 +197,7 @@ class Engine:
         """Start a forward pass, if there is one, and the choice of tokens."""
         if plan.is_empty and not plan.joined:
             return None
+        begin = self._clock()
         self.worker.launch(self._builder.build(plan))
         sequences = plan.sampled()
         choice, absent = None, NOBODY
@@ -210,7 +218,7 @@ class Engine:
         for sequence in absent:  # as if they had not been computed
             sequence.pending -= 1
             sequence.num_computed -= 1
-        return Launched(plan, sequences, choice)
+        return Launched(plan, sequences, choice, begin)
 
     def _sample_input(
         self, plan: Plan, sequences: list[Sequence], output: StepOutput
@@ -235,6 +243,7 @@ class Engine:
         if launched.choice is not None:
             try:
                 result = launched.choice.read()
+                self._pace.read(launched)
                 self._accept(launched.plan, result)
                 if result.prompts is not None:
                     self._collector.collect_prompts(launched.plan.chunks, result.prompts, output)
@@ -258,10 +267,7 @@ class Engine:
     def _observe_step(self, plan: Plan) -> None:
         """Tell how long the step that was just settled took, counted from the end of the one before."""
         begin, self._settled = self._settled, self._clock()
-        if plan.is_empty:
-            return
-        self.scheduler.step_time.observe(plan, self._settled - begin)
-        if not self._speculator.is_idle:
+        if not (self._speculator.is_idle or plan.is_empty or plan.chunks):
             self._speculator.observe_step(plan.num_tokens, self._settled - begin)
 
     def _accept(self, plan: Plan, result: StepResult) -> None:
@@ -289,7 +295,6 @@ class Engine:
         """Verify that nothing leaked; raises if something did."""
         self.scheduler.queues.check()
         live = {request.id for request in self.scheduler.queues.requests()}
-        if live != set(self._requests) or any(
-            request.phase is Phase.FINISHED for request in self._requests.values()
-        ):
+        finished = any(request.phase is Phase.FINISHED for request in self._requests.values())
+        if finished or live != set(self._requests):
             raise RuntimeError(f"live requests disagree: {live ^ set(self._requests)}")

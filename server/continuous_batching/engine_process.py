@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import sys
 import time
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from server.continuous_batching.engine import Engine
 
 STATS_INTERVAL_SECONDS = 0.1
+LOOK_SECONDS = 3e-4
+"""How often it is looked whether the device is done earlier than expected."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +49,6 @@ class EngineLoop:
     def __init__(self, engine: Engine, socket: zmq.Socket[bytes]) -> None:
         self._engine = engine
         self._socket = socket
-        self._poller = zmq.Poller()
-        self._poller.register(socket, zmq.POLLIN)
         self._stats_due = 0.0
 
     def run(self) -> None:
@@ -58,11 +59,25 @@ class EngineLoop:
                 self._report(self._engine.step())
 
     def _receive(self) -> None:
-        """Handle all messages; wait for one if there is no work."""
-        events = self._poller.poll(0 if self._engine.has_work else None)
-        while events:
-            self._handle(messages.decode_to_engine(self._socket.recv()))
-            events = self._poller.poll(0)
+        """Handle all messages that come until the next step is to be planned; without work, wait for one."""
+        while True:
+            patience = self._patience()
+            if self._has_message(patience):
+                self._handle(messages.decode_to_engine(self._socket.recv()))
+            elif patience == 0.0:
+                return
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for a message before it is looked whether the device is done; None: forever."""
+        if not self._engine.has_work:
+            return None
+        return min(max(self._engine.slack(), 0.0), LOOK_SECONDS)
+
+    def _has_message(self, patience: float | None) -> bool:
+        """Whether there is a message, or one comes in time; polls of ØMQ know whole milliseconds only."""
+        if not self._socket.poll(0) and patience != 0.0:
+            select.select([self._socket], [], [], patience)
+        return bool(self._socket.poll(0))
 
     def _handle(self, message: messages.ToEngine) -> None:
         if isinstance(message, messages.Cancel):

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Launched:
-    """The plan, the sequences that get tokens, and their choice."""
+    """The plan, the sequences that get tokens, their choice, and when it was launched."""
 
     plan: Plan
     sequences: list[Sequence]
     choice: ChosenTokens | PendingTokens | None
+    since: float

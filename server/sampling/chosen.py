@@ -21,6 +21,7 @@ class ChosenTokens:
     """Tokens that the host knows already."""
 
     result: StepResult
+    is_ready = True
 
     def read(self) -> StepResult:
         """All of them."""
@@ -55,6 +56,11 @@ class PendingTokens:
         if tokens.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether they have come."""
+        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
 
     def read(self) -> StepResult:
         """Wait for them."""

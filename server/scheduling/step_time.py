@@ -14,7 +14,7 @@ _GROWTH = 1.25
 
 
 class StepTime:
-    """Seconds that a step with prompts takes: medians of the last ones.
+    """Seconds that a step takes, learned from the last ones, apart for steps with prompts and without.
 
     Args:
         target: seconds that a step shall take at most where prompts go on beside decodes; None: any time.
@@ -22,12 +22,21 @@ class StepTime:
 
     def __init__(self, target: float | None = None) -> None:
         self.target = target
+        self._decodes = StepCost()
         self._prompts = StepCost()
 
     def observe(self, plan: Plan, seconds: float) -> None:
-        """A step took `seconds`, from the end of the one before."""
-        if plan.chunks:
-            self._prompts.observe(plan.num_tokens, seconds)
+        """A step took `seconds` on the device."""
+        if plan.num_tokens:
+            self._cost_of(plan).observe(plan.num_tokens, seconds)
+
+    def expected(self, plan: Plan) -> float | None:
+        """Seconds that a step will take; None until some of its kind and size were seen."""
+        cost, tokens = self._cost_of(plan), plan.num_tokens
+        return None if not tokens or cost.is_stale(tokens) else cost.seconds(tokens)
+
+    def _cost_of(self, plan: Plan) -> StepCost:
+        return self._prompts if plan.chunks else self._decodes
 
     def chunk_tokens(self, decodes: int, most: int) -> int:
         """How many prompt tokens a step may compute beside `decodes` others, at most `most`.

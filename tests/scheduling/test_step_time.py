@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from server.scheduling.policies import POLICIES
 from server.scheduling.step_time import LEAST_CHUNK, StepTime
 from tests.scheduling.simulation import Simulation
@@ -17,6 +19,16 @@ def plan(decodes: int, prompt: int = 0) -> Any:
 def seconds(decodes: int, prompt: int) -> float:
     """A device that takes 4 ms for the weights and 25 µs for a token of a prompt."""
     return 0.004 + 25e-6 * prompt + 2e-6 * decodes
+
+
+def test_nothing_is_expected_of_what_was_not_seen() -> None:
+    times = StepTime()
+    for _ in range(3):
+        assert times.expected(plan(8)) is None
+        times.observe(plan(8), 0.005)
+    assert times.expected(plan(8)) == pytest.approx(0.005)
+    assert times.expected(plan(4, 4)) is None, "steps with prompts are another kind"
+    assert times.expected(plan(0)) is None
 
 
 def test_chunks_grow_to_what_fits_and_never_far_beyond() -> None:
