@@ -50,8 +50,7 @@ def build_worker(
     storage: CacheStorage,
     limits: Limits,
     *,
-    drafts: bool = True,
-    prompt_graphs: bool = False,
+    prompt_graphs: bool | None = None,
     read_layers: tuple[int, ...] = (),
 ) -> tuple[Worker, dict[str, str]]:
     """(worker that suits the backend, how it chooses tokens and why).
@@ -59,16 +58,16 @@ def build_worker(
     Tokens stay on the device where the backend walks block tables itself.
 
     Args:
-        drafts: capture steps with drafts, too.
-        prompt_graphs: replay short prompts, too.
+        prompt_graphs: replay short prompts, too; None: where it can be done.
         read_layers: those in front of which a draft head reads the residual stream.
 
     Raises:
         ModelError: they cannot be replayed here.
     """
     model, backend, device = loaded.model, loaded.backend, loaded.device
-    if prompt_graphs:
-        _check_prompt_graphs(loaded, read_layers)
+    problem = _against_prompt_graphs(loaded)
+    if prompt_graphs and problem is not None:
+        raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
     with phase("attention kernels"):
         attention = _make_attention(loaded, specs, storage, limits.block_size)
     rows, vocab, groups = limits.max_rows, model.spec.vocab_size, len(limits.groups)
@@ -89,11 +88,11 @@ def build_worker(
     decoder = Decoder(state, sampler=sampler)
     if device.type == "cuda":
         with phase("graphs of decode steps"):
-            paged_runner.capture(drafts=drafts)
+            paged_runner.capture()
         with phase("a first prompt"):
             longest = min(limits.chunk_tokens, limits.model_max_length)
             decoder.warm_up(paged_runner.warm_up(longest))
-        if prompt_graphs:
+        if prompt_graphs is not False and problem is None:
             with phase("graphs of short prompts"):
                 paged_runner.capture_prompts(limits.max_tokens)
     return Worker(paged_runner, decoder, overlaps=True), {
@@ -102,19 +101,15 @@ def build_worker(
     }
 
 
-def _check_prompt_graphs(loaded: LoadedModel, read_layers: tuple[int, ...]) -> None:
-    """Raise ModelError where steps with prompts cannot be replayed."""
-    problem = None
+def _against_prompt_graphs(loaded: LoadedModel) -> str | None:
+    """Why steps with prompts cannot be replayed; None: they can."""
     if loaded.device.type != "cuda":
-        problem = "there is no GPU"
-    elif loaded.model.shard.ranks > 1:
-        problem = "the model is split over ranks (parallel_config.tensor_parallel_size)"
-    elif loaded.backend.same_bits:
-        problem = "model_loading_config.deterministic promises bits that padding may change"
-    elif read_layers:
-        problem = "they do not keep what a draft head reads (speculation_config.draft_head)"
-    if problem is not None:
-        raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
+        return "there is no GPU"
+    if loaded.model.shard.ranks > 1:
+        return "the model is split over ranks (parallel_config.tensor_parallel_size)"
+    if loaded.backend.same_bits:
+        return "model_loading_config.deterministic promises bits that padding may change"
+    return None
 
 
 def _make_attention(

@@ -102,9 +102,10 @@ class BatcherConfig(ConfigModel):
     """Milliseconds that a step shall take at most while prompts go on beside decodes: prompts are cut into
     chunks that fit (128 tokens at least). Gaps between tokens shrink, and first tokens come later; null:
     chunks of `prefill_chunk_tokens`."""
-    prompt_graphs: bool = False
-    """On a GPU, replay steps of up to 1,024 tokens with prompts as CUDA graphs, all but attention: for hosts
-    that launch a prompt slower than the GPU computes it. Capturing takes time at the start, and memory."""
+    prompt_graphs: bool | None = None
+    """On a GPU, replay steps of up to 1,280 tokens with prompts as CUDA graphs, all but attention: a host
+    launches a short prompt slower than the GPU computes it. Takes part of a second at the start, and some
+    memory; null: where it can be done."""
     max_waiting: PositiveInt = 1024
     queue_timeout_seconds: Annotated[float, Field(gt=0)] | None = 300.0
     step_timeout_seconds: Annotated[float, Field(ge=1)] | None = None

@@ -156,12 +156,8 @@ class PagedModelRunner(ModelRunner):
         self._prompts: PromptGraphs | None = None
         self._logits = self._layer_inputs = torch.empty(0)
 
-    def capture(self, *, drafts: bool = True) -> None:
-        """Capture the graphs; on CUDA, once, when everything else is in its place.
-
-        Args:
-            drafts: those of steps with drafts, too.
-        """
+    def capture(self) -> None:
+        """Capture the graphs; on CUDA, once, when everything else is in its place."""
         builder, vocab, weight = self._builder, self.model.spec.vocab_size, self.model.embedding
         # one place for the logits of all sizes: the graphs share the memory of their intermediates
         self._logits = torch.empty((builder.max_lines, vocab), dtype=weight.dtype, device=weight.device)
@@ -169,13 +165,18 @@ class PagedModelRunner(ModelRunner):
             width = len(self._read_layers) * self.model.spec.hidden_size
             self._layer_inputs = self._logits.new_empty((builder.max_lines, width))
         builder.send_decodes(StepInput())  # only padding: this touches no sequence
-        self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device, drafts=drafts)
+        self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device)
 
     def capture_prompts(self, longest: int) -> None:
         """Capture short steps with prompts, too, where a step may have `longest` tokens; on CUDA, at last."""
-        vocab, rows = self.model.spec.vocab_size, self._builder.max_rows
         prompts = PromptGraphs(
-            self.model, self.backend, self.attention, vocab_size=vocab, longest=longest, lines=rows
+            self.model,
+            self.backend,
+            self.attention,
+            vocab_size=self.model.spec.vocab_size,
+            longest=longest,
+            lines=self._builder.max_rows,
+            read_layers=self._read_layers,
         )
         prompts.capture()
         self._prompts = prompts
@@ -220,7 +221,7 @@ class PagedModelRunner(ModelRunner):
         if not prompts.fits(len(batch.token_ids), len(rows)):
             return super()._compute(batch, out, inputs)
         self.attention.prepare(*batch.attention)
-        return prompts.run(batch)
+        return prompts.run(batch, inputs)
 
     def _decode(self, size: Size) -> StepLogits:
         """A step of that size, and the choice of tokens while no line has further options."""
@@ -236,10 +237,11 @@ class PagedModelRunner(ModelRunner):
 
     def forward(self, step: StepInput) -> StepLogits:
         self._sampler.flush()
-        if self._graphs is None or step.has_runs:
+        if self._graphs is None or len(step.chunk_slots):
             return super().forward(step)
-        drafted = len(step.draft_tokens)
-        count = len(step.decode_slots) + drafted
-        size = self._graphs.size_for(count, drafted=drafted > 0)
+        chosen, again = len(step.decode_slots) + len(step.draft_tokens), step.known_tokens
+        size = self._graphs.size_for(chosen + again, drafted=bool(again or len(step.draft_tokens)))
+        if size is None:
+            return super().forward(step)
         self._builder.send_decodes(step)
-        return replace(self._graphs.replay(size), padding=size.lines - count)
+        return replace(self._graphs.replay(size), padding=size.lines - chosen)
