@@ -57,7 +57,7 @@ def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any)
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
     limits = draft_limits(config, specs, min(loaded.max_length, target.max_length), loaded.device)
     storage = build_storage(specs, limits, loaded.cache_dtype, loaded.device)
-    worker, _ = build_worker(loaded, specs, storage, limits, drafts=False)
+    worker, _ = build_worker(loaded, specs, storage, limits)
     most = config.speculation_config.draft_num_tokens
     return DraftModel(worker, limits, most, target.config.vocab_size)
 

@@ -23,7 +23,7 @@ from server.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 _FEW = 3
-"""Known tokens that are computed one by one, in steps that can be replayed; more make a chunk."""
+"""Known tokens that are computed within the first step of a draft, each as a decode; more make a chunk."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,9 +78,11 @@ class DraftModel:
         try:
             rows = [self._row_of(sequence, count) for sequence in sequences]
             live = [row for row in rows if row is not None]
-            joined = [row.shadow.request for row in live if not row.shadow.num_computed]
-            caught_up = self._catch_up(live, joined)
-            drafts = iter(self._draft(live, count) if live else [])
+            shadows = [row.shadow for row in live]
+            joined = [shadow.request for shadow in shadows if not shadow.num_computed]
+            self._tell([shadow for shadow in shadows if shadow.num_computed])
+            caught_up = self._catch_up(shadows, joined)
+            drafts = iter(self._draft(live, count, joined) if live else [])
         except Exception:
             logger.exception("the draft model failed: nothing is drafted any more")
             self._broken = True
@@ -110,49 +112,51 @@ class DraftModel:
 
     # -- steps of the model ----------------------------------------------------------------------
 
-    def _catch_up(self, rows: Seq[ModelRow], joined: list[Request]) -> bool:
-        """Compute all that is known but the last tokens; returns whether that is more than is usual."""
-        steps, much = 0, False
-        while True:
-            behind = [row.shadow for row in rows if _uncomputed(row.shadow) > 1]
-            far = [shadow for shadow in behind if _uncomputed(shadow) > _FEW]
-            if not behind:
-                if joined:
-                    self._worker.launch(self._builder.build(Plan(joined=joined)))
-                return much or steps > 1
-            plan, joined = Plan(joined=joined), []
-            if far:
-                much = True
-                budget = self.limits.chunk_tokens
-                for shadow in far:
-                    length = min(_uncomputed(shadow) - 1, budget)
-                    if length:
-                        plan.chunks.append(Chunk(shadow, shadow.num_computed, length))
-                    budget -= length
-            else:
-                plan.decodes = behind
-                self._tell(behind)
+    def _tell(self, shadows: Seq[Sequence]) -> None:
+        """Let the worker know the newest tokens of each: it may have taken guesses for them."""
+        for shadow in shadows:
+            newest = shadow.history.slice(shadow.num_computed, len(shadow.history))
+            places = range(shadow.num_computed, len(shadow.history))
+            self._builder.moves.tokens += [
+                (shadow.slot, *known) for known in zip(places, newest, strict=True)
+            ]
+
+    def _catch_up(self, shadows: Seq[Sequence], joined: list[Request]) -> bool:
+        """Compute long runs of known tokens, but for the last one; returns whether there were any.
+
+        Args:
+            joined: requests that the worker does not know yet; those that it was told of are taken out.
+        """
+        far = [shadow for shadow in shadows if _uncomputed(shadow) > _FEW]
+        if not far:
+            return False
+        while far:
+            plan, budget = Plan(joined=[*joined]), self.limits.chunk_tokens
+            joined.clear()
+            for shadow in far:
+                length = min(_uncomputed(shadow) - 1, budget)
+                if length:
+                    plan.chunks.append(Chunk(shadow, shadow.num_computed, length))
+                budget -= length
             self._worker.launch(self._builder.build(plan))
-            steps += 1
             for chunk in plan.chunks:
                 chunk.sequence.num_computed = chunk.end
-            for shadow in plan.decodes:
-                shadow.num_computed += 1
+            far = [shadow for shadow in far if _uncomputed(shadow) > 1]
+        return True
 
-    def _tell(self, shadows: Seq[Sequence]) -> None:
-        """Let the worker know the next token of each: it may have taken a guess for it."""
-        for shadow in shadows:
-            (token,) = shadow.history.slice(shadow.num_computed, shadow.num_computed + 1)
-            self._builder.moves.tokens.append((shadow.slot, shadow.num_computed, token))
-
-    def _draft(self, rows: Seq[ModelRow], count: int) -> list[list[int]]:
+    def _draft(self, rows: Seq[ModelRow], count: int, joined: list[Request]) -> list[list[int]]:
         """`count` tokens of each, fewer where there are none that both models have."""
         shadows = [row.shadow for row in rows]
-        self._tell(shadows)
+        plan = Plan(joined=joined, decodes=[*shadows])
+        for shadow in shadows:
+            if (behind := _uncomputed(shadow) - 1) > 0:
+                plan.chunks.append(Chunk(shadow, shadow.num_computed, behind, decoded=True))
+                shadow.num_computed += behind
         choices: list[ChosenTokens | PendingTokens] = []
         for _ in range(count):
-            self._worker.launch(self._builder.build(Plan(decodes=[*shadows])))
+            self._worker.launch(self._builder.build(plan))
             choices.append(self._worker.sample(SampleInput()))
+            plan = Plan(decodes=[*shadows])
             for shadow in shadows:
                 shadow.num_computed += 1
         chosen = np.stack([choice.read().tokens[:, 0] for choice in choices], axis=1)

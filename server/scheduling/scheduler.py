@@ -185,9 +185,8 @@ class Scheduler:
 
     def _plan_drafts(self, plan: Plan) -> None:
         """Guesses for the decodes, as far as blocks are left: no request leaves for a guess."""
-        tokens = plan.num_tokens
-        budget = min(self.limits.max_tokens - tokens, DRAFTED_LINES - len(plan.sampled()))
-        for draft in self.speculator.propose(plan.decodes, tokens, budget):
+        budget = min(self.limits.max_tokens - plan.num_tokens, DRAFTED_LINES - len(plan.sampled()))
+        for draft in self.speculator.propose(plan.decodes, budget):
             room = self.cache.extend(draft.sequence, 1 + len(draft.tokens)) - 1
             if room:
                 del draft.tokens[room:]

@@ -35,7 +35,7 @@ class Size(NamedTuple):
 
     Attributes:
         lines: decodes and drafted tokens.
-        drafted: some of the lines follow drafted tokens.
+        drafted: some of the lines follow drafted tokens, or are computed again.
     """
 
     lines: int
@@ -49,7 +49,6 @@ class DecodeGraphs:
         compute: runs the step of a given size on tensors that stay where they are, also those it returns.
         max_rows: most decodes of a step.
         device: where it runs.
-        drafts: whether there will be steps with drafts.
     """
 
     def __init__(
@@ -57,10 +56,8 @@ class DecodeGraphs:
         compute: Callable[[Size], StepLogits],
         max_rows: int,
         device: torch.device,
-        *,
-        drafts: bool = True,
     ) -> None:
-        self._lines = {False: graph_sizes(max_rows), True: list(DRAFTED_SIZES) if drafts else []}
+        self._lines = {False: graph_sizes(max_rows), True: list(DRAFTED_SIZES)}
         self._steps: CapturedCalls[StepLogits] = CapturedCalls(device)
         self._capture(compute)
 
@@ -72,10 +69,11 @@ class DecodeGraphs:
             compute(size)  # compiles kernels and lets libraries allocate
             self._steps.capture(size, partial(compute, size))
 
-    def size_for(self, lines: int, *, drafted: bool = False) -> Size:
-        """The captured size that a step of so many lines is padded to."""
+    def size_for(self, lines: int, *, drafted: bool = False) -> Size | None:
+        """The captured size that a step of so many lines is padded to; None: it has too many."""
         sizes = self._lines[drafted]
-        return Size(sizes[bisect_left(sizes, lines)], drafted)
+        found = bisect_left(sizes, lines)
+        return Size(sizes[found], drafted) if found < len(sizes) else None
 
     def replay(self, size: Size) -> StepLogits:
         """Run the step of that size; what it returns stands until the next replay."""

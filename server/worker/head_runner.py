@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from server.device.captured_calls import CapturedCalls
-from server.device.transfer import to_device
+from server.device.transfer import PackedTransfer, aligned, to_device
 from server.models.heads.head import DraftHead
 from server.ops.attention import AttentionBackend
 from server.ops.layer_ops import LayerOps
+from server.scheduling.limits import DRAFTED_LINES
 from server.scheduling.step import StepInput
 from server.worker.batch import BatchBuilder
-from server.worker.decode_graphs import graph_sizes
+from server.worker.decode_graphs import DRAFTED_SIZES, graph_sizes
 from server.worker.paged_batch import PagedBatchBuilder
 
 KEPT = 32
@@ -54,7 +56,7 @@ class HeadRunner:
         self._dtype, self._device = weight.dtype, weight.device
         width = head.head_spec.read_width
         self._kept = torch.zeros((slots * KEPT, width), dtype=self._dtype, device=self._device)
-        self._captured: CapturedCalls[None] | None = None
+        self._captured: CapturedCalls[None] | None = None  # by (places, whether it is the first step)
         self._sizes: list[int] = []
 
     @torch.inference_mode()
@@ -66,7 +68,7 @@ class HeadRunner:
             states: [rows of the step, read_width] (`Worker.layer_inputs`).
         """
         found = states.index_select(0, self._send(rows)).to(self._dtype)
-        self._kept.index_copy_(0, self._kept_at(slots, places), found)
+        self._kept.index_copy_(0, self._send(_kept_at(slots, places)), found)
 
     @torch.inference_mode()
     def follow(self, step: StepInput, token_ids: np.ndarray, rows: np.ndarray, states: Tensor) -> None:
@@ -101,19 +103,23 @@ class HeadRunner:
         Returns:
             int64 [sequences, 1 + further], the guesses.
         """
-        hidden = self.head.fuse(self._kept.index_select(0, self._kept_at(slots, places)))
+        kept, count = _kept_at(slots, places), len(step.chunk_slots)
+        if self._captured is not None and len(token_ids) <= DRAFTED_LINES:
+            self._begin(step, token_ids, kept)
+            return self._replay(count, further)
+        hidden = self.head.fuse(self._kept.index_select(0, self._send(kept)))
         x, rows = self._compute(step, token_ids, hidden)
         assert rows is not None
         x = x.index_select(0, rows)
-        chosen = [self.head.choose(x, self._ops)]
         if self._captured is not None:
-            chosen += self._replay(chosen[0], x, further)
-        else:
-            for next_step in further:
-                batch = self._builder.build(next_step)
-                self._attention.prepare(*batch.attention)
-                x = self.head(chosen[-1], x, self._attention, self._ops)
-                chosen.append(self.head.choose(x, self._ops))
+            self._take(x)
+            return self._replay(count, further)
+        chosen = [self.head.choose(x, self._ops)]
+        for next_step in further:
+            batch = self._builder.build(next_step)
+            self._attention.prepare(*batch.attention)
+            x = self.head(chosen[-1], x, self._attention, self._ops)
+            chosen.append(self.head.choose(x, self._ops))
         return torch.stack(chosen, 1).cpu().numpy()
 
     def _compute(
@@ -125,9 +131,6 @@ class HeadRunner:
         x = self.head(self._send(token_ids), hidden, self._attention, self._ops)
         return x, batch.logit_rows
 
-    def _kept_at(self, slots: np.ndarray, places: np.ndarray) -> Tensor:
-        return self._send(slots.astype(np.int64) * KEPT + places % KEPT)
-
     def _send(self, values: np.ndarray) -> Tensor:
         return to_device(values.astype(np.int64), self._device)
 
@@ -135,12 +138,12 @@ class HeadRunner:
 
     @torch.inference_mode()
     def capture(self, longest: int) -> None:
-        """Compile the kernels of chunks of up to `longest` tokens, and capture steps of one place for each
-        sequence; on CUDA, once, when everything else is in its place."""
+        """Compile the kernels of chunks of up to `longest` tokens, and capture the steps of drafts; on CUDA,
+        once, when everything else is in its place."""
         builder = self._builder
         assert isinstance(builder, PagedBatchBuilder)
         idle = builder.idle_slot
-        for length in sorted({1, min(2, longest), longest}):
+        for length in sorted({2, *(longest >> halvings for halvings in range(longest.bit_length()))}):
             slot, start, end = np.array([[idle], [0], [length]], np.int32)
             samples = np.ones(1, bool)
             step = StepInput(chunk_slots=slot, chunk_starts=start, chunk_ends=end, chunk_samples=samples)
@@ -148,29 +151,81 @@ class HeadRunner:
             x, _ = self._compute(step, np.zeros(length), self.head.fuse(states))
         self._ids = torch.zeros(builder.max_rows, dtype=torch.int64, device=self._device)
         self._hidden = x.new_zeros(builder.max_rows, x.shape[1])
+        self._section = aligned(DRAFTED_LINES)
+        self._sent = PackedTransfer(3 * self._section, self._device)
         builder.send_decodes(StepInput())  # only padding: this touches no sequence
         self._sizes, self._captured = graph_sizes(builder.max_rows), CapturedCalls(self._device)
-        for size in reversed(self._sizes):  # the others find room in the memory of the largest
-            self._step_on(size)  # compiles kernels
-            self._captured.capture(size, lambda size=size: self._step_on(size))  # type: ignore[misc]
+        calls = {(size, True): partial(self._begin_on, size) for size in DRAFTED_SIZES}
+        calls |= {(size, False): partial(self._step_on, size) for size in self._sizes}
+        # the largest first: the others find room in its memory
+        for key, call in sorted(calls.items(), reverse=True):
+            call()  # compiles kernels
+            self._captured.capture(key, call)
+
+    def _begin_on(self, size: int) -> None:
+        """The first step of a draft, of `size` places whose states are kept; as `_step_on`."""
+        builder, section = self._builder, self._section
+        assert isinstance(builder, PagedBatchBuilder)
+        builder.begin_decodes(size)
+        self._attention.prepare(*builder.decode_batch(size, drafted=True).attention)
+        ids, kept = (self._sent.place(at * section, size) for at in range(2))
+        x = self.head(ids, self.head.fuse(self._kept.index_select(0, kept)), self._attention, self._ops)
+        rows = min(size, builder.max_rows)
+        self._take(x.index_select(0, self._sent.place(2 * section, rows)))
 
     def _step_on(self, size: int) -> None:
         """One place more of `size` sequences, on tensors that stay where they are."""
         assert isinstance(self._builder, PagedBatchBuilder)
         self._attention.prepare(*self._builder.decode_batch(size).attention)
-        x = self.head(self._ids[:size], self._hidden[:size].clone(), self._attention, self._ops)
-        self._hidden[:size].copy_(x)
-        self._ids[:size].copy_(self.head.choose(x, self._ops))
+        self._take(self.head(self._ids[:size], self._hidden[:size].clone(), self._attention, self._ops))
 
-    def _replay(self, first: Tensor, x: Tensor, further: Sequence[StepInput]) -> list[Tensor]:
-        """The guesses of further steps, whose block tables are known on the device."""
+    def _take(self, x: Tensor) -> None:
+        """Guess what follows places of which the head gave `x`, and let the next step go on from there."""
+        self._hidden[: len(x)].copy_(x)
+        self._ids[: len(x)].copy_(self.head.choose(x, self._ops))
+
+    def _begin(self, step: StepInput, token_ids: np.ndarray, kept: np.ndarray) -> None:
+        """Replay the first step of drafts.
+
+        Args:
+            step: as of `draft`.
+            token_ids: integers [tokens].
+            kept: int64 [tokens], rows of the states that are kept.
+        """
         assert isinstance(self._builder, PagedBatchBuilder) and self._captured is not None
-        count = len(first)
-        size, chosen = self._sizes[bisect_left(self._sizes, count)], []
-        self._ids[:count].copy_(first)
-        self._hidden[:count].copy_(x)
+        ends = np.cumsum(step.chunk_ends - step.chunk_starts) - 1
+        inputs = np.zeros((3, self._section), np.int32)
+        for row, values in zip(inputs, (token_ids, kept, ends), strict=True):
+            row[: len(values)] = values
+        self._sent.send([inputs])
+        lines = StepInput(
+            redone_slots=step.chunk_slots, redone_starts=step.chunk_starts, redone_ends=step.chunk_ends,
+            table_groups=step.table_groups, table_slots=step.table_slots,
+            table_places=step.table_places, table_blocks=step.table_blocks,
+        )  # fmt: skip
+        self._builder.send_decodes(lines)
+        self._captured.replay((_padded(DRAFTED_SIZES, len(token_ids)), True))
+
+    def _replay(self, count: int, further: Sequence[StepInput]) -> np.ndarray:
+        """Replay all steps behind the first one; the guesses of all, as of `draft`.
+
+        Args:
+            count: of the sequences.
+        """
+        assert isinstance(self._builder, PagedBatchBuilder) and self._captured is not None
+        size, chosen = _padded(self._sizes, count), [self._ids[:count].clone()]
         for step in further:
             self._builder.send_decodes(step)
-            self._captured.replay(size)
+            self._captured.replay((size, False))
             chosen.append(self._ids[:count].clone())
-        return chosen
+        return torch.stack(chosen, 1).cpu().numpy()
+
+
+def _kept_at(slots: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """int64: the rows in which the states of these places are kept."""
+    rows: np.ndarray = slots.astype(np.int64) * KEPT + places % KEPT
+    return rows
+
+
+def _padded(sizes: Sequence[int], count: int) -> int:
+    return sizes[bisect_left(sizes, count)]

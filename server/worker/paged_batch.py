@@ -65,7 +65,7 @@ class PagedBatchBuilder:
         `token_ids` is empty: `begin_decodes` knows them.
 
         Args:
-            drafted: some of them are drafted tokens.
+            drafted: some of them are drafted tokens, or computed again.
         """
         rows, positions, _, _, *described = self._sections(size)
         redone = size if drafted else 0
@@ -81,19 +81,23 @@ class PagedBatchBuilder:
         return begin_decodes(rows, positions, self._tokens, places, blocks, self._tables)
 
     def send_decodes(self, step: StepInput) -> None:
-        """Fill `decode_batch` of any size for a step of decodes and drafts only, padded."""
+        """Fill `decode_batch` of any size for a step without chunks, padded: decodes, drafts, and behind them
+        decodes that are computed again."""
         slots, positions = step.sampled()
-        count = len(slots)
+        again, places_again = step.redone()
+        chosen, count = len(slots), len(slots) + len(again)
         # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
         places, blocks = self._changed_tables(step)
         news = min(len(places), count)
-        sections = np.full((4 if not len(step.draft_lines) else 7, self._section), -1, np.int32)
+        described = bool(len(step.draft_lines) or len(again))
+        sections = np.full((7 if described else 4, self._section), -1, np.int32)
         sections[0] = self.max_rows
-        sections[0, :count] = slots
-        sections[1, :count] = positions
-        if len(step.draft_lines):
+        sections[0, :chosen], sections[0, chosen:count] = slots, again
+        sections[1, :chosen], sections[1, chosen:count] = positions, places_again
+        if described:
             sections[4:] = 0
-            sections[4:, :count] = describe_drafts(step)
+            sections[4:, :chosen] = describe_drafts(step)
+            sections[4, chosen:count] = 1  # as behind a guess: the token that follows is known
         sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
         self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
 

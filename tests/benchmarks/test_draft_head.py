@@ -11,7 +11,7 @@ from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu import draft_head, speculation
 from protocol.generation import GenerationConfig
 from server.scheduling.speculation.by_model import ModelSpeculator
-from tests.continuous_batching.drafts import FreeDrafts
+from tests.continuous_batching.drafts import FreeDrafts, FreeModel
 
 TINY = LlamaShape(256, 8, 4, 2, 256, vocab=14_000, max_length=1_024)
 
@@ -22,7 +22,7 @@ def test_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = draft_head.load("tiny", "1600", tmp_path, 4, 4)
     speculator = llm.engine.scheduler.speculator
     assert isinstance(speculator, ModelSpeculator)
-    speculator.cost = speculator._token_cost = FreeDrafts()
+    speculator.cost, speculator.draft_cost = FreeDrafts(), FreeModel()
     asked = speculation.prompts("new", 3, TINY.vocab)
     follow = speculation.followers(TINY.vocab).tolist()
     for rate in (1.0, 0.7, 0.0):

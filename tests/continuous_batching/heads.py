@@ -16,7 +16,7 @@ from server.continuous_batching import LLM
 from server.continuous_batching.draft_head import HeadDrafter
 from server.scheduling.speculation.by_model import ModelSpeculator
 from tests.checkpoints import tiny_llama, tiny_tokenizer
-from tests.continuous_batching.drafts import FreeDrafts
+from tests.continuous_batching.drafts import FreeDrafts, FreeModel
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, INNER, VOCAB, DRAFTED = 7, 64, 4, 2, 96, 512, 200
 SIZES: dict[str, Any] = {
@@ -210,7 +210,7 @@ def drafting(llm: LLM) -> HeadDrafter:
     """Let `llm` compute every draft it can make; returns its head."""
     speculator = llm.engine.scheduler.speculator
     assert isinstance(speculator, ModelSpeculator) and isinstance(speculator._model, HeadDrafter)
-    speculator.cost = speculator._token_cost = FreeDrafts()
+    speculator.cost, speculator.draft_cost = FreeDrafts(), FreeModel()
     return speculator._model
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from protocol.generation import GenerationConfig
-from server.continuous_batching import LLM
 from server.scheduling.speculation.by_model import Proposal
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching import heads
@@ -182,12 +181,12 @@ def test_where_steps_overlap(
     """Steps of target and head replayed, and launched."""
     kinds = ("greedy", "penalised", "several", "reported")
     monkeypatch.setattr("server.worker.head_runner.CapturedCalls", RecordedCalls)
+    speculation = heads.speculation_by(knowing)
     llm = overlapped_llm(
-        circling_model, monkeypatch, num_blocks=num_blocks, speculation=heads.speculation_by(knowing)
+        circling_model, monkeypatch, num_blocks=num_blocks, replayed=replayed, speculation=speculation
     )
     drafter, driver = drafting(llm), Driver(llm)
     if replayed:
-        replay_steps(llm, monkeypatch)
         drafter.runner.capture(64)
     for kind in kinds:
         driver.add(kind, PROMPT, options(kind, 0))
@@ -216,18 +215,6 @@ def test_many_after_a_rest(circling_model: Path, knowing: Path, monkeypatch: pyt
     monkeypatch.setattr(drafter, "propose", rest)
     llm.generate([[5 + i, 7] for i in range(20)], greedy(90))
     assert not drafter._broken and llm.engine.stats().accepted_tokens > 20
-
-
-def replay_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let steps of decodes be replayed, as on a GPU."""
-    from server.worker.runner import PagedModelRunner
-    from tests.continuous_batching.overlapped import choice_of, cuda_graphs
-
-    monkeypatch.setattr(cuda_graphs, "CapturedCalls", RecordedCalls)
-    runner = llm.engine.worker.runner
-    assert isinstance(runner, PagedModelRunner)
-    runner.capture()
-    choice_of(llm)._captured = RecordedCalls()
 
 
 def test_a_head_that_fails_costs_no_answer(

@@ -14,7 +14,7 @@ from server.continuous_batching import LLM
 from server.continuous_batching.draft_model import DraftModel
 from server.scheduling.speculation.by_model import ModelSpeculator
 from tests.checkpoints import tiny_llama
-from tests.continuous_batching.drafts import KINDS, PROMPT, FreeDrafts, options
+from tests.continuous_batching.drafts import KINDS, PROMPT, FreeDrafts, FreeModel, options
 from tests.continuous_batching.driver import Driver
 from tests.continuous_batching.engines import small_llm
 from tests.continuous_batching.overlapped import overlapped_llm
@@ -29,7 +29,7 @@ def drafting(llm: LLM) -> DraftModel:
     """Let `llm` compute every draft it can make; returns its draft model."""
     speculator = llm.engine.scheduler.speculator
     assert isinstance(speculator, ModelSpeculator) and isinstance(speculator._model, DraftModel)
-    speculator.cost = speculator._token_cost = FreeDrafts()
+    speculator.cost, speculator.draft_cost = FreeDrafts(), FreeModel()
     return speculator._model
 
 

@@ -78,7 +78,7 @@ def draft_answers(llm: LLM, reference: Reference, requests: Requests) -> None:
     speculator, rng = llm.engine.scheduler.speculator, random.Random(0)
     known = {tuple(prompt): reference.answers(prompt, config)[0] for prompt, config in requests}
 
-    def propose(decodes: Seq[Sequence], tokens: int, budget: int) -> list[Draft]:
+    def propose(decodes: Seq[Sequence], budget: int) -> list[Draft]:
         drafts = []
         for line, sequence in enumerate(decodes):
             request, done = sequence.request, sequence.num_generated

@@ -15,7 +15,15 @@ from server.worker.decode_graphs import Size
 from server.worker.runner import PagedModelRunner
 from tests.checkpoints import tiny_llama
 from tests.continuous_batching import heads
-from tests.continuous_batching.drafts import KINDS, PROMPT, FreeDrafts, options, repetitive, with_lookup
+from tests.continuous_batching.drafts import (
+    KINDS,
+    PROMPT,
+    FreeDrafts,
+    FreeModel,
+    options,
+    repetitive,
+    with_lookup,
+)
 from tests.continuous_batching.reference import Reference, mixed_requests
 from tests.gpu.test_engine import cuda_llm
 
@@ -141,7 +149,7 @@ def test_a_draft_model(model: Path, reference: Reference, tmp_path: Path, knows:
     )
     speculator = llm.engine.scheduler.speculator
     assert isinstance(speculator, ModelSpeculator)
-    speculator.cost = speculator._token_cost = FreeDrafts()
+    speculator.cost, speculator.draft_cost = FreeDrafts(), FreeModel()
     requests = mixed_requests(reference, 30, seed=21, longest=80, longest_prompt=40)
     generations = llm.generate([p for p, _ in requests], [c for _, c in requests])
     assert reference.contradicted(requests, generations) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.scheduling.params import PromptLookup, SamplingParams
 from server.scheduling.request import Phase, Request
 from server.scheduling.speculation.ngrams import NgramIndex
-from server.scheduling.speculation.payoff import Acceptance, StepCost, worthwhile
+from server.scheduling.speculation.payoff import Acceptance, DraftCost, StepCost, worthwhile
 from server.scheduling.speculation.speculator import Speculator
 from tests.continuous_batching.drafts import FreeDrafts
 
@@ -73,21 +73,36 @@ def test_a_size_that_was_slow_is_tried_again() -> None:
     """Other work may have disturbed it so much that no drafts would ever be made again."""
     cost = cost_of({1: 7.0, 9: 500.0})
     assert cost.seconds(9) == 500.0
-    for _ in range(2 * 2048):
+    for _ in range(2 * 1024):
         cost.observe(1, 7.0)
     assert cost.seconds(9) == 7.0
 
 
+def test_a_draft_is_priced_as_a_whole() -> None:
+    """The first of its tokens costs more than each further one; what was not tried seems cheap."""
+    cost = DraftCost()
+    assert cost.seconds(1, 4) == 0.0
+    for rows, count, seconds in ((1, 1, 1.3), (1, 5, 2.5), (16, 5, 6.0)):
+        for wrong in (1.0, 9.0, 1.0):
+            cost.observe(rows, count, wrong * seconds)
+    assert cost.seconds(1, 1) == 1.3 and cost.seconds(1, 3) == pytest.approx(1.9)
+    assert cost.seconds(1, 8) == 2.5 and cost.seconds(16, 5) == cost.seconds(40, 5) == 6.0
+    assert cost.seconds(16, 2) == pytest.approx(1.3 + (6.0 - 1.3) / 4)
+    for _ in range(2 * 1024):
+        cost.pass_step()
+    assert cost.seconds(16, 5) == 0.0, "it was so dear that it would never be tried again"
+
+
 def test_cheap_tokens_are_drafted_and_dear_ones_are_not() -> None:
     cheap, dear = cost_of({1: 1.0, 11: 1.1}), cost_of({1: 1.0, 11: 11.0})
-    assert worthwhile([0.9], [10], 1, 1, 99, cheap) == [10]
-    assert worthwhile([0.08], [10], 1, 1, 99, cheap) == [1]
-    assert worthwhile([0.03], [10], 1, 1, 99, cheap) == [0]
-    assert worthwhile([0.9], [10], 1, 1, 99, dear) == [0]
+    assert worthwhile([0.9], [10], 1, 99, cheap) == [10]
+    assert worthwhile([0.08], [10], 1, 99, cheap) == [1]
+    assert worthwhile([0.03], [10], 1, 99, cheap) == [0]
+    assert worthwhile([0.9], [10], 1, 99, dear) == [0]
     # sixteen rows: a token is worth a sixteenth of a step, and costs a fortieth of one
     busy = cost_of({16: 1.0, 56: 2.0})
-    assert worthwhile([0.9, 0.2], [10, 10], 16, 16, 99, busy) == [8, 0]
-    assert worthwhile([0.9, 0.9], [10, 10], 16, 16, 5, busy) == [3, 2]
+    assert worthwhile([0.9, 0.2], [10, 10], 16, 99, busy) == [8, 0]
+    assert worthwhile([0.9, 0.9], [10, 10], 16, 5, busy) == [3, 2]
 
 
 class Texts:
@@ -105,7 +120,7 @@ class Texts:
 
     def step(self, next_token: Any) -> None:
         sequences = [request.sequences[0] for request in self.requests]
-        drafts = self.speculator.propose(sequences, len(sequences), 1000)
+        drafts = self.speculator.propose(sequences, 1000)
         made = {id(sequence): 1 for sequence in sequences}
         for draft in drafts:
             accepted, history = 0, draft.sequence.history
@@ -161,7 +176,7 @@ def test_nothing_is_looked_up_for_those_who_do_not_ask() -> None:
     speculator.watch(other)
     assert not speculator.is_idle
     speculator.cost = FreeDrafts()
-    drafts = speculator.propose([request.sequences[0], other.sequences[0]], 2, 100)
+    drafts = speculator.propose([request.sequences[0], other.sequences[0]], 100)
     assert [(draft.line, draft.tokens) for draft in drafts] == [(1, [1, 2, 1, 2])]
     speculator.forget("asks")
     assert speculator.is_idle
@@ -182,7 +197,7 @@ def test_nobody_waits_for_tokens_that_no_draft_follows() -> None:
         if waits[-1]:  # the token under way becomes known
             sequence.history.append(1 if place % 2 else 1_000 + place)
             sequence.pending = 0
-        drafts = speculator.propose([sequence], 1, 100)
+        drafts = speculator.propose([sequence], 100)
         assert all(draft.sequence is sequence and not sequence.pending for draft in drafts)
         for draft in drafts:
             speculator.observe_draft(draft, 0)
@@ -204,10 +219,10 @@ def test_a_text_that_repeats_is_waited_for() -> None:
         assert not speculator.awaits([request]), "what a step takes is not known yet"
         speculator.observe_step(1, 1.0)
     assert speculator.awaits([request])
-    assert not speculator.propose([sequence], 1, 100), "its newest token is not known"
+    assert not speculator.propose([sequence], 100), "its newest token is not known"
     sequence.history.append(0)
     sequence.pending = 0
-    (draft,) = speculator.propose([sequence], 1, 100)
+    (draft,) = speculator.propose([sequence], 100)
     assert draft.tokens == [1, 2, 3, 4, 5, 6, 7, 8]
     request.held, sequence.pending = True, 1
     assert not speculator.awaits([request])

@@ -9,16 +9,23 @@ from typing import Protocol
 
 from server.scheduling.plan import Draft, Plan
 from server.scheduling.request import Request, Sequence
-from server.scheduling.speculation.payoff import LEAST_GAIN, Acceptance, StepCost
+from server.scheduling.speculation.payoff import LEAST_GAIN, Acceptance, DraftCost, StepCost
 from server.scheduling.speculation.speculator import (
     PROBE_TOKENS,
-    SEQUENCE_MEMORY,
     SERVER_MEMORY,
     Speculator,
 )
 
 _OF_MODEL = 0
 """In place of the size of an n-gram."""
+
+_PRIOR, _PRIOR_WEIGHT = 0.8, 8.0
+"""What is believed of a model that was not tried, and the tokens that it counts for: who names one expects
+it to be right."""
+_MEMORY = 0.95
+"""Of the estimates of a sequence: a few unlucky drafts must not end them."""
+_RESTING, _ALL_RESTING = 0.98, 0.999
+"""What is kept, after a step without a draft, of what was seen of the drafts of a sequence, and of all."""
 
 
 @dataclass(slots=True)
@@ -65,18 +72,21 @@ class ModelSpeculator(Speculator):
     """Drafts by prompt lookup, where a request asks for it and it pays; else by a model, where that pays.
 
     A model drafts for all of its sequences together, a token of each in a step of its own. So the length is
-    one for all, and each token of it has a price that does not depend on how many are right.
+    one for all, and its price does not depend on how many tokens are right.
 
     Args:
         model: drafts.
         cost: of steps.
+
+    Attributes:
+        draft_cost: of the model's drafts; learns as they are made.
     """
 
     def __init__(self, model: Drafter, cost: StepCost | None = None) -> None:
         super().__init__(cost)
         self._model = model
-        self._token_cost = StepCost()  # of a drafted token of each sequence, by how many they are
-        self._of_all = Acceptance(_OF_MODEL, SERVER_MEMORY)
+        self.draft_cost = DraftCost()
+        self._of_all = Acceptance(_OF_MODEL, SERVER_MEMORY, _PRIOR, _PRIOR_WEIGHT)
         self._of_each: dict[str, dict[int, Acceptance]] = {}  # by request id and answer
         self._drafting = 0.0  # seconds, within the step under way
         self._probed = 0
@@ -110,18 +120,18 @@ class ModelSpeculator(Speculator):
             self._model_granted = self._grant_probe(rows, budget, self._probe_price)
         return bool(count) or self._model_granted
 
-    def propose(self, decodes: Seq[Sequence], tokens: int, budget: int) -> list[Draft]:
-        drafts = super().propose(decodes, tokens, budget)
+    def propose(self, decodes: Seq[Sequence], budget: int) -> list[Draft]:
+        drafts = super().propose(decodes, budget)
         granted, self._model_granted = self._model_granted, False
         rows, taken = len(decodes), sum(len(draft.tokens) for draft in drafts)
-        tokens, budget = tokens + taken, budget - taken
-        if budget < 1 or (tokens == rows and self.cost.is_stale(tokens)):
+        budget -= taken
+        if budget < 1 or (not taken and self.cost.is_stale(rows)):
             return drafts
         drafted = {draft.line for draft in drafts}
         lines = {s: line for line, s in enumerate(decodes) if not s.pending and line not in drafted}
         some = self._served([*lines])
-        chosen, count = self._choose(some, rows, tokens, budget)
-        if not count and some and (granted or self._grant_probe(tokens, budget, self._probe_price)):
+        chosen, count = self._choose(some, rows, rows + taken, budget)
+        if not count and some and (granted or self._grant_probe(rows + taken, budget, self._probe_price)):
             self._probed += 1
             chosen, count = [some[self._probed % len(some)]], min(PROBE_TOKENS, self._model.num_tokens)
         if not count:
@@ -142,11 +152,14 @@ class ModelSpeculator(Speculator):
         rates = self._of_each[sequence.request.id]
         found = rates.get(sequence.index)
         if found is None:
-            found = rates[sequence.index] = Acceptance(_OF_MODEL, SEQUENCE_MEMORY, self._of_all)
+            found = rates[sequence.index] = Acceptance(_OF_MODEL, _MEMORY, self._of_all, _PRIOR_WEIGHT)
         return found
 
     def _choose(self, some: Seq[Sequence], rows: int, tokens: int, budget: int) -> tuple[list[Sequence], int]:
-        """(those to draft for, how many tokens of each), so that a step gains most; ([], 0): nothing pays."""
+        """(those to draft for, how many tokens of each), so that a step gains most; ([], 0): nothing pays.
+
+        What was seen of the drafts of the others fades, so that an unlucky one comes in again.
+        """
         cost, value = self.cost, self.cost.seconds(rows) / rows
         if not some:
             return [], 0
@@ -158,20 +171,23 @@ class ModelSpeculator(Speculator):
         for count in range(1, most + 1):
             expected += sum(rates[s] ** count for s in chosen if self._left(s) >= count)
             price = cost.seconds(tokens + count * len(chosen)) - cost.seconds(tokens)
-            gain = expected * value - price - count * self._token_cost.seconds(len(chosen))
+            gain = expected * value - price - self.draft_cost.seconds(len(chosen), count)
             if gain > least or (gain == least == 0.0):
                 best, least = count, gain
-        return (chosen, best) if best else ([], 0)
+        chosen = chosen if best else []
+        for sequence in rates.keys() - set(chosen):
+            self._rate(sequence).fade(_OF_MODEL, _RESTING)
+        return chosen, best
 
     @property
     def _probe_price(self) -> float:
-        return PROBE_TOKENS * self._token_cost.seconds(1)
+        return self.draft_cost.seconds(1, PROBE_TOKENS)
 
     def _draft(self, chosen: Seq[Sequence], count: int, lines: dict[Sequence, int]) -> list[Draft]:
         proposal = self._model.propose(chosen, count)
         self._drafting += proposal.seconds
         if not proposal.caught_up:
-            self._token_cost.observe(len(chosen), proposal.seconds / count)
+            self.draft_cost.observe(len(chosen), count, proposal.seconds)
         return [
             Draft(sequence, lines[sequence], tokens[: self._left(sequence)], _OF_MODEL)
             for sequence, tokens in zip(chosen, proposal.tokens, strict=True)
@@ -192,4 +208,7 @@ class ModelSpeculator(Speculator):
 
     def observe_step(self, tokens: int, seconds: float) -> None:
         drafting, self._drafting = self._drafting, 0.0
+        self.draft_cost.pass_step()
+        if not drafting:
+            self._of_all.fade(_OF_MODEL, _ALL_RESTING)
         super().observe_step(tokens, seconds - drafting)

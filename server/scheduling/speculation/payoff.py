@@ -9,31 +9,31 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 _WINDOW = 9
-"""Steps whose median is believed: some of them are disturbed by other work."""
+"""Steps of which one in the faster third is believed: other work disturbs some, and makes none faster."""
 
 _SAMPLES = 3
 """Steps of a size before anything is believed of it."""
 
-_EPOCH_STEPS = 2048
+_EPOCH_STEPS = 1024
 """Of this many steps some are measured without drafts, and sizes that did not occur are forgotten."""
 
 LEAST_GAIN = 0.05
 """What drafts must bring at least, in steps: below that, it may as well be an error of the estimate."""
 
 _PRIOR_WEIGHT = 2.0
-"""Tokens that an estimate counts for before there are any."""
+"""Tokens that an estimate counts for before there are any, unless it is told."""
 
 
 class StepCost:
     """Seconds that a step takes, by how many tokens it computes.
 
-    The sizes are put together by powers of two; between their medians the cost is interpolated,
+    The sizes are put together by powers of two; between what is believed of them the cost is interpolated,
     beyond them it is taken to stay as it is: what was not tried lately seems cheap, and is tried.
     """
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[float, int]]] = {}
-        self._medians: dict[int, tuple[float, int]] = {}
+        self._believed: dict[int, tuple[float, int]] = {}
         self._tokens: list[int] = [1]
         self._seconds: list[float] = [0.0]
         self._steps = 0
@@ -46,18 +46,22 @@ class StepCost:
         samples.append((seconds, tokens))
         seen = self._seen[size] = self._seen.get(size, 0) + 1
         if len(samples) >= _SAMPLES and (seen <= _WINDOW or seen % _WINDOW == 0):
-            self._medians[size] = sorted(samples)[len(samples) // 2]
+            self._believed[size] = sorted(samples)[(len(samples) - 1) // 3]
             self._draw()
         self._steps += 1
         if self._steps % _EPOCH_STEPS == 0:
-            for old in self._samples.keys() - self._seen.keys():
-                del self._samples[old]
-                self._medians.pop(old, None)
-            self._seen.clear()
-            self._draw()
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the sizes that did not occur since the last time."""
+        for old in self._samples.keys() - self._seen.keys():
+            del self._samples[old]
+            self._believed.pop(old, None)
+        self._seen.clear()
+        self._draw()
 
     def _draw(self) -> None:
-        points = [self._medians[size] for size in sorted(self._medians)] or [(0.0, 1)]
+        points = [self._believed[size] for size in sorted(self._believed)] or [(0.0, 1)]
         self._seconds = [seconds for seconds, _ in points]
         self._tokens = [tokens for _, tokens in points]
 
@@ -74,9 +78,45 @@ class StepCost:
         share = (tokens - xs[above - 1]) / (xs[above] - xs[above - 1])
         return ys[above - 1] + share * (ys[above] - ys[above - 1])
 
+    def knows(self, tokens: int) -> bool:
+        """Whether steps of as few tokens were seen lately, and so often that they are believed."""
+        return bool(self._believed) and tokens >= self._tokens[0]
+
     def curve(self, first: int, last: int) -> np.ndarray:
         """Estimates for steps of `first` to `last` tokens, both included."""
         return np.asarray(np.interp(np.arange(first, last + 1), self._tokens, self._seconds))
+
+
+class DraftCost:
+    """Seconds that a model takes for a draft, by how many sequences it drafts for and how much for each.
+
+    The first token of a draft has a price of its own: what became known since is computed with it. So each
+    number of tokens is measured by itself, and between two the cost is interpolated. What was not tried seems
+    cheap: more tokens or sequences are taken to cost no more, fewer tokens their share, and fewer sequences
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._by_count: dict[int, StepCost] = {}
+        self._steps = 0
+
+    def observe(self, rows: int, count: int, seconds: float) -> None:
+        """`count` tokens of each of `rows` sequences took `seconds`."""
+        self._by_count.setdefault(count, StepCost()).observe(rows, seconds)
+
+    def pass_step(self) -> None:
+        """A step was made, with drafts or without: what was not seen for long is to be tried again."""
+        self._steps += 1
+        if self._steps % _EPOCH_STEPS == 0:
+            for cost in self._by_count.values():
+                cost.forget()
+
+    def seconds(self, rows: int, count: int) -> float:
+        """Estimate for `count` tokens of each of `rows` sequences; 0 before the first observation."""
+        known = {
+            tried: cost.seconds(rows) for tried, cost in sorted(self._by_count.items()) if cost.knows(rows)
+        }
+        return float(np.interp(count, [0, *known], [0.0, *known.values()]))
 
 
 class Acceptance:
@@ -85,14 +125,22 @@ class Acceptance:
     Args:
         max_size: tokens of the longest n-gram.
         memory: weight of the past, against 1 for the newest draft.
-        prior: believed before there are drafts of one's own; None: one in two.
+        prior: believed before there are drafts of one's own.
+        prior_weight: tokens that it counts for.
 
     Attributes:
         rates: by size, the chance that a drafted token is right, given that those before it are.
     """
 
-    def __init__(self, max_size: int, memory: float, prior: Acceptance | None = None) -> None:
+    def __init__(
+        self,
+        max_size: int,
+        memory: float,
+        prior: Acceptance | float = 0.5,
+        prior_weight: float = _PRIOR_WEIGHT,
+    ) -> None:
         self._memory = memory
+        self._prior_weight = prior_weight
         self._right = [0.0] * (max_size + 1)
         self._tried = [0.0] * (max_size + 1)
         self._prior = prior
@@ -104,14 +152,19 @@ class Acceptance:
         self._tried[size] = self._tried[size] * self._memory + min(accepted + 1, drafted)
         self.rates[size] = self._rate(size)
 
+    def fade(self, size: int, memory: float) -> None:
+        """There was no draft: of what was seen, `memory` is kept, and the rate goes back to the prior one."""
+        self._right[size] *= memory
+        self._tried[size] *= memory
+        self.rates[size] = self._rate(size)
+
     def _rate(self, size: int) -> float:
-        prior = 0.5 if self._prior is None else self._prior.rates[size]
-        return (self._right[size] + _PRIOR_WEIGHT * prior) / (self._tried[size] + _PRIOR_WEIGHT)
+        prior, weight = self._prior, self._prior_weight
+        believed = prior.rates[size] if isinstance(prior, Acceptance) else prior
+        return (self._right[size] + weight * believed) / (self._tried[size] + weight)
 
 
-def worthwhile(
-    rates: Seq[float], lengths: Seq[int], rows: int, tokens: int, budget: int, cost: StepCost
-) -> list[int]:
+def worthwhile(rates: Seq[float], lengths: Seq[int], rows: int, budget: int, cost: StepCost) -> list[int]:
     """How much of each draft to compute, so that the step gains most; nothing, if that is next to nothing.
 
     A token more is worth the time that one takes in a step of plain decoding. The j-th token of a
@@ -122,25 +175,24 @@ def worthwhile(
         rates: chance of each draft's tokens.
         lengths: tokens of each draft.
         rows: sequences that decode in the step.
-        tokens: all that the step computes anyway.
         budget: most drafted tokens.
         cost: of steps.
 
     Returns:
         Tokens to keep of each draft.
     """
-    value = cost.seconds(rows) / rows
+    plain = cost.seconds(rows)
+    value = plain / rows
     expected = sum(
         rate * (1 - rate**length) / (1 - rate) for rate, length in zip(rates, lengths, strict=True)
     )
-    if expected * value < LEAST_GAIN * cost.seconds(tokens):
+    if expected * value < LEAST_GAIN * plain:
         return [0] * len(rates)  # not even if they cost nothing
     chances = [rate ** np.arange(1, length + 1) for rate, length in zip(rates, lengths, strict=True)]
     ordered = np.sort(np.concatenate(chances))[::-1][:budget]
     if not ordered.size:
         return [0] * len(rates)
-    plain, *more = cost.curve(tokens, tokens + ordered.size)
-    gain = np.cumsum(ordered) * value - (np.array(more) - plain)
+    gain = np.cumsum(ordered) * value - (cost.curve(rows + 1, rows + ordered.size) - plain)
     best = int(gain.argmax())
     if gain[best] < LEAST_GAIN * plain:
         return [0] * len(rates)

@@ -124,31 +124,30 @@ class Speculator:
 
     def _awaits(self, decodes: Seq[Sequence], budget: int) -> bool:
         rows, self._waited, self._granted = len(decodes), False, False
-        hopeful, hopeless = self._sorted(self._guesses(decodes, ahead=True), rows, rows)
-        if self._fruits > _LEAST_FRUITS and any(self._lengths(hopeful, rows, rows, budget)):
+        hopeful, hopeless = self._sorted(self._guesses(decodes, ahead=True), rows)
+        if self._fruits > _LEAST_FRUITS and any(self._lengths(hopeful, rows, budget)):
             self._waited = True
         elif hopeful or hopeless:
             self._waited = self._granted = self._grant_probe(rows, budget)
         return self._waited
 
-    def propose(self, decodes: Seq[Sequence], tokens: int, budget: int) -> list[Draft]:
-        """Drafts for a step.
+    def propose(self, decodes: Seq[Sequence], budget: int) -> list[Draft]:
+        """Drafts for a step. What they cost beside prompts is taken to be what they cost without.
 
         Args:
             decodes: sequences that decode in it.
-            tokens: all that it computes anyway.
             budget: most tokens that it may compute besides.
         """
         rows = len(decodes)
-        if budget < 1 or (tokens == rows and self.cost.is_stale(tokens)):
+        if budget < 1 or self.cost.is_stale(rows):
             return []  # what drafts cost is seen only beside steps without them
-        hopeful, hopeless = self._sorted(self._guesses(decodes), rows, tokens)
-        lengths = self._lengths(hopeful, rows, tokens, budget)
+        hopeful, hopeless = self._sorted(self._guesses(decodes), rows)
+        lengths = self._lengths(hopeful, rows, budget)
         drafts = [g.draft(length) for g, length in zip(hopeful, lengths, strict=True) if length]
         hopeless += [g for g, length in zip(hopeful, lengths, strict=True) if not length]
         if hopeless:
             taken = sum(len(draft.tokens) for draft in drafts)
-            drafts += self._probe(hopeless, tokens + taken, budget - taken)
+            drafts += self._probe(hopeless, rows + taken, budget - taken)
         drafts = self._cut(drafts)
         if self._waited:
             self._fruits += _NEWEST_FRUIT * (bool(drafts) - self._fruits)
@@ -162,22 +161,23 @@ class Speculator:
                 del draft.tokens[self.allowed(draft.sequence, draft.tokens) :]
         return [draft for draft in drafts if draft.tokens]
 
-    def _sorted(self, guesses: Iterator[Guess], rows: int, tokens: int) -> tuple[list[Guess], list[Guess]]:
+    def _sorted(self, guesses: Iterator[Guess], rows: int) -> tuple[list[Guess], list[Guess]]:
         """(those that may gain more than they cost, those that do not)."""
         cost = self.cost
-        least_rate = (cost.seconds(tokens + 1) - cost.seconds(tokens)) * rows / (cost.seconds(rows) or 1.0)
+        plain = cost.seconds(rows)
+        least_rate = (cost.seconds(rows + 1) - plain) * rows / (plain or 1.0)
         hopeful: list[Guess] = []
         hopeless: list[Guess] = []
         for guess in guesses:
             (hopeless if guess.rate < least_rate else hopeful).append(guess)
         return hopeful, hopeless
 
-    def _lengths(self, hopeful: Seq[Guess], rows: int, tokens: int, budget: int) -> list[int]:
+    def _lengths(self, hopeful: Seq[Guess], rows: int, budget: int) -> list[int]:
         """How many tokens of each guess are to be computed."""
         if not hopeful:
             return []
         rates, most = [guess.rate for guess in hopeful], [guess.max_tokens for guess in hopeful]
-        return worthwhile(rates, most, rows, tokens, budget, self.cost)
+        return worthwhile(rates, most, rows, budget, self.cost)
 
     def _guesses(self, decodes: Seq[Sequence], *, ahead: bool = False) -> Iterator[Guess]:
         """Of the sequences that want drafts, those whose ends were seen before.
@@ -234,6 +234,6 @@ class Speculator:
             lookup.acceptance.observe(draft.ngram_size, drafted, accepted)
 
     def observe_step(self, tokens: int, seconds: float) -> None:
-        """A step of `tokens` tokens, drafts included, took `seconds` with all that belongs to it."""
+        """A step of `tokens` tokens, drafts but no prompts, took `seconds` with all that belongs to it."""
         self.cost.observe(tokens, seconds)
         self._probe_seconds = min(self._probe_seconds + _PROBE_SHARE * seconds, seconds)

@@ -1,0 +1,133 @@
+"""Drafts of a model, without an engine: time is told, not measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Container
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import pytest
+
+from server.scheduling.params import SamplingParams
+from server.scheduling.plan import Plan
+from server.scheduling.request import Request, Sequence
+from server.scheduling.speculation.by_model import ModelSpeculator, Proposal
+
+DRAFTED = 6
+"""Tokens of a draft at most."""
+RIGHT, WRONG = 1, 2
+"""The only text there is, and what it never says."""
+Draft = Callable[[int, int], float]
+"""Milliseconds of a draft, by how many sequences it is for and how many tokens of each."""
+
+
+def step_ms(lines: int, *, drafted: bool) -> float:
+    """Of an 8b in bfloat16 on an H200; steps with drafts are padded to fewer sizes than those without."""
+    sizes, times = (
+        ([1, 4, 16, 32, 64, 128], [5.4, 5.5, 5.8, 6.5, 7.2, 7.8])
+        if drafted
+        else ([1, 16, 64], [3.85, 4.85, 6.3])
+    )
+    return float(np.interp(lines, sizes, times))
+
+
+def by_head(rows: int, count: int) -> float:
+    """What a head of it takes there."""
+    return 0.65 + 0.03 * rows + (0.25 + 0.005 * rows) * count
+
+
+def by_model(rows: int, count: int) -> float:
+    """What a 1b takes there."""
+    return 0.55 + 0.05 * rows + (0.8 + 0.035 * rows) * count
+
+
+class Drafter:
+    """Guesses a token right with a given chance.
+
+    Args:
+        rate: that chance.
+        cost: of a draft.
+    """
+
+    num_tokens = DRAFTED
+
+    def __init__(self, rate: float, cost: Draft) -> None:
+        self._rate = rate
+        self._cost = cost
+        self._dice = random.Random(0)
+
+    def propose(self, sequences: Seq[Sequence], count: int) -> Proposal:
+        tokens = [[self._guess() for _ in range(count)] for _ in sequences]
+        return Proposal(tokens, self._cost(len(sequences), count) / 1e3, caught_up=False)
+
+    def _guess(self) -> int:
+        return RIGHT if self._dice.random() < self._rate else WRONG
+
+    def follow(self, plan: Plan, watched: Container[str]) -> None:
+        """It needs nothing of a step."""
+
+    def forget(self, request_id: str) -> None:
+        """It keeps nothing."""
+
+
+def ms_of_a_token(rows: int, rate: float, cost: Draft, steps: int = 2_000) -> float:
+    """Milliseconds for a token of each row, over so many steps."""
+    speculator = ModelSpeculator(Drafter(rate, cost))
+    params, disturbed = SamplingParams(max_new_tokens=10**6), random.Random(1)
+    requests = [Request(str(row), [RIGHT], params, 0.0) for row in range(rows)]
+    for request in requests:
+        speculator.watch(request)
+    sequences = [request.sequences[0] for request in requests]
+    taken, made = 0.0, 0
+    for _ in range(steps):
+        drafts = speculator.propose(sequences, 128 - rows)
+        tokens, drafting = dict.fromkeys(sequences, 1), speculator._drafting
+        for draft in drafts:
+            right = next((i for i, token in enumerate(draft.tokens) if token == WRONG), len(draft.tokens))
+            speculator.observe_draft(draft, right)
+            tokens[draft.sequence] += right
+        lines = rows + sum(len(draft.tokens) for draft in drafts)
+        noise = 3.0 if disturbed.random() < 0.03 else 1.0
+        seconds = noise * step_ms(lines, drafted=lines > rows) / 1e3 + drafting
+        speculator.observe_step(lines, seconds)
+        for sequence, count in tokens.items():
+            for _ in range(count):
+                sequence.history.append(RIGHT)
+        taken, made = taken + seconds, made + sum(tokens.values())
+    return 1e3 * taken * rows / made / (1 + 0.03 * 2.0)
+
+
+def by_formula(rows: int, rate: float, cost: Draft) -> float:
+    """The same by the formula of Leviathan et al. (2023), for the best number of drafted tokens."""
+    plain = step_ms(rows, drafted=False)
+    found = [
+        (step_ms(rows * (count + 1), drafted=True) + cost(rows, count))
+        / sum(rate**i for i in range(count + 1))
+        for count in range(1, DRAFTED + 1)
+    ]
+    return min(plain, *found)
+
+
+@pytest.mark.parametrize("cost", [by_head, by_model])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rate", [0.9, 0.8, 0.6])
+def test_the_speed_is_that_of_the_formula(rate: float, rows: int, cost: Draft) -> None:
+    assert ms_of_a_token(rows, rate, cost) <= 1.10 * by_formula(rows, rate, cost)
+
+
+@pytest.mark.parametrize("cost", [by_head, by_model])
+@pytest.mark.parametrize("rows", [1, 4, 16])
+def test_a_model_that_is_never_right_costs_next_to_nothing(rows: int, cost: Draft) -> None:
+    assert ms_of_a_token(rows, 0.0, cost) <= 1.03 * step_ms(rows, drafted=False)
+
+
+def test_a_lone_request_is_drafted_for_after_many() -> None:
+    """What drafts for many cost says nothing of what they cost for one."""
+    drafter = Drafter(0.9, by_head)
+    speculator = ModelSpeculator(drafter)
+    for count in range(1, DRAFTED + 1):
+        for _ in range(3):
+            speculator.draft_cost.observe(64, count, 1.0)
+    assert speculator.draft_cost.seconds(64, 3) == speculator.draft_cost.seconds(128, 3) == 1.0
+    assert speculator.draft_cost.seconds(1, 3) == 0.0
