@@ -5,8 +5,8 @@
 
 A server with random weights gets requests one at a time, at random moments, on an idle engine and beside
 streams that decode. Every process notes when a request reaches a stage (`stamps.STAGES`); printed are the
-medians of the milliseconds between stages. On a GPU each is measured as served, and with prompts replayed
-(`batcher_config.prompt_graphs`).
+medians of the milliseconds between stages. On a GPU each is measured as served, with steps planned as early
+as can be, and with the kernels of prompts launched one by one (`batcher_config.prompt_graphs`: false).
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import orjson
 
 from benchmarks.checkpoints import SHAPES, describe_llama, word_tokenizer
-from benchmarks.first_token.stamps import DIRECTORY, PREFIX, STAGES, read_device, read_stamps
+from benchmarks.first_token.stamps import DIRECTORY, PLAN_AT_ONCE, PREFIX, STAGES, read_device, read_stamps
 from benchmarks.http_cost.client import EVENT, request
 from benchmarks.machine import processor, today
 from benchmarks.processes import free_port, running, wait_until_ready
@@ -35,7 +37,7 @@ from utils.commands import with_interpreter
 from utils.readiness import get_json
 
 PATH = "/v1/completions"
-WAYS = AS_SERVED, REPLAYED = ("as served", "replayed")
+AS_SERVED, AT_ONCE, LAUNCHED = WAYS = ("as served", "planned at once", "launched")
 _PAUSE = (0.1, 0.3)
 """Seconds between requests: any moment of a step is as likely as another."""
 
@@ -65,25 +67,42 @@ def ask(port: int, content: bytes, request_id: str = "") -> tuple[float, float]:
     return begin, first
 
 
+@contextmanager
+def streams(port: int, count: int, length: int) -> Iterator[list[threading.Thread]]:
+    """`count` answers of `length` tokens that are read, each by a thread, until the block ends."""
+    connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    threads = [threading.Thread(target=_read, args=(each,), daemon=True) for each in connections]
+    try:
+        for number, (connection, thread) in enumerate(zip(connections, threads, strict=True)):
+            connection.sendall(request(PATH, body(8, length, number)))
+            thread.start()
+        yield threads
+    finally:
+        for connection in connections:
+            with suppress(OSError):  # its answer has ended
+                connection.shutdown(socket.SHUT_RDWR)  # which cancels the answer
+            connection.close()
+
+
+def _read(connection: socket.socket) -> None:
+    with suppress(OSError):
+        while connection.recv(2**16):
+            pass
+
+
 def probe(port: int, arguments: argparse.Namespace, name: str, beside: int) -> dict[str, tuple[float, float]]:
     """Times at the client of each request, sent while `beside` others decode."""
     chance = random.Random(name)
-    length = SHAPES[arguments.shape].max_length - 8
-    others = [
-        threading.Thread(target=ask, args=(port, body(8, length, number)), daemon=True)
-        for number in range(beside)
-    ]
-    for thread in others:
-        thread.start()
-    time.sleep(1.0 if beside else 0.0)
     found = {}
-    for number in range(arguments.requests):
-        time.sleep(chance.uniform(*_PAUSE))
-        if beside and not all(thread.is_alive() for thread in others):
-            raise RuntimeError("the streams beside ended too soon: ask for fewer --requests")
-        request_id = f"{PREFIX}{name}-{number}"
-        content = body(chance.randint(*arguments.prompt), 2, number)
-        found[request_id] = ask(port, content, request_id)
+    with streams(port, beside, SHAPES[arguments.shape].max_length - 8) as others:
+        time.sleep(1.0 if beside else 0.0)
+        for number in range(arguments.requests):
+            time.sleep(chance.uniform(*_PAUSE))
+            if not all(thread.is_alive() for thread in others):
+                raise RuntimeError("the streams beside ended too soon: ask for fewer --requests")
+            request_id = f"{PREFIX}{name}-{number}"
+            content = body(chance.randint(*arguments.prompt), 2, number)
+            found[request_id] = ask(port, content, request_id)
     return found
 
 
@@ -113,7 +132,7 @@ def configuration(arguments: argparse.Namespace, model: Path, way: str) -> dict[
         "batcher_config": {
             "batch_max_tokens": 8192,
             "batch_max_beams": 256,
-            "prompt_graphs": way == REPLAYED,
+            "prompt_graphs": False if way == LAUNCHED else None,
         },
         "cache_config": {"num_blocks_cpu": 0, "enable_prefix_cache": False},
     }
@@ -125,9 +144,10 @@ def measure(arguments: argparse.Namespace, model: Path, directory: Path, way: st
     config, log, port = directory / "server.json", directory / "server.log", free_port()
     config.write_text(json.dumps(configuration(arguments, model, way)))
     command: list[str | Path] = [sys.executable, "-m", "benchmarks.first_token.serve", config, str(port)]
+    settings = {DIRECTORY: str(directory)} | ({PLAN_AT_ONCE: "1"} if way == AT_ONCE else {})
     seen: dict[str, dict[str, tuple[float, float]]] = {}
     url = f"http://127.0.0.1:{port}"
-    with running(command, log, {DIRECTORY: str(directory)}) as server:
+    with running(command, log, settings) as server:
         start = wait_until_ready("the server", url, server, log)
         phases = get_json(url, routes.STATUS)[1]["details"]["engine_start"]
         for number in range(6):  # libraries allocate, estimates settle
@@ -168,7 +188,7 @@ def main() -> None:
         shape = SHAPES[arguments.shape]
         words = word_tokenizer(Path(place) / "tokenizer.json", shape.vocab)
         describe_llama(model, shape, tokenizer=words)
-        for way in arguments.ways or ([AS_SERVED] if arguments.device == "cpu" else WAYS):
+        for way in arguments.ways or WAYS[: 2 if arguments.device == "cpu" else 3]:
             directory = Path(place) / way.replace(" ", "-")
             found[way] = measure(arguments, model, directory, way)
             about = {"date": today(), "processor": processor(), "shape": arguments.shape}

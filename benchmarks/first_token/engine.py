@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 import server.models.load
-from benchmarks.first_token.stamps import after, before, own_stamps
+from benchmarks.first_token.stamps import PLAN_AT_ONCE, after, before, own_stamps
 from benchmarks.gpu.own import random_weights
 from server.continuous_batching import messages
 from server.continuous_batching.collector import Collector
@@ -17,7 +19,10 @@ from server.continuous_batching.outputs import StepOutput
 from server.scheduling.plan import Plan
 from server.scheduling.preemption import PreemptionCost
 from server.scheduling.request import Sequence
-from server.scheduling.step import StepInput
+from server.scheduling.step_builder import StepBuilder
+from server.worker.batch import BatchBuilder
+from server.worker.paged_batch import PagedBatchBuilder
+from server.worker.runner import ModelRunner
 from server.worker.worker import Worker
 
 
@@ -35,9 +40,14 @@ def watch() -> None:
             stamps.note(request.id, "planned")
         launching[:] = [chunk.sequence.request.id for chunk in plan.chunks if chunk.samples]
 
-    def passed(_: Worker, step: StepInput) -> None:
-        for request_id in launching:
-            stamps.note(request_id, "passed")
+    def launching_has(stage: str) -> Callable[..., None]:
+        """What notes that the requests whose prompts end in the step have reached `stage`."""
+
+        def reached(*_: object) -> None:
+            for request_id in launching:
+                stamps.note(request_id, stage)
+
+        return reached
 
     def launched(_: Engine, plan: Plan, output: StepOutput) -> None:
         for chunk in plan.chunks:
@@ -55,7 +65,11 @@ def watch() -> None:
 
     before(EngineLoop, "_handle", heard)
     before(Engine, "_launch", planned)
-    after(Worker, "launch", passed)
+    after(StepBuilder, "build", launching_has("built"))
+    before(ModelRunner, "forward", launching_has("prepared"))
+    for builder in (BatchBuilder, PagedBatchBuilder):
+        after(builder, "build", launching_has("sent"))
+    after(Worker, "launch", launching_has("passed"))
     after(Engine, "_launch", launched)
     before(PreemptionCost, "observe_prefill", lambda _, *timed: stamps.note_device(*timed))
     before(Collector, "collect", read)
@@ -65,4 +79,6 @@ def watch() -> None:
 if __name__ == "__main__":
     watch()
     server.models.load.load_weights = random_weights  # type: ignore[attr-defined,assignment]
+    if os.environ.get(PLAN_AT_ONCE):
+        Engine.slack = lambda engine: 0.0  # type: ignore[assignment]
     sys.exit(main())

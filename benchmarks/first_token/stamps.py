@@ -11,6 +11,8 @@ from typing import Any
 
 DIRECTORY = "FIRST_TOKEN_DIRECTORY"
 """The environment variable that names where the files of stamps are."""
+PLAN_AT_ONCE = "FIRST_TOKEN_PLAN_AT_ONCE"
+"""The one that lets steps be planned as early as can be, to see what waiting gives."""
 DEVICE = "device"
 """Stands for a request where the device is timed."""
 PREFIX = "probe-"
@@ -22,6 +24,9 @@ STAGES = {
     "submitted": "job made, message sent to the engine",
     "heard": "message read by the engine's loop",
     "planned": "waited for the loop, step planned",
+    "built": "arrays of the step made",
+    "prepared": "slot assigned, tokens of the prompt sent",
+    "sent": "tensors of the step sent",
     "passed": "its forward pass launched",
     "launched": "choice of tokens launched",
     "read": "computed, tokens read back",

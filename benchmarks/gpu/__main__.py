@@ -91,7 +91,8 @@ def stages(shape: str, engines: Collection[str]) -> list[Stage]:
         found.append(Stage("own", LONG, 60, 60, "-long", {"long": 1}))
         found.append(Stage("peer_vllm", LONG, 100, 70, "-long", {"long": 1}))
         for engine, start in (("own", 45), ("vllm", 90)):
-            found.append(Stage("served", SERVED, start, 100, f"-{engine}", {"engine": engine}))
+            flags: dict[str, int | str] = {"engine": engine, "seconds": 250}  # of which 4 a second make 1,000
+            found.append(Stage("served", SERVED, start, 430, f"-{engine}", flags))
     found.append(Stage("peer_transformers", PLAIN, *((40, 90) if large else (30, 45))))
     if not large:
         found.append(Stage("over_http", ["HTTP", "STREAM"], 45, 20))

@@ -4,8 +4,8 @@ Both models have random weights and forced texts, as in `benchmarks.gpu.speculat
 vocabulary. Behind so many of all tokens the draft model is forced to another one that a guess is right with
 the rate that is asked for. The same greedy requests are answered with drafts and without, by turns. Beside
 the figures stands what they would be by the formula (Leviathan et al., 2023): with k drafted tokens a step
-yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of k steps of
-the draft model, of which the medians are those that the engine learned.
+yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of a draft of k
+tokens, of which the medians are those that the engine learned.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def by_formula(speculator: ModelSpeculator, rate: float, rows: int, drafted: int
     cost, found = speculator.cost, []
     for count in range(drafted + 1):
         tokens = sum(rate**place for place in range(count + 1))
-        seconds = cost.seconds(rows * (count + 1)) + count * speculator._token_cost.seconds(rows)
+        seconds = cost.seconds(rows * (count + 1)) + speculator.draft_cost.seconds(rows, count)
         found.append((1e3 * seconds / tokens, count))
     ms, count = min(found)
     return {"ms": ms, "drafted": count}
@@ -105,7 +105,8 @@ def compare(llm: LLM, force: Force, rate: float, rows: int, options: argparse.Na
     return {
         "rate": rate, "rows": rows, "plain_ms": plain_ms, "drafts_ms": drafts_ms,
         "speedup": plain_ms / drafts_ms, "by_formula": by_formula(speculator, rate, rows, options.drafted),
-        "draft_token_ms": 1e3 * speculator._token_cost.seconds(rows), "equal": equal, "turns": turns,
+        "draft_ms": 1e3 * speculator.draft_cost.seconds(rows, options.drafted),
+        "equal": equal, "turns": turns,
     }  # fmt: skip
 
 

@@ -84,10 +84,11 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def ask(url: str, rate: float, seconds: float) -> dict[str, Any]:
-    """Requests at `rate` for some `seconds`, and what became of them."""
+def ask(url: str, rate: float, seconds: float, most: int) -> dict[str, Any]:
+    """Requests at `rate` for some `seconds`, `most` at most, and what became of them."""
     traffic = parse_traffic("equal", prompt="uniform:256:1024", answer="uniform:64:384")
-    requests = traffic.requests(max(60, int(rate * seconds)), 0)
+    seed = int(rate)  # no rate finds the prompts of another in the prefix cache
+    requests = traffic.requests(min(max(60, int(rate * seconds)), most), seed)
     result = uvloop.run(
         measure(
             Endpoint("served", url, "m"),
@@ -119,6 +120,7 @@ def main() -> None:
     parser = timing.parser(__doc__)
     parser.add_argument("--engine", choices=["own", "vllm"], default="own")
     parser.add_argument("--seconds", type=float, default=14.0, help="of arrivals at each rate")
+    parser.add_argument("--requests", type=int, default=1_000, help="most at each rate")
     parser.add_argument("--batcher", type=json.loads, default={}, help="JSON: further keys of batcher_config")
     arguments = parser.parse_args()
     path, port = model(arguments.shape, arguments.models), free_port()
@@ -132,7 +134,7 @@ def main() -> None:
         result: dict[str, Any] = {"engine": engine, "shape": arguments.shape, "start_seconds": start}
         result |= {"batcher": arguments.batcher, "cores": os.cpu_count(), "workloads": {}, "served": {}}
         for name in arguments.workloads:
-            found = ask(url, float(name.removeprefix("AT")), arguments.seconds)
+            found = ask(url, float(name.removeprefix("AT")), arguments.seconds, arguments.requests)
             result["served"][name] = found
             timing.write(result, name, found, arguments.out)
 
