@@ -179,7 +179,7 @@ async def test_a_cut_whole_answer_waits_for_room(make_gateway: MakeGateway) -> N
     first, peer = OneLife(die_after=0), Stub(others=BUSY, die_after=3, seconds_per_token=0.05)
     async with stubs(first, peer), make_gateway([first, peer]) as client:
         answer = asyncio.create_task(client.complete("story", 8))
-        await eventually(lambda: bool(peer.calls))
+        await eventually(lambda: client.gateway.metrics.tokens > 0)
         peer.refusal = queue_full("full")
         await eventually(lambda: len(peer.calls) >= 3)
         peer.refusal = None
