@@ -78,6 +78,7 @@ def build_engine(
         **loaded.describe(),
         "ranks": ranks,
         "sampling": sampling,
+        "short_prompts": worker.runner.short_prompts,
         "num_blocks": limits.num_blocks,
         "num_host_blocks": limits.groups[0].num_host_blocks,
         "cache_groups": [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,11 @@ from server.worker.cache_storage import CacheStorage, GroupMemory
 from server.worker.paged_batch import PagedBatchBuilder
 from server.worker.runner import ModelRunner, PagedModelRunner
 from server.worker.worker import Worker
+from utils.messages import one_line
+
+logger = logging.getLogger(__name__)
+
+_PROMPT_GRAPHS = "batcher_config.prompt_graphs"
 
 
 def build_storage(
@@ -67,7 +73,9 @@ def build_worker(
     model, backend, device = loaded.model, loaded.backend, loaded.device
     problem = _against_prompt_graphs(loaded)
     if prompt_graphs and problem is not None:
-        raise ModelError(f"batcher_config.prompt_graphs is not supported: {problem}")
+        raise ModelError(f"{_PROMPT_GRAPHS} is not supported: {problem}")
+    if prompt_graphs is False:
+        problem = f"{_PROMPT_GRAPHS} is false"
     with phase("attention kernels"):
         attention = _make_attention(loaded, specs, storage, limits.block_size)
     rows, vocab, groups = limits.max_rows, model.spec.vocab_size, len(limits.groups)
@@ -92,13 +100,29 @@ def build_worker(
         with phase("a first prompt"):
             longest = min(limits.chunk_tokens, limits.model_max_length)
             decoder.warm_up(paged_runner.warm_up(longest))
-        if prompt_graphs is not False and problem is None:
-            with phase("graphs of short prompts"):
-                paged_runner.capture_prompts(limits.max_tokens)
+        if problem is None:
+            problem = _capture_prompts(paged_runner, limits.max_tokens, required=prompt_graphs is not None)
+    if problem is not None:
+        paged_runner.short_prompts = {"name": "launched", "reason": problem}
     return Worker(paged_runner, decoder, overlaps=True), {
         "name": "triton",
         "reason": "tokens stay on the device",
     }
+
+
+def _capture_prompts(runner: PagedModelRunner, longest: int, *, required: bool) -> str | None:
+    """Capture short prompts; returns why that failed, if it did and is not `required`."""
+    with phase("graphs of short prompts"):
+        try:
+            runner.capture_prompts(longest)
+        except RuntimeError as error:
+            if required:
+                raise ModelError(
+                    f"{_PROMPT_GRAPHS}: prompts cannot be captured: {one_line(error)}"
+                ) from error
+            logger.exception("short prompts cannot be captured: they are launched kernel by kernel")
+            return "they could not be captured; the log says why"
+    return None
 
 
 def _against_prompt_graphs(loaded: LoadedModel) -> str | None:

@@ -141,8 +141,8 @@ class PromptGraphs:
         self._backend = backend
         self._attention = attention
         weight = model.embedding
-        self._sizes = [size for size in SIZES if size <= longest]
-        most, self._lines = max(self._sizes, default=0), min(lines, MOST_LINES)
+        self._sizes = [size for size in SIZES if size < longest] + [longest] * (longest <= SIZES[-1])
+        most, self._lines = self.longest, min(lines, MOST_LINES)
         self._token_ids = torch.zeros(most, dtype=torch.int32, device=weight.device)
         self._positions = torch.zeros(most, dtype=torch.int32, device=weight.device)
         self._rows = torch.zeros(self._lines, dtype=torch.int32, device=weight.device)
@@ -178,9 +178,14 @@ class PromptGraphs:
         ids, rows = self._token_ids[:size], self._rows
         self._backend.forward(self._model, ids, rows, attention, self._logits, layer_inputs=inputs)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the largest step."""
+        return self._sizes[-1]
+
     def fits(self, tokens: int, lines: int) -> bool:
         """Whether a step of so many tokens and logits can be run so."""
-        return bool(self._passes) and tokens <= self._sizes[-1] and lines <= self._lines
+        return bool(self._passes) and tokens <= self.longest and lines <= self._lines
 
     @torch.inference_mode()
     def run(self, batch: ForwardBatch, inputs: LayerInputs | None = None) -> Tensor:

@@ -38,6 +38,7 @@ class ModelRunner:
 
     Attributes:
         timings: of copies and prompts, for the reader to take away.
+        short_prompts: how they are computed and why, for the operator.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class ModelRunner:
         self._builder = builder
         self._read_layers = read_layers
         self.timings = Timings()
+        self.short_prompts = {"name": "launched", "reason": "there is no GPU"}
         self._stopwatch = Stopwatch(storage.place)
 
     def swap(self, step: StepInput) -> None:
@@ -180,6 +182,7 @@ class PagedModelRunner(ModelRunner):
         )
         prompts.capture()
         self._prompts = prompts
+        self.short_prompts = {"name": "replayed", "reason": f"steps of up to {prompts.longest} tokens"}
 
     @torch.inference_mode()
     def warm_up(self, longest: int) -> StepLogits:

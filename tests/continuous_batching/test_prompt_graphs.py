@@ -9,7 +9,7 @@ import torch
 
 from protocol.generation import GenerationConfig
 from server.checkpoints.errors import ModelError
-from server.continuous_batching import LLM
+from server.continuous_batching import LLM, build_worker
 from server.worker.prompt_graphs import MOST_LINES, SIZES
 from server.worker.runner import PagedModelRunner
 from tests.continuous_batching.overlapped import RunAnew, overlapped_llm
@@ -44,6 +44,28 @@ def test_which_steps_are_replayed(tiny_model: Path, monkeypatch: pytest.MonkeyPa
     assert graphs.fits(1, 0) and graphs.fits(1, 1) and graphs.fits(longest, lines)
     assert not graphs.fits(longest + 1, 1), "longer steps are bound by arithmetic"
     assert not graphs.fits(1, lines + 1)
+    assert runner.short_prompts == {"name": "replayed", "reason": "steps of up to 1024 tokens"}
+
+
+def test_graphs_that_cannot_be_captured(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are done without and that is said, or refused where they were asked for."""
+    llm = overlapped_llm(tiny_model, monkeypatch, num_blocks=50)
+    runner = llm.engine.worker.runner
+    assert isinstance(runner, PagedModelRunner)
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(runner, "capture_prompts", fail)
+    with pytest.raises(
+        ModelError, match=r"batcher_config.prompt_graphs: prompts cannot be captured: no room"
+    ):
+        build_worker._capture_prompts(runner, 100, required=True)
+    assert build_worker._capture_prompts(runner, 100, required=False) is not None
+    assert "no room" in caplog.text and "launched kernel by kernel" in caplog.text
+    assert runner.short_prompts == {"name": "launched", "reason": "there is no GPU"}
 
 
 def test_a_cpu_refuses_what_it_cannot_do(tiny_model: Path) -> None:
