@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json
     .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json --drafted 0
 
-An engine either drafts or does not, so that both are measured apart. Figures are milliseconds for a token of
+An engine drafts, or with 0 it does not, so that both are measured apart. Figures are milliseconds for a token of
 each row. Greedy answers must be the forced text.
 """
 
@@ -24,7 +24,6 @@ from torch import nn
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu import peer_vllm, speculation
 from benchmarks.machine import today
-from utils.commands import with_interpreter
 
 GREEDY = ("repeats", "new")
 """Texts that are compared token by token."""
@@ -95,17 +94,7 @@ def measure(llm: Any, text: str, rows: int, options: argparse.Namespace) -> dict
 
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
-    parser = argparse.ArgumentParser(
-        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("shape", choices=SHAPES)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
-    parser.add_argument("--drafted", type=int, default=15, help="tokens of a draft; 0: no drafts")
-    options = parser.parse_args()
+    options = speculation.parse(__doc__)
     llm = load(options.shape, options.models, options.drafted)
     import vllm
 

@@ -141,10 +141,10 @@ def watch_compiler() -> list[str]:
     return compiled
 
 
-def main() -> None:
-    """Measure, show a line for each case, and write all there is so far."""
+def parse(about: str | None) -> argparse.Namespace:
+    """The options of a command that measures these texts; `about` is what it says of itself."""
     parser = argparse.ArgumentParser(
-        description=with_interpreter(__doc__), formatter_class=argparse.RawDescriptionHelpFormatter
+        description=with_interpreter(about), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("out", type=Path)
@@ -153,7 +153,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--drafted", type=int, default=15, help="tokens of a draft at most")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, show a line for each case, and write all there is so far."""
+    options = parse(__doc__)
     compiled, began = watch_compiler(), time.perf_counter()
     with mock.patch.object(own, "random_weights", forced_weights):
         llm = own.load(options.shape, options.models, beams=max(options.rows))
