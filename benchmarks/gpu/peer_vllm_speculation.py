@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json
     .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json --drafted 0
 
-An engine drafts, or with 0 it does not, so that both are measured apart. Figures are milliseconds for a token of
+An engine drafts, or with 0 it does not: both are measured apart. Figures are milliseconds for a token of
 each row. Greedy answers must be the forced text.
 """
 
