@@ -188,7 +188,7 @@ def main() -> None:
         shape = SHAPES[arguments.shape]
         words = word_tokenizer(Path(place) / "tokenizer.json", shape.vocab)
         describe_llama(model, shape, tokenizer=words)
-        for way in arguments.ways or WAYS[: 2 if arguments.device == "cpu" else 3]:
+        for way in arguments.ways or ([AS_SERVED] if arguments.device == "cpu" else WAYS):
             directory = Path(place) / way.replace(" ", "-")
             found[way] = measure(arguments, model, directory, way)
             about = {"date": today(), "processor": processor(), "shape": arguments.shape}

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STATS_INTERVAL_SECONDS = 0.1
 LOOK_SECONDS = 3e-4
-"""How often it is looked whether the device is done earlier than expected."""
+"""Between two checks whether the device has finished early."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,15 +68,18 @@ class EngineLoop:
                 return
 
     def _patience(self) -> float | None:
-        """Seconds to wait for a message before it is looked whether the device is done; None: forever."""
+        """Seconds to wait for a message before the next check; None: until one comes."""
         if not self._engine.has_work:
             return None
         return min(max(self._engine.slack(), 0.0), LOOK_SECONDS)
 
     def _has_message(self, patience: float | None) -> bool:
-        """Whether there is a message, or one comes in time; polls of ØMQ know whole milliseconds only."""
-        if not self._socket.poll(0) and patience != 0.0:
-            select.select([self._socket], [], [], patience)
+        """Whether a message is there or comes within `patience`; its own timeouts are whole milliseconds."""
+        if self._socket.poll(0):
+            return True
+        if patience == 0.0:
+            return False
+        select.select([self._socket], [], [], patience)
         return bool(self._socket.poll(0))
 
     def _handle(self, message: messages.ToEngine) -> None:

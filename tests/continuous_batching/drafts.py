@@ -20,8 +20,8 @@ Requests = list[tuple[list[int], GenerationConfig]]
 class FreeModel(DraftCost):
     """Drafts of a model cost nothing, so that all are made, whatever the machine is doing."""
 
-    def seconds(self, rows: int, count: int) -> float:
-        return 0.0
+    def curve(self, rows: int, most: int) -> list[float]:
+        return [0.0] * (most + 1)
 
 
 PROMPT = [9, 8, 7, 6, 9, 8, 7, 6, 30, 31]

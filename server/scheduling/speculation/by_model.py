@@ -20,12 +20,12 @@ _OF_MODEL = 0
 """In place of the size of an n-gram."""
 
 _PRIOR, _PRIOR_WEIGHT = 0.8, 8.0
-"""What is believed of a model that was not tried, and the tokens that it counts for: who names one expects
-it to be right."""
+"""Acceptance rate assumed of an untested model, and its weight in tokens. High, for whoever configures a
+draft model expects it to be good."""
 _MEMORY = 0.95
-"""Of the estimates of a sequence: a few unlucky drafts must not end them."""
+"""Decay per draft of a sequence's acceptance rate; slow, so that a few rejected drafts do not end it."""
 _RESTING, _ALL_RESTING = 0.98, 0.999
-"""What is kept, after a step without a draft, of what was seen of the drafts of a sequence, and of all."""
+"""Decay per step without a draft, of a sequence's acceptance rate and of the server's."""
 
 
 @dataclass(slots=True)
@@ -158,7 +158,7 @@ class ModelSpeculator(Speculator):
     def _choose(self, some: Seq[Sequence], rows: int, tokens: int, budget: int) -> tuple[list[Sequence], int]:
         """(those to draft for, how many tokens of each), so that a step gains most; ([], 0): nothing pays.
 
-        What was seen of the drafts of the others fades, so that an unlucky one comes in again.
+        The acceptance rates of the other sequences decay towards the server's, so that they get another try.
         """
         cost, value = self.cost, self.cost.seconds(rows) / rows
         if not some:
@@ -167,11 +167,12 @@ class ModelSpeculator(Speculator):
         line = (cost.seconds(tokens + len(some)) - cost.seconds(tokens)) / len(some)
         chosen = [s for s in some if rates[s] * value >= line]
         most = min(self._model.num_tokens, budget // len(chosen)) if chosen else 0
+        drafting = self.draft_cost.curve(len(chosen), most)
         expected, best, least = 0.0, 0, LEAST_GAIN * cost.seconds(tokens)
         for count in range(1, most + 1):
             expected += sum(rates[s] ** count for s in chosen if self._left(s) >= count)
             price = cost.seconds(tokens + count * len(chosen)) - cost.seconds(tokens)
-            gain = expected * value - price - self.draft_cost.seconds(len(chosen), count)
+            gain = expected * value - price - drafting[count]
             if gain > least or (gain == least == 0.0):
                 best, least = count, gain
         chosen = chosen if best else []

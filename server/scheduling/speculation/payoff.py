@@ -9,7 +9,8 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 _WINDOW = 9
-"""Steps of which one in the faster third is believed: other work disturbs some, and makes none faster."""
+"""Most recent steps of a size that are kept. The estimate is their lower third: interference from other work
+only ever adds time."""
 
 _SAMPLES = 3
 """Steps of a size before anything is believed of it."""
@@ -21,7 +22,7 @@ LEAST_GAIN = 0.05
 """What drafts must bring at least, in steps: below that, it may as well be an error of the estimate."""
 
 _PRIOR_WEIGHT = 2.0
-"""Tokens that an estimate counts for before there are any, unless it is told."""
+"""Default weight of a prior, in tokens."""
 
 
 class StepCost:
@@ -79,7 +80,7 @@ class StepCost:
         return ys[above - 1] + share * (ys[above] - ys[above - 1])
 
     def knows(self, tokens: int) -> bool:
-        """Whether steps of as few tokens were seen lately, and so often that they are believed."""
+        """Whether there is an estimate for `tokens` or for a smaller size."""
         return bool(self._believed) and tokens >= self._tokens[0]
 
     def curve(self, first: int, last: int) -> np.ndarray:
@@ -90,10 +91,10 @@ class StepCost:
 class DraftCost:
     """Seconds that a model takes for a draft, by how many sequences it drafts for and how much for each.
 
-    The first token of a draft has a price of its own: what became known since is computed with it. So each
-    number of tokens is measured by itself, and between two the cost is interpolated. What was not tried seems
-    cheap: more tokens or sequences are taken to cost no more, fewer tokens their share, and fewer sequences
-    nothing.
+    The first token of a draft costs more than the others, because tokens accepted since the last draft are
+    computed with it. So each draft length is measured separately, with linear interpolation in between.
+    Estimates for untested sizes are deliberately low, so that they get tried: longer drafts and more
+    sequences cost as much as the largest measured, shorter drafts their share, fewer sequences nothing.
     """
 
     def __init__(self) -> None:
@@ -105,7 +106,7 @@ class DraftCost:
         self._by_count.setdefault(count, StepCost()).observe(rows, seconds)
 
     def pass_step(self) -> None:
-        """A step was made, with drafts or without: what was not seen for long is to be tried again."""
+        """Count a step, with or without drafts; measurements that have not recurred for long are dropped."""
         self._steps += 1
         if self._steps % _EPOCH_STEPS == 0:
             for cost in self._by_count.values():
@@ -113,10 +114,15 @@ class DraftCost:
 
     def seconds(self, rows: int, count: int) -> float:
         """Estimate for `count` tokens of each of `rows` sequences; 0 before the first observation."""
+        return self.curve(rows, count)[count]
+
+    def curve(self, rows: int, most: int) -> list[float]:
+        """The same for 0 to `most` tokens."""
         known = {
             tried: cost.seconds(rows) for tried, cost in sorted(self._by_count.items()) if cost.knows(rows)
         }
-        return float(np.interp(count, [0, *known], [0.0, *known.values()]))
+        found: list[float] = np.interp(range(most + 1), [0, *known], [0.0, *known.values()]).tolist()
+        return found
 
 
 class Acceptance:
@@ -125,8 +131,8 @@ class Acceptance:
     Args:
         max_size: tokens of the longest n-gram.
         memory: weight of the past, against 1 for the newest draft.
-        prior: believed before there are drafts of one's own.
-        prior_weight: tokens that it counts for.
+        prior: rate before any draft; a number, or the estimate to take it from.
+        prior_weight: of the prior, in tokens.
 
     Attributes:
         rates: by size, the chance that a drafted token is right, given that those before it are.
@@ -153,7 +159,7 @@ class Acceptance:
         self.rates[size] = self._rate(size)
 
     def fade(self, size: int, memory: float) -> None:
-        """There was no draft: of what was seen, `memory` is kept, and the rate goes back to the prior one."""
+        """Decay past observations by the factor `memory`, so that the rate returns to the prior."""
         self._right[size] *= memory
         self._tried[size] *= memory
         self.rates[size] = self._rate(size)
