@@ -111,7 +111,7 @@ def build_worker(
 
 
 def _capture_prompts(runner: PagedModelRunner, longest: int, *, required: bool) -> str | None:
-    """Capture short prompts; returns why that failed, if it did and is not `required`."""
+    """Capture short prompts; returns the reason if that failed and is not `required`."""
     with phase("graphs of short prompts"):
         try:
             runner.capture_prompts(longest)
@@ -121,7 +121,7 @@ def _capture_prompts(runner: PagedModelRunner, longest: int, *, required: bool) 
                     f"{_PROMPT_GRAPHS}: prompts cannot be captured: {one_line(error)}"
                 ) from error
             logger.exception("short prompts cannot be captured: they are launched kernel by kernel")
-            return "they could not be captured; the log says why"
+            return "they could not be captured; see the log"
     return None
 
 

@@ -23,7 +23,7 @@ from server.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 _FEW = 3
-"""Known tokens that are computed within the first step of a draft, each as a decode; more make a chunk."""
+"""Up to so many known tokens are computed in the first step of a draft, as decodes; more are prefilled."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,7 +113,7 @@ class DraftModel:
     # -- steps of the model ----------------------------------------------------------------------
 
     def _tell(self, shadows: Seq[Sequence]) -> None:
-        """Let the worker know the newest tokens of each: it may have taken guesses for them."""
+        """Send the worker the newest tokens of each: its token table may hold guesses instead."""
         for shadow in shadows:
             newest = shadow.history.slice(shadow.num_computed, len(shadow.history))
             places = range(shadow.num_computed, len(shadow.history))
@@ -125,7 +125,7 @@ class DraftModel:
         """Compute long runs of known tokens, but for the last one; returns whether there were any.
 
         Args:
-            joined: requests that the worker does not know yet; those that it was told of are taken out.
+            joined: requests that are new to the worker; cleared once it has been told of them.
         """
         far = [shadow for shadow in shadows if _uncomputed(shadow) > _FEW]
         if not far:

@@ -1,8 +1,8 @@
-"""When to plan the next step: as late as the device allows, so that a request that arrives joins it.
+"""When to plan the next step: as late as possible, so that newly arrived requests can join it.
 
-Where steps overlap, the next one is launched before the tokens of the last are read. What is launched is
-fixed: who arrives then waits for the step that is under way and for the one behind it. So the loop plans only
-when the step under way is about to end, and takes requests until then.
+Where steps overlap, the next step is launched before the tokens of the running one are read. A launched step
+cannot be changed: a request that arrives then waits for two steps. So the engine plans the next step shortly
+before the running one ends, and accepts requests until then.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from server.scheduling.preemption import RunningMean
 from server.scheduling.step_time import StepTime
 
 MARGIN_SECONDS = 5e-4
-"""How long before the device is done the next step shall be launched, beside what launching takes."""
+"""Slack before the expected end of the running step, in addition to the launch time."""
 
 _CERTAIN = 0.95
-"""Share of the expected time that is counted on."""
+"""Fraction of the expected step time to rely on."""
 
 _SHORT_SECONDS = 2e-3
-"""Of steps that take no longer, little can be gained and all be lost: these are planned at once."""
+"""Steps shorter than this are planned at once: waiting gains little and could leave the device idle."""
 
 
 class Pace:
-    """Clocks the steps of an engine.
+    """Measures the steps of an engine and tells when the next one is due.
 
     Args:
-        times: learns how long they take.
+        times: learns the duration of steps.
         clock: monotonic seconds.
     """
 
@@ -39,21 +39,21 @@ class Pace:
         self._leads = {False: RunningMean(), True: RunningMean()}
 
     def launched(self, plan: Plan, begin: float) -> None:
-        """A step was planned and launched, which began at `begin`."""
+        """A step has been launched; planning it began at `begin`."""
         self._leads[bool(plan.chunks)].observe(self._clock() - begin)
 
     def read(self, step: Launched) -> None:
-        """The tokens of a step have come."""
+        """The tokens of a step have been read."""
         now = self._clock()
         self._times.observe(step.plan, now - max(step.since, self._ended))
         self._ended = now
 
     def slack(self, step: Launched | None, *, waiting: bool) -> float:
-        """Seconds until the next step should be planned; at most 0 where that is now.
+        """Seconds until the next step should be planned; 0 or less: now.
 
         Args:
-            step: under way.
-            waiting: whether requests wait: steps with prompts take longer to launch.
+            step: the one that is running, if any.
+            waiting: whether requests are queued: a step with prompts takes longer to launch.
         """
         if step is None or step.choice is None or step.choice.is_ready:
             return 0.0

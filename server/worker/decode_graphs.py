@@ -70,7 +70,7 @@ class DecodeGraphs:
             self._steps.capture(size, partial(compute, size))
 
     def size_for(self, lines: int, *, drafted: bool = False) -> Size | None:
-        """The captured size that a step of so many lines is padded to; None: it has too many."""
+        """The smallest captured size with room for `lines`; None if there is none."""
         sizes = self._lines[drafted]
         found = bisect_left(sizes, lines)
         return Size(sizes[found], drafted) if found < len(sizes) else None

@@ -180,7 +180,7 @@ class HeadRunner:
         self._take(self.head(self._ids[:size], self._hidden[:size].clone(), self._attention, self._ops))
 
     def _take(self, x: Tensor) -> None:
-        """Guess what follows places of which the head gave `x`, and let the next step go on from there."""
+        """Choose the next tokens from `x`, and keep both as the input of the next step."""
         self._hidden[: len(x)].copy_(x)
         self._ids[: len(x)].copy_(self.head.choose(x, self._ops))
 
@@ -207,10 +207,10 @@ class HeadRunner:
         self._captured.replay((_padded(DRAFTED_SIZES, len(token_ids)), True))
 
     def _replay(self, count: int, further: Sequence[StepInput]) -> np.ndarray:
-        """Replay all steps behind the first one; the guesses of all, as of `draft`.
+        """Replay the further steps; returns the guesses of all steps, as `draft` does.
 
         Args:
-            count: of the sequences.
+            count: number of sequences.
         """
         assert isinstance(self._builder, PagedBatchBuilder) and self._captured is not None
         size, chosen = _padded(self._sizes, count), [self._ids[:count].clone()]

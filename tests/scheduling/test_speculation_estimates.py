@@ -90,7 +90,7 @@ def test_a_draft_is_priced_as_a_whole() -> None:
     assert cost.seconds(16, 2) == pytest.approx(1.3 + (6.0 - 1.3) / 4)
     for _ in range(2 * 1024):
         cost.pass_step()
-    assert cost.seconds(16, 5) == 0.0, "it was so dear that it would never be tried again"
+    assert cost.seconds(16, 5) == 0.0, "too high to be tried again otherwise"
 
 
 def test_cheap_tokens_are_drafted_and_dear_ones_are_not() -> None:
