@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from tests.raw_http import connected, response
+from tests.serving import eventually
 
 KEY, EVENT_TOKEN = "good-key", "event-token"
 POST = "POST {} HTTP/1.1\r\nHost: localhost\r\n{}\r\n"
@@ -186,7 +187,11 @@ HOSTILE: dict[Visit, int] = {
 
 
 def attack(port: int, seconds: float, results: Any) -> None:
-    """All hostile clients, in a process of their own; the visits of each, and what went wrong."""
+    """All hostile clients, in a process of their own; the visits of each, and what went wrong.
+
+    Args:
+        seconds: longer where a client of some kind has not come to the end of a visit by then.
+    """
     os.nice(15)  # the probe may share a core with this, and is to time the gateway
     visits: Counter[str] = Counter()
     wrong: list[str] = []
@@ -209,6 +214,8 @@ def attack(port: int, seconds: float, results: Any) -> None:
             for _ in range(count)
         ]
         await asyncio.sleep(seconds)
+        with suppress(TimeoutError):
+            await eventually(lambda: len(visits) == len(HOSTILE), 60)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
