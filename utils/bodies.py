@@ -181,6 +181,8 @@ class Body:
             raise too_many_values_in_body(most)
 
     async def _next(self, receive: Receive) -> MutableMapping[str, Any]:
+        if self._gives_way:
+            raise bodies_full()
         coming = Begun(receive())
         if coming.ended:  # as nearly always: it came with the head
             message = coming.result
@@ -190,6 +192,8 @@ class Body:
                     message = await coming
             except TimeoutError:
                 raise (bodies_full() if self._gives_way else body_late()) from None
+            finally:
+                self._timeout = None
         if message["type"] == "http.disconnect":
             raise ClientLeft
         return message
