@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\n"
 async def test_a_head_that_does_not_come_closes_the_connection(port: int, begun: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(begun)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await reader.read() == b""
     writer.close()
 
@@ -62,8 +63,9 @@ async def test_dripping_does_not_help(port: int) -> None:
             await asyncio.sleep(0.02)
 
     dripping = asyncio.create_task(drip())
-    async with asyncio.timeout(2):
-        assert await reader.read() == b""
+    async with asyncio.timeout(20):
+        with suppress(ConnectionResetError):  # a byte came after it was closed
+            assert await reader.read() == b""
     dripping.cancel()
     writer.close()
 
@@ -75,12 +77,12 @@ async def test_requests_may_take_longer_than_their_heads(port: int) -> None:
         writer.write(HEAD + b"ab")
         await asyncio.sleep(0.5)
         writer.write(b"cd")
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200") and await reader.readexactly(2) == b"ok"
         await asyncio.sleep(0.5)  # idle between requests: that is the keep-alive's time
     writer.write(HEAD[:10])
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         assert await reader.read() == b""
     writer.close()
 

@@ -16,6 +16,7 @@ from tests.client.engines.fakes import text_of as text_of_engine
 from tests.client.engines.formats import FORMATS
 from tests.client.http.browser import Browser, Keys, needs_chromium
 from tests.client.stub import Stub, stubs
+from tests.serving import eventually
 
 pytestmark = needs_chromium
 
@@ -99,9 +100,7 @@ async def test_an_answer_is_stopped_and_a_conversation_begun_anew(
         await browser.answer(bool)
         await browser.press(Keys.ESCAPE)
         await browser.until("#turns > li:last-child .foot", lambda text: text == "stopped")
-        async with asyncio.timeout(2):
-            while server.live:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+        await eventually(lambda: server.live == 0)
         assert server.calls[0].body["messages"][0] == {"role": "system", "content": "Be brief."}
         for kind, said in (("curl", "curl http://127.0.0.1"), ("python", "client.chat.completions.create(")):
             await browser.script(f"document.getElementById('as-{kind}').click()")

@@ -193,6 +193,6 @@ async def test_a_client_that_leaves_while_its_answer_is_put_together(make_gatewa
         request = asyncio.create_task(client.complete("x", 1000))
         await eventually(lambda: peer.live == 1 and client.gateway.metrics.tokens > 2)
         request.cancel()
-        await eventually(lambda: peer.live == 0, 1.0)
+        await eventually(lambda: peer.live == 0)
         await eventually(lambda: client.gateway.metrics.finished["/completion/v2", 499] == 1)
         assert not client.leaks()
