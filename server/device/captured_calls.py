@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+
+
+def padded_size(sizes: Sequence[int], count: int) -> int | None:
+    """The smallest of `sizes`, which ascend, with room for `count`; None if there is none."""
+    found = bisect_left(sizes, count)
+    return sizes[found] if found < len(sizes) else None
 
 
 class CapturedCalls(Generic[Result]):

@@ -7,7 +7,6 @@ the kernels from memory.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from server.device.captured_calls import CapturedCalls
+from server.device.captured_calls import CapturedCalls, padded_size
 from server.sampling.step_logits import StepLogits
 from server.scheduling.limits import DRAFTED_LINES
 
@@ -71,9 +70,8 @@ class DecodeGraphs:
 
     def size_for(self, lines: int, *, drafted: bool = False) -> Size | None:
         """The smallest captured size with room for `lines`; None if there is none."""
-        sizes = self._lines[drafted]
-        found = bisect_left(sizes, lines)
-        return Size(sizes[found], drafted) if found < len(sizes) else None
+        size = padded_size(self._lines[drafted], lines)
+        return None if size is None else Size(size, drafted)
 
     def replay(self, size: Size) -> StepLogits:
         """Run the step of that size; what it returns stands until the next replay."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.device.captured_calls import CapturedCalls
+from server.device.captured_calls import CapturedCalls, padded_size
 from server.device.transfer import PackedTransfer, aligned, to_device
 from server.models.heads.head import DraftHead
 from server.ops.attention import AttentionBackend
@@ -204,7 +203,7 @@ class HeadRunner:
             table_places=step.table_places, table_blocks=step.table_blocks,
         )  # fmt: skip
         self._builder.send_decodes(lines)
-        self._captured.replay((_padded(DRAFTED_SIZES, len(token_ids)), True))
+        self._captured.replay((padded_size(DRAFTED_SIZES, len(token_ids)), True))
 
     def _replay(self, count: int, further: Sequence[StepInput]) -> np.ndarray:
         """Replay the further steps; returns the guesses of all steps, as `draft` does.
@@ -213,7 +212,7 @@ class HeadRunner:
             count: number of sequences.
         """
         assert isinstance(self._builder, PagedBatchBuilder) and self._captured is not None
-        size, chosen = _padded(self._sizes, count), [self._ids[:count].clone()]
+        size, chosen = padded_size(self._sizes, count), [self._ids[:count].clone()]
         for step in further:
             self._builder.send_decodes(step)
             self._captured.replay((size, False))
@@ -225,7 +224,3 @@ def _kept_at(slots: np.ndarray, places: np.ndarray) -> np.ndarray:
     """int64: the rows in which the states of these places are kept."""
     rows: np.ndarray = slots.astype(np.int64) * KEPT + places % KEPT
     return rows
-
-
-def _padded(sizes: Sequence[int], count: int) -> int:
-    return sizes[bisect_left(sizes, count)]

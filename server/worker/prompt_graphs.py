@@ -8,7 +8,6 @@ step is padded to the next of them (piecewise graphs, as in vLLM since 2025).
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from server.device.captured_calls import padded_size
 from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend
 from server.ops.backend import Backend
@@ -199,7 +199,8 @@ class PromptGraphs:
         """
         assert batch.logit_rows is not None
         count, lines = len(batch.token_ids), len(batch.logit_rows)
-        size = self._sizes[bisect_left(self._sizes, count)]
+        size = padded_size(self._sizes, count)
+        assert size is not None
         self._token_ids[:count].copy_(batch.token_ids)
         self._positions[:count].copy_(self._attention.positions)
         self._rows.zero_()  # rows of an earlier, larger step may not exist in this one
