@@ -225,28 +225,31 @@ class Collector:
             stops, tails = self._match_stops(request, sequences, candidates)
         ends = np.ones_like(stops) if length >= request.params.max_new_tokens else stops
 
-        def grow(beam: Sequence, candidate: int) -> None:
-            """Append a candidate to `beam`, a continuation of its parent."""
-            token, parent = int(candidates.tokens[candidate]), int(candidates.parents[candidate])
-            beam.history.append(token)
-            if beam.logprobs is not None and reports is not None and candidates.logprobs is not None:
-                logprob = float(candidates.logprobs[candidate])
-                beam.logprobs.append(reports.of(first + parent, token, logprob=logprob))
-
         def finish(candidate: int) -> Hypothesis:
-            beam = sequences[int(candidates.parents[candidate])].fork(0)
-            grow(beam, candidate)
+            beam = sequences[candidates.parents[candidate]].fork(0)
+            beam.history.append(candidates.tokens[candidate])
+            report(beam, candidate)
             return Hypothesis(beam.history, bool(stops[candidate]), beam.logprobs)
 
+        def report(beam: Sequence, candidate: int) -> None:
+            """Note the log probability of a candidate's token, where it is wanted."""
+            if beam.logprobs is not None and reports is not None and candidates.logprobs is not None:
+                line, logprob = first + candidates.parents[candidate], float(candidates.logprobs[candidate])
+                beam.logprobs.append(reports.of(line, candidates.tokens[candidate], logprob=logprob))
+
+        place = sequences[0].history.length
         survivors = request.beams.advance(candidates, ends, length, finish)
         self.generated_tokens += len(survivors)
         if request.beams.done:
             self._deliver(request, output)
             return
-        beams = self._reorder(request, sequences, candidates.parents[survivors].tolist())
-        for beam, candidate in zip(beams, survivors.tolist(), strict=True):
-            grow(beam, candidate)
-            self._moves.tokens.append((beam.slot, len(beam.history) - 1, beam.history.last))
+        beams = self._reorder(request, sequences, [candidates.parents[index] for index in survivors])
+        for beam, candidate in zip(beams, survivors, strict=True):
+            token = candidates.tokens[candidate]
+            beam.history.append(token)
+            self._moves.tokens.append((beam.slot, place, token))
+            if reports is not None:
+                report(beam, candidate)
             if tails:
                 beam.stop_tail = tails[candidate]
 
@@ -256,7 +259,7 @@ class Collector:
         """Per candidate: whether a token or a stop string ends it, and its new stop tail."""
         matcher = self._matchers[request.id]
         steps = [
-            matcher.step(sequences[parent].stop_tail, int(token))
+            matcher.step(sequences[parent].stop_tail, token)
             for parent, token in zip(candidates.parents, candidates.tokens, strict=True)
         ]
         return candidates.stops | [hit for _, hit in steps], [tail for tail, _ in steps]
@@ -264,6 +267,9 @@ class Collector:
     def _reorder(self, request: Request, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
         """Let the beams continue their `parents`: the first child goes on as its parent, a further one
         takes the place of a beam without children."""
+        if len(set(parents)) == len(parents):
+            request.sequences = [sequences[parent] for parent in parents]
+            return request.sequences
         childless = [sequence for index, sequence in enumerate(sequences) if index not in parents]
         beams: list[Sequence] = []
         used: set[int] = set()

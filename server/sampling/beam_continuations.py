@@ -81,15 +81,17 @@ class Continuations:
         """Merge what was found [lines, k] for the beams of each request, by descending `keys`."""
         starts = self._starts(slots)
         owners = slots[starts]
+        ranked = (~self._state.sampled_beams[owners]).tolist()
         shapes = np.stack((self._state.num_beams[owners], self._state.candidates[owners]), axis=1)
         found: list[Candidates | None] = [None] * len(starts)
         for shape in np.unique(shapes, axis=0):  # requests of one shape are merged together
             members = np.flatnonzero((shapes == shape).all(axis=1))
             lines = starts[members][:, None] + np.arange(shape[0])
-            parts = _merge(keys[lines], scores[lines], tokens[lines], shape[1])
-            stops = self._state.is_end(owners[members], parts[-1])
-            for member, *part in zip(members, *parts, stops, strict=True):
-                found[member] = Candidates(*part)
+            best, parents, chosen = _merge(keys[lines], scores[lines], tokens[lines], shape[1])
+            stops = self._state.is_end(owners[members], chosen)
+            columns = (members.tolist(), best, parents.tolist(), chosen.tolist(), stops)
+            for member, value, parent, token, stop in zip(*columns, strict=True):
+                found[member] = Candidates(value, parent, token, stop, ranked[member])
         return [candidates for candidates in found if candidates is not None]
 
     def _starts(self, slots: np.ndarray) -> np.ndarray:

@@ -105,7 +105,8 @@ class Decoder:
         for found in candidates:
             slot = slots[beams[begin]]
             if self.state.logprobs[slot] >= 0:
-                found.logprobs = logprobs.of(beams[begin] + found.parents, found.tokens)
+                lines = beams[begin] + np.array(found.parents)
+                found.logprobs = logprobs.of(lines, np.array(found.tokens))
             begin += int(self.state.num_beams[slot])
 
     def warm_up(self, forward: StepLogits) -> None:

@@ -26,20 +26,22 @@ _FLOAT32 = np.finfo(np.float32)
 
 @dataclass(slots=True)
 class Candidates:
-    """Continuations of a request's beams, best first (or in the order they were drawn).
+    """Continuations of a request's beams.
 
     Attributes:
         scores: float32 [K], accumulated log probabilities.
-        parents: int [K], beam that each continues.
-        tokens: int [K].
+        parents: [K], beam that each continues.
+        tokens: [K].
         stops: bool [K], whether the token is one that ends an answer.
+        ranked: they stand best first, rather than in the order that they were drawn in.
         logprobs: float32 [K], of the tokens alone, where they are to be reported.
     """
 
     scores: np.ndarray
-    parents: np.ndarray
-    tokens: np.ndarray
+    parents: list[int]
+    tokens: list[int]
     stops: np.ndarray
+    ranked: bool
     logprobs: np.ndarray | None = None
 
 
@@ -72,6 +74,7 @@ class BeamSearch:
         self.scores[0] = 0.0  # all beams begin equal: only the first may be continued at first
         self._best_scores = np.empty(0, np.float32)  # of the finished answers, at most one a beam
         self._best: list[Hypothesis] = []
+        self._first = list(range(beams))
         self.done = False
 
     def advance(
@@ -80,7 +83,7 @@ class BeamSearch:
         ends: np.ndarray,
         length: int,
         finish: Callable[[int], Hypothesis],
-    ) -> np.ndarray:
+    ) -> list[int]:
         """Take one step.
 
         Args:
@@ -90,10 +93,13 @@ class BeamSearch:
             finish: makes the hypothesis of a candidate by its index.
 
         Returns:
-            int [num_beams]: indices of the candidates that go on.
+            [num_beams]: indices of the candidates that go on.
         """
         beams = self._params.num_beams
         if not self._best and not ends.any():  # nearly every step of nearly every search
+            if candidates.ranked:
+                self.scores = candidates.scores[:beams]
+                return self._first
             survivors = _best(candidates.scores, beams)
             self.scores = candidates.scores[survivors]
             return survivors
@@ -147,6 +153,7 @@ def has_chance(scores: np.ndarray) -> np.ndarray:
     return (scores > _LAST / 2) & (scores < np.inf)
 
 
-def _best(scores: np.ndarray, count: int) -> np.ndarray:
+def _best(scores: np.ndarray, count: int) -> list[int]:
     """Indices of the `count` largest scores, largest first."""
-    return np.argsort(-scores, kind="stable")[:count]
+    best: list[int] = np.argsort(-scores, kind="stable")[:count].tolist()
+    return best

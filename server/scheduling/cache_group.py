@@ -169,15 +169,19 @@ class CacheGroup:
                 need += 1
         return need
 
+    def owns(self, table: BlockTable, place: int) -> bool:
+        """Whether `table` holds a block at `place` that no other sequence does."""
+        blocks = table.blocks
+        return place < len(blocks) and self.device.references[blocks[place]] == 1
+
     def grow(self, table: BlockTable, place: int) -> BlockPair | None:
-        """Let `table` hold a block of its own at `place`, its end; returns the copy to make, if any."""
+        """Let `table`, which owns none at `place`, its end, hold a block there; returns the copy to make, if
+        any."""
         pool, blocks = self.device, table.blocks
         if place == len(blocks):
             blocks.append(pool.allocate())
             return None
         block = blocks[place]
-        if pool.references[block] == 1:
-            return None
         copy = pool.allocate()
         pool.release(block)
         blocks[place] = copy
@@ -204,14 +208,17 @@ class CacheGroup:
 
     def share(self, parent: BlockTable, child: BlockTable) -> None:
         """Let `child`, of the same request, hold the blocks of `parent` instead of its own."""
-        common = min(len(parent.blocks), len(child.blocks))
-        while common and parent.blocks[common - 1] != child.blocks[common - 1]:
+        theirs, own = parent.blocks, child.blocks
+        common = min(len(theirs), len(own))
+        while common and theirs[common - 1] != own[common - 1]:
             common -= 1  # two that have a block in common have all before it in common
-        for block in parent.held_in(common, len(parent.blocks)):
-            self.device.share(block)
-        for block in reversed(child.held_in(common, len(child.blocks))):
-            self.device.release(block)
-        child.blocks[common:] = parent.blocks[common:]
+        for block in theirs[common:]:
+            if block != NO_BLOCK:
+                self.device.share(block)
+        for block in reversed(own[common:]):
+            if block != NO_BLOCK:
+                self.device.release(block)
+        own[common:] = theirs[common:]
         child.first = parent.first  # of one length, they see the same
         child.mirrored = min(child.mirrored, common)
 

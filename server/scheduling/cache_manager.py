@@ -148,20 +148,26 @@ class CacheManager:
             for index, group in enumerate(self.groups)
         ]
 
-    def grow(self, sequence: Sequence) -> list[BlockMove]:
-        """Room for one more token; returns the copies to make where the last block was shared.
+    def grow(self, sequences: Seq[Sequence]) -> list[BlockMove]:
+        """Room for one more token of each; returns the copies to make where the last block was shared.
+
+        Args:
+            sequences: of one request.
 
         Raises:
             OutOfBlocksError: there is no room in some group.
         """
-        if len(self.groups) > 1 and not self.fits(self.blocks_to_grow([sequence])):
-            raise OutOfBlocksError("a sequence cannot grow in every group of layers")
-        place, copies = sequence.num_computed // self.block_size, []
+        if not (self.has_blocks(len(sequences)) or self.fits(self.blocks_to_grow(sequences))):
+            raise OutOfBlocksError(f"{len(sequences)} sequences cannot grow in every group of layers")
+        copies: list[BlockMove] = []
         for index, group in enumerate(self.groups):
-            pair = group.grow(sequence.tables[index], place)
-            if pair is not None:
-                copies.append((index, *pair))
-        sequence.stale = True
+            for sequence in sequences:
+                table, place = sequence.tables[index], sequence.num_computed // self.block_size
+                if group.owns(table, place):
+                    continue
+                if (pair := group.grow(table, place)) is not None:
+                    copies.append((index, *pair))
+                sequence.stale = True
         self.counters.copies_on_write += len(copies)
         return copies
 

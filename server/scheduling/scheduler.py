@@ -146,9 +146,8 @@ class Scheduler:
             self._make_room(place, sequences, plan)
             if request.phase is not Phase.RUNNING:
                 return False
-        for sequence in sequences:
-            plan.decodes.append(sequence)
-            plan.copies += self.cache.grow(sequence)
+        plan.decodes += sequences
+        plan.copies += self.cache.grow(sequences)
         return True
 
     def _make_room(self, place: int, sequences: list[Sequence], plan: Plan) -> None:

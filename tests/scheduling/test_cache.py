@@ -63,8 +63,8 @@ class CacheMachine(RuleBasedStateMachine):
         (need,), before = self.cache.blocks_to_grow(request.sequences), self.pool.num_available
         if need > before:
             return
+        self.cache.grow(request.sequences)
         for sequence, token in zip(request.sequences, tokens, strict=False):
-            self.cache.grow(sequence)
             last = sequence.tables[0].blocks[sequence.num_computed // BLOCK]
             assert self.pool.references[last] == 1, "a shared block would be written"
             sequence.num_computed += 1

@@ -40,7 +40,7 @@ def test_a_long_sequence_holds_a_few_blocks_of_a_window(window: int, block: int)
         sequence.history.append(1)
         if sequence.num_computed % block == 0:
             cache.slide(sequence)
-            cache.grow(sequence)
+            cache.grow([sequence])
         most = max(most, cache.groups[1].device.num_used)
         sequence.num_computed += 1
     assert most == most_held(1007, block, window) == -(-(window - 1) // block) + 1

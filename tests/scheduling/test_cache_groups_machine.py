@@ -129,13 +129,12 @@ class GroupsMachine(RuleBasedStateMachine):
             self.cache.slide(sequence)
         before, needs = self._available(), self.cache.blocks_to_grow(request.sequences)
         if not self.cache.fits(needs):
-            if len(request.sequences) == 1:
-                with pytest.raises(OutOfBlocksError):
-                    self.cache.grow(request.sequences[0])
-                assert self._available() == before, "a sequence grew in some groups only"
+            with pytest.raises(OutOfBlocksError):
+                self.cache.grow(request.sequences)
+            assert self._available() == before, "some sequences grew, or in some groups only"
             return
+        self._copy(self.cache.grow(request.sequences), "device", "device")
         for sequence in request.sequences:
-            self._copy(self.cache.grow(sequence), "device", "device")
             for group, table in zip(self.cache.groups, sequence.tables, strict=True):
                 block = table.blocks[sequence.num_computed // BLOCK]
                 assert group.device.references[block] == 1, "a shared block would be written"
@@ -156,7 +155,7 @@ class GroupsMachine(RuleBasedStateMachine):
         self.cache.slide(sequence)
         if len(request.sequences) > 1 or not self.cache.fits(self.cache.blocks_to_grow([sequence])):
             return
-        self._copy(self.cache.grow(sequence), "device", "device")
+        self._copy(self.cache.grow([sequence]), "device", "device")
         room = self.cache.extend(sequence, 1 + drafted) - 1
         assert room >= 0
         for token in [1] * room:
