@@ -7,37 +7,38 @@ gunicorn "continuous_batching_server_app:create_app()"     options in INFERENCE_
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
-from server.api.serve import serve, served_model_id
-from server.continuous_batching.config import ServerConfig
-from server.continuous_batching.service import ContinuousBatchingService
-from utils.apps import exit_on_config_error, run_in_foreground
-from utils.config import load_config
-from utils.logs import configure_logging
-from utils.options import CbServerAppOptions, from_environment, parse_arguments
+from server.continuous_batching.spawned import SpawnedEngine
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
-def build(options: CbServerAppOptions) -> FastAPI:
-    """The app that these options describe."""
-    configure_logging(options.debug)
-    with exit_on_config_error():
-        config = load_config(options.server_config_file_path, ServerConfig)
-    model_id = served_model_id(options, config, config.model_loading_config.model_name_or_path)
-    return serve(ContinuousBatchingService(config, model_id), options, config)
+# Both processes have imports of a second and more: the engine's is started before this one has its own.
 
 
 def create_app() -> FastAPI:
     """The app under gunicorn, with its options in the environment."""
+    engine = SpawnedEngine()
+    from server.continuous_batching.app import build_app
+    from utils.apps import exit_on_config_error
+    from utils.options import CbServerAppOptions, from_environment
+
     with exit_on_config_error():
         options = from_environment(CbServerAppOptions)
-    return build(options)
+    return build_app(options, engine)
 
 
 def main() -> None:
     """The app in the foreground, with its options on the command line."""
+    from utils.options import CbServerAppOptions, parse_arguments
+
     options = parse_arguments(CbServerAppOptions, description=__doc__)
-    run_in_foreground(build(options), options)
+    engine = SpawnedEngine()
+    from server.continuous_batching.app import build_app
+    from utils.apps import run_in_foreground
+
+    run_in_foreground(build_app(options, engine), options)
 
 
 if __name__ == "__main__":

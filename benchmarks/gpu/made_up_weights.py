@@ -12,7 +12,7 @@ from server.api.app import create_app
 from server.api.lifecycle import Lifecycle
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.service import ContinuousBatchingService
-from server.continuous_batching.supervisor import EngineSupervisor
+from server.continuous_batching.spawned import SpawnedEngine
 from utils.config import load_config
 from utils.garbage import tame_collector
 from utils.http_server import HttpProtocol
@@ -24,7 +24,7 @@ def serve(config: Path, port: int, engine_module: str) -> None:
     """Serve the model `m` until a signal comes; `engine_module` is what the engine process runs."""
     configure_logging(False)
     share_interpreter()
-    EngineSupervisor.engine_module = engine_module
+    SpawnedEngine.module = engine_module
     service = ContinuousBatchingService(load_config(config, ServerConfig), "m")
     app = create_app(service, lifecycle=Lifecycle(service, on_ready=tame_collector))
     uvicorn.run(app, port=port, http=HttpProtocol, loop="uvloop", log_level="warning", access_log=False)

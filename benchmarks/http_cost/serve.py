@@ -15,7 +15,7 @@ from server.api.app import create_app
 from server.api.lifecycle import Lifecycle
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.service import ContinuousBatchingService
-from server.continuous_batching.supervisor import EngineSupervisor
+from server.continuous_batching.spawned import SpawnedEngine
 from utils.garbage import tame_collector
 from utils.http_server import HttpProtocol
 from utils.threads import share_interpreter
@@ -23,7 +23,7 @@ from utils.threads import share_interpreter
 
 def serve(model: str, port: int) -> None:
     """Serve until a signal comes."""
-    EngineSupervisor.engine_module = "benchmarks.http_cost.engine"
+    SpawnedEngine.module = "benchmarks.http_cost.engine"
     config = ServerConfig.model_validate({"model_loading_config": {"model_name_or_path": model}})
     service = ContinuousBatchingService(config, "m")
     share_interpreter()

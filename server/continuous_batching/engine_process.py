@@ -1,7 +1,7 @@
 """The engine process: ``.venv/bin/python -m server.continuous_batching.engine_process ADDRESS PARENT``.
 
-Reads the configuration as one line of JSON from standard input, loads the model and steps while
-there is work. It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
+Imports torch, reads the configuration as one line of JSON from standard input, loads the model and steps
+while there is work. It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
@@ -23,6 +24,7 @@ from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, rea
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
 from server.continuous_batching.tokenizer import load_tokenizer
+from server.models.registry import may_need_modules
 from server.scheduling.request import Request
 from utils.garbage import tame_collector
 from utils.parent import exit_at_end_of, signal_at_parent_death
@@ -123,6 +125,12 @@ def _request(message: messages.Add, now: float) -> Request:
     )
 
 
+def _wants_models(config: ServerConfig) -> bool:
+    """Whether transformers' models may be wanted: its modules compute families without a file here."""
+    paths = (config.model_loading_config.model_name_or_path, config.speculation_config.draft_model)
+    return any(path is not None and may_need_modules(Path(path)) for path in paths)
+
+
 def lost_rank(problem: str) -> None:
     """End this process at once, whatever it is waiting for: the supervisor starts all ranks again."""
     logger.critical("the engine ends: %s", problem)
@@ -133,21 +141,26 @@ def main() -> int:
     """Serve until the process is ended; returns the exit status where the model cannot be served."""
     signal_at_parent_death(int(sys.argv[2]), signal.SIGKILL)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    given = sys.stdin.readline()
-    if not given:
-        return 0  # the parent is gone already
-    exit_at_end_of(sys.stdin.fileno())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 1000)
     socket.connect(sys.argv[1])
+
+    def tell(name: str) -> None:
+        socket.send(messages.encode(messages.Loading(name, time.monotonic())))
+
     try:
-        config = ServerConfig.model_validate_json(given)
-        with phases_told_to(lambda name: socket.send(messages.encode(messages.Loading(name)))):
-            with phase("tokenizer"):
-                tokenizer = load_tokenizer(config.model_loading_config)
-            with phase("import of torch"):
+        with phases_told_to(tell):
+            with phase("import of torch"):  # meanwhile the parent reads the configuration
                 from server.continuous_batching.build import build_engine
+            with phase("configuration"):
+                given = sys.stdin.readline()
+            if not given:
+                return 0  # the parent is gone already
+            exit_at_end_of(sys.stdin.fileno())
+            config = ServerConfig.model_validate_json(given)
+            with phase("tokenizer"):
+                tokenizer = load_tokenizer(config.model_loading_config, with_models=_wants_models(config))
             built = build_engine(config, tokenizer.hf, lost_rank)
     except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
         socket.send(messages.encode(messages.Refused(reason(error))))

@@ -56,7 +56,7 @@ class LLM:
 
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
         config = config_of(model, options, ServerConfig, "model_loading_config").located()
-        self.tokenizer = load_tokenizer(config.model_loading_config)
+        self.tokenizer = load_tokenizer(config.model_loading_config, with_models=True)
         try:
             built = build_engine(config, self.tokenizer.hf)
         except (MemoryError, RuntimeError) as error:  # torch's own is of the latter

@@ -40,9 +40,10 @@ class Cancel(msgspec.Struct, tag=True):
 
 
 class Loading(msgspec.Struct, tag=True):
-    """A phase of the start begins."""
+    """A phase of the start begins; `begun`: when, by the system's monotonic clock."""
 
     phase: str
+    begun: float
 
 
 class Ready(msgspec.Struct, tag=True):

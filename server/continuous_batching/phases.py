@@ -48,9 +48,9 @@ class StartClock:
         self._begin = clock()
         self._seconds: dict[str, float] = {}
 
-    def enter(self, name: str | None) -> None:
-        """The phase `name` begins; None: the start is over."""
-        now = self._clock()
+    def enter(self, name: str | None, now: float | None = None) -> None:
+        """The phase `name` begins, or began at the time `now`; None: the start is over."""
+        now = self._clock() if now is None else now
         if self._phase is not None:
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._begin
         self._phase, self._begin = name, now

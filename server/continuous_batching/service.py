@@ -26,6 +26,7 @@ from server.continuous_batching.failures import api_error
 from server.continuous_batching.metrics import EngineMetrics
 from server.continuous_batching.outputs import AnswerDelta
 from server.continuous_batching.refusals import refusals
+from server.continuous_batching.spawned import SpawnedEngine
 from server.continuous_batching.stats import EngineStats
 from server.continuous_batching.stream import JobStream
 from server.continuous_batching.supervisor import EngineSupervisor
@@ -44,6 +45,7 @@ class ContinuousBatchingService:
     Args:
         config: the server's configuration.
         model_id: name under which the model is served.
+        engine: the engine process, where it has been spawned already; from now on this object's to end.
     """
 
     kind: ServiceKind = "continuous_batching"
@@ -53,7 +55,7 @@ class ContinuousBatchingService:
     vocab_size: int
     model_max_length: int
 
-    def __init__(self, config: ServerConfig, model_id: str) -> None:
+    def __init__(self, config: ServerConfig, model_id: str, engine: SpawnedEngine | None = None) -> None:
         self.model_id, self.model_aliases = model_id, config.model_aliases
         self.sampling_defaults: Mapping[str, float] = {}
         self._config = config
@@ -65,7 +67,9 @@ class ContinuousBatchingService:
         self._streams: dict[str, JobStream] = {}
         self._idle = asyncio.Event()
         self._idle.set()
-        self._supervisor: EngineSupervisor | None = None
+        self._supervisor = EngineSupervisor(
+            self._on_ready, self._on_report, self._on_lost, lambda: bool(self._streams), engine
+        )
         self._limits: Limits | None = None
         self._eos_token_ids: tuple[int, ...] = ()
         self._capabilities: dict[str, Any] = {}
@@ -80,10 +84,7 @@ class ContinuousBatchingService:
 
     async def start(self) -> None:
         self._config = await asyncio.to_thread(self._config.located)
-        self._supervisor = EngineSupervisor(
-            self._config, self._on_ready, self._on_report, self._on_lost, lambda: bool(self._streams)
-        )
-        engine = asyncio.create_task(self._supervisor.start())
+        engine = asyncio.create_task(self._supervisor.start(self._config))
         try:
             loading = self._config.model_loading_config
             self.tokenizer = await asyncio.to_thread(load_tokenizer, loading)
@@ -103,15 +104,14 @@ class ContinuousBatchingService:
     async def close(self) -> None:
         if self._ending is None:
             self._ending = ServerState.FAILED
-        if self._supervisor is not None:
-            await self._supervisor.close()
+        await self._supervisor.close()
         self._fail_streams()
 
     # -- jobs ----------------------------------------------------------------------------------
 
     def submit(self, job: Job) -> JobStream:
         check_ready(self)
-        assert self._limits is not None and self._supervisor is not None
+        assert self._limits is not None
         params = SamplingParams.of(
             job.config, self._eos_token_ids, self._config.speculation_config.prompt_lookup
         )
@@ -167,7 +167,7 @@ class ContinuousBatchingService:
 
     def _close_stream(self, request_id: str) -> None:
         """The rest of an answer is not wanted any more."""
-        if self._forget(request_id) is not None and self._supervisor is not None:
+        if self._forget(request_id) is not None:
             self._supervisor.send(messages.Cancel(request_id))
 
     def _forget(self, request_id: str) -> JobStream | None:
@@ -254,7 +254,6 @@ class ContinuousBatchingService:
 
     def status(self) -> ServerStatus:
         stats, limits = self._metrics.stats, self._limits
-        supervisor = self._supervisor
         load = ServerLoad(
             running=stats.running,
             waiting=stats.waiting,
@@ -272,9 +271,9 @@ class ContinuousBatchingService:
             )
         processes = {
             "pid": os.getpid(),
-            "engine_pid": None if supervisor is None else supervisor.pid,
-            "engine_restarts": 0 if supervisor is None else supervisor.restarts,
-            "engine_start": None if supervisor is None else supervisor.start_clock.told(),
+            "engine_pid": self._supervisor.pid,
+            "engine_restarts": self._supervisor.restarts,
+            "engine_start": self._supervisor.start_clock.told(),
         }
         return ServerStatus(
             service=self.kind,
@@ -290,8 +289,7 @@ class ContinuousBatchingService:
         )
 
     def health(self) -> str | None:
-        return None if self._supervisor is None else self._supervisor.problem
+        return self._supervisor.problem
 
     def collect(self) -> Iterable[Metric]:
-        restarts = 0 if self._supervisor is None else self._supervisor.restarts
-        return self._metrics.collect(restarts)
+        return self._metrics.collect(self._supervisor.restarts)

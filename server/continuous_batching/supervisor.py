@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
-import tempfile
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import zmq
@@ -20,17 +15,15 @@ from protocol.status import ServerState
 from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT
-from server.continuous_batching.environment import engine_environment
 from server.continuous_batching.phases import StartClock
 from server.continuous_batching.restarts import Life, Restarts
+from server.continuous_batching.spawned import SpawnedEngine
 from server.continuous_batching.watchdog import (
     TICK_SECONDS,
     Watchdog,
     default_step_timeout,
     is_stopped,
 )
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 logger = logging.getLogger(__name__)
 
@@ -43,40 +36,36 @@ class EngineSupervisor:
     """Starts the engine process, and starts it again with growing pauses when it dies or is stuck.
 
     Args:
-        config: given to the process.
         on_ready: called when an engine (the first, or a new one) has loaded the model.
         on_report: called with each report.
         on_lost: called when an engine is gone, with all that it was doing, and with the state until
             there is a new one: loading, or failed where this one could not load.
         has_work: whether a request waits for the engine.
+        spawned: the first engine, where it is there already; from now on this object's to end.
 
     Attributes:
         problem: why there is no working engine, in one line; None while there is one, or the first loads.
         start_clock: where the time of the last start went, or goes.
-        engine_module: what the process runs; benchmarks set another.
     """
-
-    engine_module = "server.continuous_batching.engine_process"
 
     def __init__(
         self,
-        config: ServerConfig,
         on_ready: Callable[[messages.Ready], None],
         on_report: Callable[[messages.Report], None],
         on_lost: Callable[[ServerState], None],
         has_work: Callable[[], bool],
+        spawned: SpawnedEngine | None = None,
     ) -> None:
         self.problem: str | None = None
-        self.start_clock = StartClock("process")
-        self._config = config
+        self.start_clock = StartClock("process") if spawned is None else spawned.start_clock
         self._on_ready = on_ready
         self._on_report = on_report
         self._on_lost = on_lost
         self._has_work = has_work
-        self._directory = tempfile.TemporaryDirectory(prefix="engine-")
         self._context = zmq.asyncio.Context()
         self._socket: zmq.asyncio.Socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._spawned = spawned
+        self._engine: SpawnedEngine | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._starts = 0
 
@@ -88,15 +77,19 @@ class EngineSupervisor:
     @property
     def pid(self) -> int | None:
         """Process id of the engine, while there is one."""
-        return None if self._process is None else self._process.pid
+        return None if self._engine is None else self._engine.pid
 
-    async def start(self) -> None:
+    async def start(self, config: ServerConfig) -> None:
         """Start the first engine and wait until it is ready.
+
+        Args:
+            config: given to each engine.
 
         Raises:
             EngineRefusedError: it cannot serve the model, or died while loading.
         """
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._config = config
         self._keeper = asyncio.create_task(self._keep(first))
         await first
 
@@ -110,8 +103,9 @@ class EngineSupervisor:
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
+        if self._spawned is not None:
+            self._spawned.kill()
         self._context.destroy(linger=0)
-        self._directory.cleanup()
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
         """Start engine after engine; ends where the first one fails, or too many in a row cannot load."""
@@ -133,22 +127,18 @@ class EngineSupervisor:
     async def _live(self, life: Life, first: asyncio.Future[None]) -> str:
         """One life of the process, from its start until it is gone; returns why it ended."""
         self._starts += 1
-        self.start_clock = StartClock("process")
-        address = f"ipc://{self._directory.name}/{self._starts}"
         socket = self._context.socket(zmq.PAIR)
         try:
-            socket.bind(address)
-            problem = await self._attend(address, socket, life, first)
+            problem = await self._attend(socket, life, first)
             self._lose(problem, life)  # first: a process within a driver may take its time to die
             return problem
         finally:
             self._socket = None
             socket.close(linger=0)
-            if self._process is not None:
-                with suppress(ProcessLookupError):  # its session: also compilers that it started
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                await self._process.wait()
-                self._process = None
+            if self._engine is not None:
+                self._engine.kill()
+                await self._engine.ended()
+                self._engine = None
 
     def _lose(self, problem: str, life: Life) -> None:
         logger.error("%s", problem)
@@ -158,13 +148,15 @@ class EngineSupervisor:
         except Exception:
             logger.exception("the loss of the engine could not be handled")
 
-    async def _attend(
-        self, address: str, socket: zmq.asyncio.Socket, life: Life, first: asyncio.Future[None]
-    ) -> str:
+    async def _attend(self, socket: zmq.asyncio.Socket, life: Life, first: asyncio.Future[None]) -> str:
         """Start a process and take its messages for as long as it is well; returns why it is not."""
         try:
-            self._process = await self._spawn(address)
-            return await self._listen(self._process, socket, life, first)
+            engine, self._spawned = self._spawned or SpawnedEngine(), None
+            self._engine, self.start_clock = engine, engine.start_clock
+            socket.bind(engine.address)
+            settings: dict[str, Any] = self._config.model_dump(mode="json", exclude={"event_token"})
+            engine.configure(messages.encode_json(settings))
+            return await self._listen(engine, socket, life, first)
         except EngineRefusedError as error:
             return str(error)
         except Exception as error:  # of a message, a callback or the system: a new engine starts afresh
@@ -173,16 +165,16 @@ class EngineSupervisor:
 
     async def _listen(
         self,
-        process: asyncio.subprocess.Process,
+        engine: SpawnedEngine,
         socket: zmq.asyncio.Socket,
         life: Life,
         first: asyncio.Future[None],
     ) -> str:
         """Take messages until the process is gone or stuck; returns which."""
         watchdog = Watchdog()
-        gone = asyncio.create_task(process.wait())
+        gone = asyncio.create_task(engine.ended())
         receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
-        watcher = asyncio.create_task(self._watch(process.pid, watchdog))
+        watcher = asyncio.create_task(self._watch(engine.pid, watchdog))
         tasks = (gone, receiver, watcher)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -195,25 +187,6 @@ class EngineSupervisor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _spawn(self, address: str) -> asyncio.subprocess.Process:
-        environment = engine_environment(os.environ) | {
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        }
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self.engine_module,
-            address,
-            str(os.getpid()),
-            stdin=asyncio.subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the server, which drains before it ends us
-        )
-        assert process.stdin is not None
-        settings: dict[str, Any] = self._config.model_dump(mode="json", exclude={"event_token"})
-        process.stdin.write(messages.encode_json(settings) + b"\n")
-        return process
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]
@@ -228,7 +201,7 @@ class EngineSupervisor:
                 life.served |= bool(message.output.done)
                 self._on_report(message)
             elif isinstance(message, messages.Loading):
-                self.start_clock.enter(message.phase)
+                self.start_clock.enter(message.phase, message.begun)
             elif isinstance(message, messages.Refused):
                 raise EngineRefusedError(message.message)
             else:

@@ -10,13 +10,17 @@ from server.text.light_transformers import import_transformers_without_torch
 from server.text.tokenizer import Tokenizer
 
 
-def load_tokenizer(loading: ModelLoadingConfig) -> Tokenizer:
-    """Load it; in a process that has not imported torch, without importing torch.
+def load_tokenizer(loading: ModelLoadingConfig, *, with_models: bool = False) -> Tokenizer:
+    """Load it.
+
+    Args:
+        with_models: this process may want transformers' models, too, and has imported torch for them.
 
     Raises:
         ModelError: it cannot be loaded, or not with the configuration of the model beside it.
     """
-    if not loading.trust_remote_code:  # code that comes with a model may want any part of transformers
+    # code that comes with a model may want any part of transformers
+    if not (with_models or loading.trust_remote_code):
         import_transformers_without_torch()
     hf = read_tokenizer(
         Path(loading.tokenizer_path),

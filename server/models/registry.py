@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.checkpoints.errors import ModelError
@@ -55,6 +57,17 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": Family("server.models.starcoder2", "StarCoder2"),
 }
 """By the ``model_type`` of a checkpoint; others are served by transformers' modules where they can be."""
+
+
+def may_need_modules(path: Path) -> bool:
+    """Whether the checkpoint at `path` may be of a family without a file here: transformers' modules compute
+    it then, which transformers only has in a process that imported torch before it."""
+    try:
+        fields = json.loads((path / "config.json").read_bytes())
+        types = {fields.get("model_type"), (fields.get("text_config") or {}).get("model_type")}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False  # a GGUF file, of families with files; or nothing that can be served at all
+    return not types & FAMILIES.keys()
 
 
 def read_architecture(hf: Any) -> Architecture:

@@ -18,14 +18,14 @@ tokenizer = load_tokenizer(ModelLoadingConfig.model_validate_json(sys.argv[1]))
 
 def test_the_http_side_knows_no_torch(tiny_model: Path) -> None:
     """Its engine is another process; importing torch here too would delay the start by seconds."""
-    code = f"import continuous_batching_server_app\n{_LOAD}\nprint('torch' in sys.modules)"
+    code = f"import server.continuous_batching.app\n{_LOAD}\nprint('torch' in sys.modules)"
     assert run_script(code, loading(tiny_model), timeout=120).strip() == "False"
 
 
 def test_each_process_imports_what_it_needs_alone() -> None:
     """The HTTP side of a server without a gateway calls nobody, and an engine is no HTTP server: each of
     these imports would delay the start by a third of a second."""
-    code = "import sys, continuous_batching_server_app\nprint('aiohttp' in sys.modules)"
+    code = "import sys, server.continuous_batching.app\nprint('aiohttp' in sys.modules)"
     assert run_script(code, timeout=120).strip() == "False"
     code = (
         "import sys, server.continuous_batching.engine_process\nprint({'fastapi', 'torch'} & {*sys.modules})"
@@ -33,10 +33,25 @@ def test_each_process_imports_what_it_needs_alone() -> None:
     assert run_script(code, timeout=120).strip() == "set()"
 
 
-def test_torch_can_be_imported_after_the_tokenizer(tiny_model: Path) -> None:
-    """As the engine does, with the configuration read by a transformers that found no torch."""
-    code = f"""{_LOAD}
-import torch
+def test_the_engine_is_started_before_this_process_imports_what_it_needs() -> None:
+    code = """
+import sys
+import continuous_batching_server_app as app
+
+def spawn():
+    print({"pydantic", "fastapi", "transformers"} & {*sys.modules})
+    raise SystemExit
+
+app.SpawnedEngine = spawn
+app.create_app()
+"""
+    assert run_script(code, timeout=120).strip() == "set()"
+
+
+def test_transformers_finds_no_torch_in_the_engine(tiny_model: Path) -> None:
+    """It need not: families of ours are computed without its models, which take seconds to import."""
+    code = f"""import torch
+{_LOAD}
 from pathlib import Path
 from server.models.config import ModelConfig
 

@@ -53,9 +53,9 @@ async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:
             "cache_config": {"num_blocks": 10, "num_blocks_cpu": 0},
         }
     )
-    supervisor = EngineSupervisor(config, *([lambda *_: None] * 4))
+    supervisor = EngineSupervisor(*([lambda *_: None] * 4))
     try:
         with pytest.raises(EngineRefusedError, match="the memory does not suffice"):
-            await supervisor.start()
+            await supervisor.start(config)
     finally:
         await supervisor.close()

@@ -1,0 +1,80 @@
+"""The engine process as its starter sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from server.continuous_batching.environment import engine_environment
+from server.continuous_batching.phases import StartClock
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class SpawnedEngine:
+    """An engine process from its start on. It imports torch while its configuration is still being read.
+
+    Attributes:
+        address: of the socket that it connects to.
+        start_clock: where the time of its start goes, or went.
+        module: what the process runs; benchmarks set another.
+    """
+
+    module = "server.continuous_batching.engine_process"
+
+    def __init__(self) -> None:
+        self.start_clock = StartClock("process")
+        self._directory = tempfile.TemporaryDirectory(prefix="engine-")
+        self.address = f"ipc://{self._directory.name}/socket"
+        paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self.module, self.address, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            env=engine_environment(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C is for the server, which drains before it ends us
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def configure(self, settings: bytes) -> None:
+        """Tell it its configuration, one line of JSON. The pipe stays open until this process ends."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended already, as `ended` tells
+            self._process.stdin.write(settings + b"\n")
+            self._process.stdin.flush()
+
+    async def ended(self) -> int:
+        """Its exit status, once it has ended; negative: the number of the signal that ended it."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[int] = loop.create_future()
+
+        def tell(status: int) -> None:
+            if not ended.done():
+                ended.set_result(status)
+
+        def wait() -> None:
+            status = self._process.wait()
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, status)
+
+        threading.Thread(target=wait, name="engine-end", daemon=True).start()
+        return await ended
+
+    def kill(self) -> None:
+        """End it at once, and the compilers that it started: all of its session."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._directory.cleanup()
