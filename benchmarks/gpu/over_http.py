@@ -14,6 +14,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import orjson
 
@@ -101,6 +102,8 @@ def main() -> None:
     url = f"http://127.0.0.1:{port}"
     with running([*command, "--model_id", "m", "--server_config_file_path", config], log) as server:
         start = wait_until_ready("the server", url, server, log)
+        with urlopen(f"{url}/status") as status:
+            phases = json.load(status)["details"]["engine_start"]["seconds"]
         over_http = {
             name: timing.repeat(partial(run, port, stream=name == "STREAM"), name, arguments.repeats)
             for name in arguments.workloads
@@ -109,6 +112,7 @@ def main() -> None:
         "engine": "own, over HTTP",
         "shape": arguments.shape,
         "start_seconds": start,
+        "engine_start_seconds": phases,
         "workloads": {},
     }
     llm = own.load(arguments.shape, arguments.models)
