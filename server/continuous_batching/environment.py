@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
+_ROOT = Path(__file__).resolve().parents[2]
 _DEFAULTS = {
     # Between two steps the threads that compute spin for about a millisecond, then sleep: long enough
     # that a step finds them awake, short enough that the HTTP side gets the processor when it is
@@ -18,5 +21,7 @@ _DEFAULTS = {
 
 
 def engine_environment(parent: Mapping[str, str]) -> dict[str, str]:
-    """The variables of `parent` and, where it does not set them, the engine's own."""
-    return _DEFAULTS | dict(parent)
+    """The variables of `parent` and, where it does not set them, the engine's own; modules are found from
+    anywhere."""
+    paths = filter(None, (str(_ROOT), parent.get("PYTHONPATH")))
+    return _DEFAULTS | dict(parent) | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -10,12 +10,9 @@ import sys
 import tempfile
 import threading
 from contextlib import suppress
-from pathlib import Path
 
 from server.continuous_batching.environment import engine_environment
 from server.continuous_batching.phases import StartClock
-
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 class SpawnedEngine:
@@ -33,11 +30,10 @@ class SpawnedEngine:
         self.start_clock = StartClock("process")
         self._directory = tempfile.TemporaryDirectory(prefix="engine-")
         self.address = f"ipc://{self._directory.name}/socket"
-        paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, self.address, str(os.getpid())],
             stdin=subprocess.PIPE,
-            env=engine_environment(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},
+            env=engine_environment(os.environ),
             start_new_session=True,  # Ctrl-C is for the server, which drains before it ends us
         )
 
@@ -71,9 +67,8 @@ class SpawnedEngine:
 
     def kill(self) -> None:
         """End it at once, and the compilers that it started: all of its session."""
-        if self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()

@@ -15,7 +15,6 @@ from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.environment import engine_environment
 from server.device.collectives import Group
 
-_ROOT = Path(__file__).resolve().parents[3]
 PROCESS = "server.continuous_batching.ranks.process"
 """What a rank runs."""
 
@@ -84,12 +83,11 @@ class Others:
 def _start(
     config: ServerConfig, rank: int, count: int, directory: Path, *, ends_leader: bool
 ) -> subprocess.Popen[bytes]:
-    paths = filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])
     process = subprocess.Popen(
         [sys.executable, "-m", PROCESS, str(directory), str(rank), str(count), str(os.getpid())]
         + (["--ends-leader"] if ends_leader else []),
         stdin=subprocess.PIPE,
-        env=engine_environment(os.environ) | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=engine_environment(os.environ),
     )
     assert process.stdin is not None
     settings = config.model_dump(mode="json", exclude={"event_token"})
