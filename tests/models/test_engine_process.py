@@ -44,7 +44,9 @@ def test_families_are_read_alike_without_torch(tmp_path: Path) -> None:
     assert told == [str(ModelConfig.load(path).spec) for path in paths]
 
 
-@pytest.mark.parametrize(("kind", "draft"), [(FOREIGN, None), ("mistral", FOREIGN)])
+@pytest.mark.parametrize(
+    ("kind", "draft"), [(FOREIGN, None), pytest.param("mistral", FOREIGN, marks=pytest.mark.slow)]
+)
 async def test_models_of_transformers_are_served(kind: str, draft: str | None, tmp_path: Path) -> None:
     path = save(tmp_path / "model", kind, EVEN)
     config: dict[str, Any] = {"cache_config": {"num_blocks": 60, "num_blocks_cpu": 0}}

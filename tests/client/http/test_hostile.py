@@ -26,7 +26,7 @@ import aiohttp
 import pytest
 
 from tests.client.calls import text_of, tokens_of
-from tests.client.http.hostile import EVENT_TOKEN, HOSTILE, KEY, attack
+from tests.client.http.hostile import AWAITED, EVENT_TOKEN, KEY, attack
 from tests.client.processes import complete, gateway, gunicorn
 from tests.client.stub import Stub, stubs
 from tests.raw_http import connected, response
@@ -151,7 +151,7 @@ async def test_hostile_clients_do_not_harm_good_ones(tmp_path: Path, seconds: fl
     print(report)
     assert not report.wrong
     assert set(report.good) == {"right"}
-    assert set(report.visits) == {visit.__name__ for visit in HOSTILE}
+    assert report.visits.keys() >= AWAITED
     assert len(report.health) > 0
 
 
