@@ -6,7 +6,7 @@ Three figures, each the median of many steps:
 
 - *bookkeeping*: 512 running requests that decode; everything a step does in Python but the forward
   pass and the choice of tokens: scheduling, batch tensors, taking tokens back, finding ends.
-- *bookkeeping of beams*: the same of 100 requests of 4 beams each, copies of blocks left out, too;
+- *bookkeeping of beams*: the same for 100 requests with 4 beams each, without the copies of blocks;
 - *beams*: step time of one request with 8 beams over that of 8 greedy requests, on a random model
   of about 30 M parameters.
 """
@@ -78,7 +78,8 @@ class Stopwatch:
 
 
 def bookkeeping(path: Path, steps: int, requests: int, **options: Any) -> list[float]:
-    """Milliseconds a step with `requests` running requests spends outside model and decoder."""
+    """Milliseconds that a step with `requests` running requests spends outside model, block copies and
+    decoder."""
     llm = engine_of(path, ROWS, ROWS * 20)
     engine, model = llm.engine, Stopwatch()
     runner: Any = engine.worker.runner

@@ -248,8 +248,7 @@ class Collector:
             token = candidates.tokens[candidate]
             beam.history.append(token)
             self._moves.tokens.append((beam.slot, place, token))
-            if reports is not None:
-                report(beam, candidate)
+            report(beam, candidate)
             if tails:
                 beam.stop_tail = tails[candidate]
 
@@ -267,9 +266,6 @@ class Collector:
     def _reorder(self, request: Request, sequences: list[Sequence], parents: list[int]) -> list[Sequence]:
         """Let the beams continue their `parents`: the first child goes on as its parent, a further one
         takes the place of a beam without children."""
-        if len(set(parents)) == len(parents):
-            request.sequences = [sequences[parent] for parent in parents]
-            return request.sequences
         childless = [sequence for index, sequence in enumerate(sequences) if index not in parents]
         beams: list[Sequence] = []
         used: set[int] = set()

@@ -23,7 +23,8 @@ from server.worker.worker import Worker
 logger = logging.getLogger(__name__)
 
 _FEW = 3
-"""Up to so many known tokens are computed in the first step of a draft, as decodes; more are prefilled."""
+"""Maximum number of uncomputed known tokens that join the first step of a draft as decodes. More are
+prefilled before it."""
 
 
 @dataclass(slots=True, eq=False)

@@ -192,8 +192,6 @@ class EngineSupervisor:
         self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]
     ) -> None:
         """Hand on what the engine says; ends by raising."""
-        loop = asyncio.get_running_loop()
-        begin = loop.time()
         while True:
             message = messages.decode_from_engine(await socket.recv())
             if isinstance(message, messages.Report):
@@ -205,9 +203,9 @@ class EngineSupervisor:
             elif isinstance(message, messages.Refused):
                 raise EngineRefusedError(message.message)
             else:
-                logger.info("the engine is ready after %.1f s", loop.time() - begin)
                 life.loaded = True
                 self.start_clock.enter(None)
+                logger.info("the engine is ready after %.1f s", self.start_clock.told()["total_seconds"])
                 configured = self._config.batcher_config.step_timeout_seconds
                 watchdog.step_timeout = configured or default_step_timeout(message.capabilities["device"])
                 self._socket, self.problem = socket, None

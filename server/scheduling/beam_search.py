@@ -74,7 +74,6 @@ class BeamSearch:
         self.scores[0] = 0.0  # all beams begin equal: only the first may be continued at first
         self._best_scores = np.empty(0, np.float32)  # of the finished answers, at most one a beam
         self._best: list[Hypothesis] = []
-        self._first = list(range(beams))
         self.done = False
 
     def advance(
@@ -99,7 +98,7 @@ class BeamSearch:
         if not self._best and not ends.any():  # nearly every step of nearly every search
             if candidates.ranked:
                 self.scores = candidates.scores[:beams]
-                return self._first
+                return list(range(beams))
             survivors = _best(candidates.scores, beams)
             self.scores = candidates.scores[survivors]
             return survivors

@@ -97,9 +97,8 @@ class PagedBatchBuilder:
         if described:
             sections[4:] = 0
             sections[4:, :chosen] = describe_drafts(step)
-            sections[4, chosen:count] = (
-                1  # like a drafted token: nothing is written to the token table behind it
-            )
+            # like drafted tokens: nothing is written to the token table behind them
+            sections[4, chosen:count] = 1
         sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
         self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
 

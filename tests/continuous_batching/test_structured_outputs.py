@@ -94,7 +94,7 @@ def test_both_servers_answer_alike(tiny_model: Path, expected: list[list[str]]) 
 def test_under_swap_and_recomputation(
     tiny_model: Path, expected: list[list[str]], monkeypatch: pytest.MonkeyPatch, num_blocks_cpu: int
 ) -> None:
-    monkeypatch.setattr(grammars, "QUICK_SECONDS", 60.0)  # nobody sits out, however busy the machine is
+    monkeypatch.setattr(grammars, "QUICK_SECONDS", 60.0)  # a busy machine does not thin out the batch
     llm = small_llm(
         tiny_model,
         num_blocks=32,

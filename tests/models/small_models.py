@@ -144,12 +144,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Name → model type, and fields beside `SIZES`."""
 
 
+def config(kind: str, fields: dict[str, Any]) -> Any:
+    """transformers' configuration of a model with `fields` beside `SIZES`; None: without the field."""
+    known = {name: value for name, value in (SIZES | fields).items() if value is not None}
+    return AutoConfig.for_model(kind, **known)
+
+
 def save(path: Path, kind: str, fields: dict[str, Any]) -> Path:
     """A random model, whose biases and norms are random too."""
     tiny_tokenizer(path, vocab=SIZES["vocab_size"])
     torch.manual_seed(7)
-    known = {name: value for name, value in (SIZES | fields).items() if value is not None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **known)).float()
+    model = AutoModelForCausalLM.from_config(config(kind, fields)).float()
     for name, parameter in model.named_parameters():  # transformers sets biases to 0 and norms to 1 or 0
         if name.endswith("bias") or "norm" in name or ".ln_" in name:
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.2)

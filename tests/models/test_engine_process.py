@@ -8,14 +8,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from transformers import AutoConfig
 
 from protocol.generation import GenerationConfig
 from server.models.config import ModelConfig
 from tests.continuous_batching.reference import Reference
 from tests.continuous_batching.server_calls import post
 from tests.continuous_batching.server_process import ServerProcess
-from tests.models.small_models import EVEN, MODELS, SIZES, save
+from tests.models.small_models import EVEN, MODELS, config, save
 from tests.scripts import run_script
 
 FOREIGN = "arcee"
@@ -37,8 +36,7 @@ for path in sys.argv[1:]:
 def test_families_are_read_alike_without_torch(tmp_path: Path) -> None:
     paths = []
     for name, (kind, fields) in MODELS.items():
-        known = {key: value for key, value in (SIZES | fields).items() if value is not None}
-        AutoConfig.for_model(kind, **known).save_pretrained(tmp_path / name)
+        config(kind, fields).save_pretrained(tmp_path / name)
         paths.append(tmp_path / name)
     told = run_script(_READ, *map(str, paths), timeout=120).splitlines()
     assert told == [str(ModelConfig.load(path).spec) for path in paths]
@@ -49,10 +47,10 @@ def test_families_are_read_alike_without_torch(tmp_path: Path) -> None:
 )
 async def test_models_of_transformers_are_served(kind: str, draft: str | None, tmp_path: Path) -> None:
     path = save(tmp_path / "model", kind, EVEN)
-    config: dict[str, Any] = {"cache_config": {"num_blocks": 60, "num_blocks_cpu": 0}}
+    sections: dict[str, Any] = {"cache_config": {"num_blocks": 60, "num_blocks_cpu": 0}}
     if draft is not None:
-        config["speculation_config"] = {"draft_model": str(save(tmp_path / "draft", draft, EVEN))}
-    server = ServerProcess(tmp_path, path, **config)
+        sections["speculation_config"] = {"draft_model": str(save(tmp_path / "draft", draft, EVEN))}
+    server = ServerProcess(tmp_path, path, **sections)
     try:
         async with aiohttp.ClientSession() as session:
             await server.ready(session)

@@ -49,7 +49,7 @@ def requests(vocab: int) -> list[tuple[list[int], GenerationConfig]]:
 def is_right(reference: Reference, prompt: list[int], options: GenerationConfig, found: Generation) -> bool:
     """Whether the reported log probabilities are those of transformers, and greedy choices are, too.
 
-    Both within rounding error: among so many tokens, some scores tie.
+    Both are compared within a rounding tolerance, because some of the many scores tie.
     """
     (answer,) = found.answers
     logits = reference.model(torch.tensor([prompt + answer.token_ids])).logits[0, len(prompt) - 1 : -1]

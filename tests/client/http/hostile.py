@@ -184,15 +184,15 @@ HOSTILE: dict[Visit, int] = {
     joins: 2,
 }
 """How many of each there are at any time."""
-AWAITED = {visit.__name__ for visit in HOSTILE} - {"head_drips", "idles"}
-"""Kinds of which a visit has to come to its end in a siege, however short; those two take 10 s and more."""
+AWAITED = {visit.__name__ for visit in HOSTILE.keys() - {head_drips, idles}}
+"""Kinds of visit that must complete at least once in every siege. The other two take 10 s and longer."""
 
 
 def attack(port: int, seconds: float, results: Any) -> None:
     """All hostile clients, in a process of their own; the visits of each, and what went wrong.
 
     Args:
-        seconds: longer where no client of some kind that is `AWAITED` has come to the end of a visit by then.
+        seconds: minimum duration; extended by up to a minute until each `AWAITED` visit has completed once.
     """
     os.nice(15)  # the probe may share a core with this, and is to time the gateway
     visits: Counter[str] = Counter()
