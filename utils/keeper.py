@@ -12,7 +12,7 @@ import logging
 import os
 import signal
 import subprocess
-import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from urllib.parse import urlsplit
@@ -48,7 +48,6 @@ class Keeper:
         command: the program and its arguments.
         environment: all of its variables.
         ready: whether the program takes requests. One that ends before it ever did is not started again.
-        sleep: waits some seconds, or until the keeper is told to end.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class Keeper:
         command: Sequence[str],
         environment: Mapping[str, str],
         ready: Callable[[], bool],
-        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._command = command
         self._environment = environment
         self._ready = ready
-        self._ending = threading.Event()
-        self._sleep = sleep or self._ending.wait
+        self._ending = False  # no Event: a signal's handler may not wait for a lock that the loop holds
         self._was_ready = False
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +74,7 @@ class Keeper:
         pause = _FIRST_PAUSE
         while True:
             status, served = self._run_once()
-            if self._ending.is_set():
+            if self._ending:
                 return 0
             if not self._was_ready:
                 return status if status > 0 else 1
@@ -85,8 +82,8 @@ class Keeper:
             logger.error(
                 "%s ended with status %d; it starts again in %.0f s", self._command[0], status, pause
             )
-            self._sleep(pause)
-            if self._ending.is_set():
+            self._pause(pause)
+            if self._ending:
                 return 0
 
     def _run_once(self) -> tuple[int, bool]:
@@ -99,10 +96,10 @@ class Keeper:
             preexec_fn=lambda: signal_at_parent_death(keeper, signal.SIGTERM),
         ) as process:
             self._process = process
-            if self._ending.is_set():  # told so while it was started
+            if self._ending:  # told so while it was started
                 process.terminate()
             while process.poll() is None:
-                if not served and not self._ending.is_set() and self._ready():
+                if not served and not self._ending and self._ready():
                     served = self._was_ready = True
                     logger.info("%s takes requests", self._command[0])
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,8 +108,13 @@ class Keeper:
         _kill_rest_of_group()
         return process.returncode, served
 
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._ending and time.monotonic() < until:
+            time.sleep(_LOOK_SECONDS)
+
     def _end(self, number: int, frame: FrameType | None) -> None:
-        self._ending.set()
+        self._ending = True
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
