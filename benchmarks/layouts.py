@@ -32,7 +32,8 @@ from benchmarks.loadgen.measures import Objective, Summary, summarise
 from benchmarks.loadgen.run import run
 from benchmarks.loadgen.traffic import parse_traffic
 from benchmarks.machine import processor, today
-from benchmarks.processes import family, neighbouring_ports
+from benchmarks.ports import neighbouring_ports
+from benchmarks.processes import family
 from utils.commands import ROOT, command, with_interpreter
 from utils.running import Directories, find
 

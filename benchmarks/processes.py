@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from utils.process import port_is_free
 from utils.readiness import health
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,21 +22,6 @@ _LOOK_SECONDS = 0.2
 
 class StartError(Exception):
     """A process that did not start; the message ends with what it logged last."""
-
-
-def free_port() -> int:
-    """An unused port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def neighbouring_ports(count: int) -> int:
-    """The first of `count` consecutive unused ports of 127.0.0.1."""
-    while True:
-        first = free_port()
-        if first + count < 65536 and all(port_is_free("127.0.0.1", first + i) for i in range(count)):
-            return first
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from benchmarks.ports import free_port
+
 if TYPE_CHECKING:  # tests of the gateway do without torch
     import torch
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:  # tests of the gateway do without torch
 if shutil.which("nvidia-smi") is None:
     # Triton's kernels run in its interpreter; read when triton is imported, by whomever
     os.environ["TRITON_INTERPRET"] = "1"
+# hundreds of processes start here: compiling every module anew takes each of them a third of a second
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # the workers share the cores: threads of torch that spin would keep each other waiting
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -39,6 +43,12 @@ def device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def unused_tcp_port() -> int:
+    """A port that nothing listens on, nor gets by chance."""
+    return free_port()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.loadgen.endpoint import Api
-from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import ROOT, running, wait_until_ready
 
 MODEL_ID = "benchmark"
 

@@ -28,7 +28,8 @@ from benchmarks.comparison.servers import MODEL_ID, Server, started
 from benchmarks.cpu.engines import ENGINES
 from benchmarks.cpu.peer import Peer
 from benchmarks.cpu.workloads import Request, figure, requests
-from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import ROOT, running, wait_until_ready
 from utils.commands import command, with_interpreter
 
 _WORKLOAD = "C1"

@@ -31,7 +31,8 @@ from benchmarks.checkpoints import SHAPES, describe_llama, word_tokenizer
 from benchmarks.first_token.stamps import DIRECTORY, PLAN_AT_ONCE, PREFIX, STAGES, read_device, read_stamps
 from benchmarks.http_cost.client import EVENT, request
 from benchmarks.machine import processor, today
-from benchmarks.processes import free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import running, wait_until_ready
 from protocol import routes
 from utils.commands import with_interpreter
 from utils.readiness import get_json

@@ -26,7 +26,8 @@ from benchmarks.cpu.served import time_served
 from benchmarks.cpu.workloads import figure, requests
 from benchmarks.gateway.measure import cpu_seconds
 from benchmarks.machine import today
-from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import ROOT, running, wait_until_ready
 from utils.commands import command, with_interpreter
 
 WORKLOAD = "C1"

@@ -29,7 +29,8 @@ import orjson
 
 from benchmarks.gateway.measure import build, resident_bytes
 from benchmarks.gateway.peers import ROOT, ours
-from benchmarks.processes import free_port, running
+from benchmarks.ports import free_port
+from benchmarks.processes import running
 from protocol.errors import model_not_found
 from protocol.status import ServerCapacity, ServerLoad, ServerState, ServerStatus
 from utils.commands import with_interpreter

@@ -32,7 +32,8 @@ from benchmarks.gateway.measure import (
 )
 from benchmarks.gateway.peers import PEERS, ROOT, NotInstallable, Peer
 from benchmarks.machine import today
-from benchmarks.processes import free_port, running
+from benchmarks.ports import free_port
+from benchmarks.processes import running
 from utils.commands import with_interpreter
 
 COLUMNS = {

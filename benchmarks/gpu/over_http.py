@@ -22,7 +22,8 @@ from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import own, timing
 from benchmarks.gpu.workloads import Workload
 from benchmarks.http_cost import client
-from benchmarks.processes import ROOT, free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import ROOT, running, wait_until_ready
 
 _COMPLETION_TOKENS = re.compile(rb'"completion_tokens":(\d+)')
 

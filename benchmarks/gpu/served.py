@@ -26,7 +26,8 @@ from benchmarks.loadgen.endpoint import Endpoint
 from benchmarks.loadgen.measures import parse_objective
 from benchmarks.loadgen.repeats import WARM_UP_SEED, measure
 from benchmarks.loadgen.traffic import parse_traffic
-from benchmarks.processes import free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import running, wait_until_ready
 from protocol import routes
 from utils.readiness import get_json
 

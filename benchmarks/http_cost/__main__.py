@@ -23,7 +23,8 @@ import orjson
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.http_cost import client, engine
 from benchmarks.machine import processor, today
-from benchmarks.processes import free_port, running, wait_until_ready
+from benchmarks.ports import free_port
+from benchmarks.processes import running, wait_until_ready
 from utils.commands import with_interpreter
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions", "native": "/completion/v2"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -15,16 +14,11 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.ports import free_port
 from tests.client.conftest import FAST
 from utils.options import ClientAppOptions, to_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def foreground(options: ClientAppOptions) -> tuple[Sequence[str], dict[str, str]]:

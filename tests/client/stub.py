@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks.ports import free_port
 from protocol.accepts import Accepts
 from protocol.completion import Resume
 from protocol.errors import ApiError, model_not_found, unavailable
@@ -61,7 +62,7 @@ class Stub:
     # ---
     calls: list[Call] = field(default_factory=list)
     probes: int = 0
-    port: int = 0
+    port: int = field(default_factory=free_port)
     connections: set[asyncio.StreamWriter] = field(default_factory=set)
     _server: asyncio.Server | None = None
     _hang_over: asyncio.Event = field(default_factory=asyncio.Event)
@@ -80,9 +81,8 @@ class Stub:
         return sum(not call.finished for call in self.calls)
 
     async def start(self) -> None:
-        """Listen, on the port it had before if there was one."""
+        """Listen, on the same port each time."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=2**25)
-        self.port = self._server.sockets[0].getsockname()[1]
 
     async def kill(self) -> None:
         """Do as kill -9: refuse new connections, reset the open ones."""

@@ -17,8 +17,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from benchmarks.ports import free_port
 from tests.client.calls import text_of, tokens_of
-from tests.client.processes import complete, free_port, gateway, start
+from tests.client.processes import complete, gateway, start
 
 Command = Callable[[int], Sequence[str]]
 

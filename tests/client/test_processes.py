@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ports import free_port
 from tests.client.calls import text_of, tokens_of
-from tests.client.processes import ROOT, complete, foreground, free_port, gateway, gunicorn
+from tests.client.processes import ROOT, complete, foreground, gateway, gunicorn
 from tests.client.stub import Stub, stubs
 from tests.serving import eventually
 from utils.options import ClientAppOptions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+from benchmarks.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,9 +40,7 @@ class ServerProcess:
         loading = {"model_name_or_path": str(model), "torch_dtype": "float32", "device": "cpu"}
         path = directory / "config.json"
         path.write_text(json.dumps({"model_loading_config": loading, **config}))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = directory / "server.log"
         script = ROOT / "continuous_batching_server_app.py"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ports import free_port
 from utils.options import CONFIGS
 from utils.running import Directories, Running, find
 
@@ -55,15 +55,6 @@ def call(url: str, path: str, body: Any = None, *, method: str | None = None) ->
         connection.close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Different free ports."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @dataclass(frozen=True)
 class Done:
     """A finished run of `start_app.py`."""
@@ -78,7 +69,7 @@ class Stack:
     """Services under one run directory, on ports of their own."""
 
     directory: Path
-    ports: list[int] = field(default_factory=lambda: free_ports(3))
+    ports: list[int] = field(default_factory=lambda: [free_port() for _ in range(3)])
 
     @property
     def gateway(self) -> str:

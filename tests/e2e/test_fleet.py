@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.processes import family, neighbouring_ports
+from benchmarks.ports import neighbouring_ports
+from benchmarks.processes import family
 from tests.checkpoints import tiny_llama
 from tests.e2e.stack import ROOT, Answer, Done, call
 from utils.running import Directories, Running, find
@@ -110,6 +111,7 @@ class Load:
             assert self._fleet.ask(model, stream) == self.expected[model]
             self.slowest = max(self.slowest, time.monotonic() - begin)
             self.asked += 1
+            self._ending.wait(0.05)  # the cores are for the server that starts, too
 
     def __enter__(self) -> Load:
         self._pool = ThreadPoolExecutor(CLIENTS * len(MODELS))

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import MODEL, MODEL_DIRECTORY, ROOT, Stack, call, free_ports
+from benchmarks.ports import free_port
+from tests.e2e.stack import MODEL, MODEL_DIRECTORY, ROOT, Stack, call
 from utils.config import read_file
 from utils.options import CONFIGS
 from utils.process import processes, wait_until
@@ -140,7 +141,7 @@ def test_a_server_joins_a_gateway_that_does_not_list_it(empty_stack: Stack) -> N
     ],
 )
 def test_an_app_runs_in_the_foreground_until_ctrl_c(script: str, ready: str) -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     command = [sys.executable, str(ROOT / script), "--port", str(port)]
     with subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_port
 from utils.launch import start_services
 from utils.manage import stop_services
 from utils.options import CONFIGS, ClientAppOptions
@@ -18,13 +18,6 @@ from utils.services import Service
 GUNICORN_CONFIG = CONFIGS / "gunicorn_config.py"
 
 Fake = Callable[..., Service]
-
-
-def free_port() -> int:
-    """A free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

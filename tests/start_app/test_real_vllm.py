@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 import start_app
-from benchmarks.processes import neighbouring_ports
+from benchmarks.ports import neighbouring_ports
 from client.config import GatewayConfig
 from tests.e2e.stack import MODEL_DIRECTORY, call
 from utils.config import load_config

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import start_app
+from benchmarks.ports import free_port
 from tests.start_app import fake_vllm
-from tests.start_app.conftest import free_port
 from utils.process import processes, wait_until
 from utils.readiness import get_json, health_of
 from utils.running import Directories, Running, find

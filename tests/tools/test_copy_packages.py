@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_port
 from tools.copy_packages import main, rewritten
 
 OWN = "raise RuntimeError('the project has a utils and a client of its own')\n"
@@ -28,9 +28,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_a_server_answers_from_another_project(project: Path, tiny_model: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     config = {
         "model_loading_config": {
             "model_name_or_path": str(tiny_model),

@@ -24,7 +24,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.client.processes import ROOT, free_port, gateway
+from benchmarks.ports import free_port
+from tests.client.processes import ROOT, gateway
 
 VLLM, LLAMA_SERVER = (os.environ.get(name, "") for name in ("VLLM", "LLAMA_SERVER"))
 PATIENCE = 240
