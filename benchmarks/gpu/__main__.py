@@ -19,84 +19,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.report import Result, pool, table
+from benchmarks.gpu.stages import ENGINES, EXTRA, PLAIN, Stage, stages
 from benchmarks.gpu.versions import versions
-from benchmarks.gpu.workloads import peak_blocks, workload
 from utils.commands import with_interpreter
 
-PLAIN = ["W1", "W2", "W3", "W4"]
-SAMPLED = ["TOPP", "OPTIONS"]
-LONG = ["L1", "L2", "H1", "P1"]
-SERVED = ["AT4", "AT12", "AT20", "AT28"]
-OTHERS = ["W1", "W2", "S1"]
-"""Of shapes that nothing was tuned for."""
-EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "STREAM", "S1", *LONG, *SERVED, "TESTS"]
-ENGINES = {"own": "own", "over_http": "own", "peer_vllm": "vllm", "peer_transformers": "transformers"}
-"""Which engine each module of this package measures; ``served`` measures the one that its flag says."""
 TESTS_SECONDS = 200
 REST_SECONDS = 2.0
 """Between two engines: the processes of the first let go of the GPU's memory some time after they end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """One process of one engine.
-
-    Attributes:
-        module: in this package.
-        workloads: what it runs.
-        start: seconds, about, until it begins to measure.
-        repeat: seconds, about, that all its workloads take once.
-        label: tells it from other stages of the engine.
-        flags: of its command line.
-    """
-
-    module: str
-    workloads: list[str]
-    start: int
-    repeat: int
-    label: str = ""
-    flags: dict[str, int | str] = field(default_factory=dict)
-
-    @property
-    def engine(self) -> str:
-        """What is measured."""
-        return str(self.flags.get("engine") or ENGINES[self.module])
-
-
-def stages(shape: str, engines: Collection[str]) -> list[Stage]:
-    """What there is to measure of `engines` on a shape, the bars' own figures and their peers' first."""
-    if shape not in ("1b", "8b"):
-        return [
-            stage
-            for stage in (Stage("own", OTHERS, 90, 90), Stage("peer_vllm", OTHERS, 120, 90))
-            if stage.engine in engines
-        ]
-    large = shape == "8b"
-    own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
-    found = [
-        Stage("own", own, *((60, 75) if large else (45, 15)), flags={"host_blocks": 1000}),
-        Stage("peer_vllm", [*PLAIN, *SAMPLED], *((100, 65) if large else (100, 30))),
-    ]
-    if large:
-        blocks = peak_blocks(workload("FULL"), 16) // 4
-        found.append(Stage("own", ["FULL"], 30, 30, "-full", {"blocks": blocks, "host_blocks": 4000}))
-        found.append(Stage("peer_vllm", ["FULL"], 90, 40, "-full", {"blocks": blocks}))
-        found.append(Stage("own", LONG, 60, 60, "-long", {"long": 1}))
-        found.append(Stage("peer_vllm", LONG, 100, 70, "-long", {"long": 1}))
-        for engine, start in (("own", 45), ("vllm", 90)):
-            flags: dict[str, int | str] = {"engine": engine, "seconds": 250}  # of which 4 a second make 1,000
-            found.append(Stage("served", SERVED, start, 430, f"-{engine}", flags))
-    found.append(Stage("peer_transformers", PLAIN, *((40, 90) if large else (30, 45))))
-    if not large:
-        found.append(Stage("over_http", ["HTTP", "STREAM"], 45, 20))
-    return [stage for stage in found if stage.engine in engines]
 
 
 def environment(site: Path | None) -> dict[str, str]:
@@ -110,9 +44,9 @@ def measure(
     stage: Stage, shape: str, turn: int, arguments: argparse.Namespace, limit: float
 ) -> Result | None:
     """Run a stage for at most `limit` seconds; returns what it wrote, also where it failed half-way."""
-    names, out = _names(stage, arguments), _file(stage, shape, turn, arguments)
+    asked, out = stage.asked or ",".join(_names(stage, arguments)), _file(stage, shape, turn, arguments)
     out.unlink(missing_ok=True)
-    command = [sys.executable, "-m", f"benchmarks.gpu.{stage.module}", shape, ",".join(names), str(out)]
+    command = [sys.executable, "-m", f"benchmarks.gpu.{stage.module}", shape, asked, str(out)]
     for flag, value in {"repeats": arguments.repeats, **stage.flags}.items():
         command += [f"--{flag.replace('_', '-')}", str(value)]
     begin = time.monotonic()
@@ -131,7 +65,7 @@ def finished(stage: Stage, shape: str, turn: int, arguments: argparse.Namespace)
     if found is None:
         return None
     swap = ["SWAP"] if "swap" in found else []
-    measured = {*found["workloads"], *found.get("served", ()), *swap}
+    measured = {*found.get("workloads", ()), *found.get("served", ()), *found.get("finished", ()), *swap}
     return found if measured.issuperset(_names(stage, arguments)) else None
 
 

@@ -108,7 +108,7 @@ def force_output(head: Eagle3Head, rate: float) -> None:
 
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
-    measure(options_of(__doc__, "tokens that the head guesses from", None), load, force_head)
+    measure(options_of(__doc__, "tokens that the head guesses from", None), load, force_head, "HEAD")
 
 
 if __name__ == "__main__":

@@ -101,10 +101,10 @@ def compare(llm: LLM, force: Force, rate: float, rows: int, options: argparse.Na
         if turn >= 0:
             turns["plain"].append(plain)
             turns["drafts"].append(drafts)
-    plain_ms, drafts_ms = (statistics.median(turn["ms"] for turn in turns[kind]) for kind in turns)
+    plain_ms, ms = (statistics.median(turn["ms"] for turn in turns[kind]) for kind in turns)
     return {
-        "rate": rate, "rows": rows, "plain_ms": plain_ms, "drafts_ms": drafts_ms,
-        "speedup": plain_ms / drafts_ms, "by_formula": by_formula(speculator, rate, rows, options.drafted),
+        "rate": rate, "rows": rows, "plain_ms": plain_ms, "ms": ms, "speedup": plain_ms / ms,
+        "by_formula": by_formula(speculator, rate, rows, options.drafted),
         "draft_ms": 1e3 * speculator.draft_cost.seconds(rows, options.drafted),
         "equal": equal, "turns": turns,
     }  # fmt: skip
@@ -136,37 +136,39 @@ def options_of(about: str | None, drafts: str, known: Collection[str] | None) ->
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
     options = options_of(__doc__, "shape of the draft model", SHAPES)
-    measure(options, load, force_drafts)
+    measure(options, load, force_drafts, "MODEL")
 
 
-def measure(options: argparse.Namespace, load_engine: Load, force: Force) -> None:
+def measure(options: argparse.Namespace, load_engine: Load, force: Force, workload: str) -> None:
     """Every case, in a line and in the file.
 
     Args:
         load_engine: as `load`.
         force: lets what drafts be right with a rate.
+        workload: its name in reports.
     """
     compiled = speculation.watch_compiler()
     llm = load_engine(options.shape, options.draft, options.models, max(options.rows), options.drafted)
     compiled.clear()
     result: dict[str, Any] = {
-        "versions": versions(), "shape": options.shape, "draft": options.draft, "cases": [],
+        "versions": versions(), "engine": "own", "shape": options.shape, "draft": options.draft, "cases": [],
         "compiled_while_serving": compiled,
     }  # fmt: skip
     for rows in options.rows:
         for rate in options.rates:
             case = compare(llm, force, rate, rows, options)
-            result["cases"].append(case)
+            result["cases"].append({"name": f"{workload} {rate}, {rows} rows", **case})
             options.out.write_text(json.dumps(result, indent=1) + "\n")
             drafted, accepted = (
                 sum(turn[kind] for turn in case["turns"]["drafts"]) for kind in ("drafted", "accepted")
             )
             print(
-                f"rate {rate:.1f} {rows:3} rows  {case['plain_ms']:7.3f} ms  drafts {case['drafts_ms']:7.3f} "
+                f"rate {rate:.1f} {rows:3} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} "
                 f"{case['speedup']:5.2f} ×  by formula {case['by_formula']['ms']:7.3f} ms  "
                 f"{accepted} of {drafted} accepted  equal {case['equal']}  compiled {len(compiled)}",
                 flush=True,
             )
+    options.out.write_text(json.dumps(result | {"finished": [workload]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

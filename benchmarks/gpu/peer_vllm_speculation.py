@@ -1,7 +1,7 @@
 """vLLM's drafts by n-grams, on the forced texts of `benchmarks.gpu.speculation`:
 
-    .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json
-    .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE OUT.json --drafted 0
+    .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE TEXTS OUT.json
+    .venv/bin/python -m benchmarks.gpu.peer_vllm_speculation SHAPE TEXTS OUT.json --drafted 0
 
 An engine drafts, or with 0 it does not: both are measured apart. Figures are milliseconds for a token of
 each row. Greedy answers must be the forced text.
@@ -25,7 +25,7 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu import peer_vllm, speculation
 from benchmarks.machine import today
 
-GREEDY = ("repeats", "new")
+GREEDY = {"repeats", "new"}
 """Texts that are compared token by token."""
 
 
@@ -84,6 +84,7 @@ def measure(llm: Any, text: str, rows: int, options: argparse.Namespace) -> dict
             as_forced &= tokens == [follow[token] for token in [prompt[-1], *tokens[:-1]]]
     found = times[1:]
     return {
+        "name": speculation.case_name(text, rows),
         "text": text,
         "rows": rows,
         "ms": statistics.median(found),
@@ -94,18 +95,20 @@ def measure(llm: Any, text: str, rows: int, options: argparse.Namespace) -> dict
 
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
-    options = speculation.parse(__doc__)
+    options = speculation.parse(__doc__, GREEDY)
     llm = load(options.shape, options.models, options.drafted)
     import vllm
 
-    about = {"date": today(), "engine": f"vllm {vllm.__version__}", "drafted": options.drafted}
+    about = {"date": today(), "drafted": options.drafted}
+    about["engine"] = f"vllm {vllm.__version__}" + ("" if options.drafted else ", no drafts")
     result: dict[str, Any] = {**about, "shape": options.shape, "cases": []}
     for rows in options.rows:
-        for text in GREEDY:
+        for text in options.texts:
             case = measure(llm, text, rows, options)
             result["cases"].append(case)
             options.out.write_text(json.dumps(result, indent=1) + "\n")
             print(f"{text:8} {rows:3} rows  {case['ms']:8.3f} ms  as forced {case['as_forced']}", flush=True)
+    options.out.write_text(json.dumps(result | {"finished": ["LOOKUP"]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,10 @@ UNITS = {
     "requests_per_second": ("req/s", 2),
 }
 
+CASE_FIGURES = {"ms", "plain_ms", "speedup"}
+CASE_CHECKS = {"equal", "as_forced"}
+"""What a case of drafts has: figures, and what must be so in each of its runs."""
+
 Result = dict[str, Any]
 """What one process of one engine wrote."""
 
@@ -24,8 +28,8 @@ def pool(rounds: Sequence[Result]) -> Result:
     pooled = {**rounds[-1], "workloads": {}}
     if "start_seconds" in pooled:
         pooled["start_seconds"] = statistics.median(result["start_seconds"] for result in rounds)
-    for name in dict.fromkeys(name for result in rounds for name in result["workloads"]):
-        runs = [result["workloads"][name] for result in rounds if name in result["workloads"]]
+    for name in dict.fromkeys(name for result in rounds for name in result.get("workloads", ())):
+        runs = [result["workloads"][name] for result in rounds if name in result.get("workloads", ())]
         seconds = [time for run in runs for time in run["seconds"]]
         median = statistics.median(seconds)
         figure: Result = {"seconds": seconds, **figures(name, workload(name), median)}
@@ -40,6 +44,19 @@ def pool(rounds: Sequence[Result]) -> Result:
     if served:
         names = dict.fromkeys(name for one in served for name in one)
         pooled["served"] = {name: _medians([one[name] for one in served if name in one]) for name in names}
+    if "cases" in pooled:
+        pooled["cases"] = _pool_cases([case for result in rounds for case in result.get("cases", ())])
+    return pooled
+
+
+def _pool_cases(cases: Sequence[Result]) -> list[Result]:
+    """Of drafts: each case once, with the medians of its figures."""
+    pooled = []
+    for name in dict.fromkeys(case["name"] for case in cases):
+        same = [case for case in cases if case["name"] == name]
+        medians = {key: statistics.median(case[key] for case in same) for key in CASE_FIGURES & set(same[0])}
+        held = {key: all(case[key] for case in same) for key in CASE_CHECKS & set(same[0])}
+        pooled.append({**same[-1], **medians, **held})
     return pooled
 
 
@@ -79,7 +96,20 @@ def table(results: Sequence[Result]) -> str:
             if figure["failed"]:
                 remark += f", {figure['failed']:.0f} of {figure['requests']:.0f} failed"
             add(result, name, f"{_percentiles(figure)}, ms", remark)
+        for case in result.get("cases", ()):
+            add(result, case["name"], f"{case['ms']:.3f} ms/token", _about_drafts(case))
     return "\n".join(lines)
+
+
+def _about_drafts(case: Result) -> str:
+    """How a case compares with none, and with what the formula says; what went wrong."""
+    parts = []
+    if "speedup" in case:
+        parts.append(f"{case['speedup']:.2f} × without drafts")
+    if "by_formula" in case:
+        parts.append(f"{case['by_formula']['ms'] / case['ms']:.2f} × by formula")
+    parts += [f"not {check.replace('_', ' ')}" for check in sorted(CASE_CHECKS) if not case.get(check, True)]
+    return ", ".join(parts)
 
 
 def _percentiles(figure: Result) -> str:

@@ -1,4 +1,4 @@
-"""What drafts by prompt lookup give: ``.venv/bin/python -m benchmarks.gpu.speculation SHAPE OUT.json``.
+"""What drafts by prompt lookup give: ``.venv/bin/python -m benchmarks.gpu.speculation SHAPE TEXTS OUT.json``.
 
 The weights are random, so the texts are forced: the embedding of each token is much larger than what the
 layers add to it, and the output layer scores highest the one token that is to follow. All layers are
@@ -81,6 +81,11 @@ def prompts(text: str, rows: int, vocab: int) -> list[list[int]]:
     return made
 
 
+def case_name(text: str, rows: int) -> str:
+    """Of a case in reports."""
+    return f"LOOKUP {text}, {rows} rows"
+
+
 def answer(llm: Any, text: str, asked: list[list[int]], new_tokens: int, drafted: int) -> dict[str, Any]:
     """Milliseconds for a token of each row, and what came of the drafts."""
     config = GenerationConfig(
@@ -123,9 +128,10 @@ def compare(llm: Any, text: str, rows: int, options: argparse.Namespace, vocab: 
         plain["ms"] / drafts["ms"] for plain, drafts in zip(turns["plain"], turns["drafts"], strict=True)
     ]
     return {
-        "text": text, "rows": rows, "speedup": statistics.median(ratios), "ratios": ratios,
+        "name": case_name(text, rows), "text": text, "rows": rows,
+        "speedup": statistics.median(ratios), "ratios": ratios,
         "plain_ms": statistics.median(turn["ms"] for turn in turns["plain"]),
-        "drafts_ms": statistics.median(turn["ms"] for turn in turns["drafts"]),
+        "ms": statistics.median(turn["ms"] for turn in turns["drafts"]),
         "equal": all(turn["equal"] for turn in turns["drafts"]),
         "as_forced": all(turn["as_forced"] for turn in turns["drafts"]),
         "turns": turns,
@@ -141,34 +147,39 @@ def watch_compiler() -> list[str]:
     return compiled
 
 
-def parse(about: str | None) -> argparse.Namespace:
-    """The options of a command that measures these texts; `about` is what it says of itself."""
+def parse(about: str | None, known: set[str]) -> argparse.Namespace:
+    """The options of a command that measures texts of `known`; `about` is what it says of itself."""
     parser = argparse.ArgumentParser(
         description=with_interpreter(about), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("texts", type=lambda names: names.split(","), help=f"of {', '.join(sorted(known))}")
     parser.add_argument("out", type=Path)
     parser.add_argument("--models", type=Path, default=Path("/tmp/models"))
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 256])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--drafted", type=int, default=15, help="tokens of a draft at most")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := set(options.texts) - known:
+        parser.error(f"unknown texts: {', '.join(sorted(unknown))}")
+    return options
 
 
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
-    options = parse(__doc__)
+    options = parse(__doc__, set(TEXTS))
     compiled, began = watch_compiler(), time.perf_counter()
     with mock.patch.object(own, "random_weights", forced_weights):
         llm = own.load(options.shape, options.models, beams=max(options.rows))
     result: dict[str, Any] = {
-        "date": today(), "versions": versions(), "gpu": torch.cuda.get_device_name(), "shape": options.shape,
+        "date": today(), "versions": versions(), "gpu": torch.cuda.get_device_name(),
+        "shape": options.shape, "engine": "own",
         "drafted_at_most": options.drafted, "start_seconds": time.perf_counter() - began, "cases": [],
     }  # fmt: skip
     compiled.clear()
     for rows in options.rows:
-        for text in TEXTS:
+        for text in options.texts:
             case = compare(llm, text, rows, options, SHAPES[options.shape].vocab)
             cost = llm.engine.scheduler.speculator.cost
             case["ms_by_tokens"] = [
@@ -181,11 +192,12 @@ def main() -> None:
             share = sum(turn["accepted"] for turn in case["turns"]["drafts"])
             share /= max(sum(turn["drafted"] for turn in case["turns"]["drafts"]), 1)
             print(
-                f"{text:8} {rows:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['drafts_ms']:7.3f} ms  "
+                f"{text:8} {rows:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} ms  "
                 f"{case['speedup']:5.2f} ×  {share:4.0%} accepted  equal {case['equal']}  "
                 f"as forced {case['as_forced']}  compiled {len(compiled)}",
                 flush=True,
             )
+    options.out.write_text(json.dumps(result | {"finished": ["LOOKUP"]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

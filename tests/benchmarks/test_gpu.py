@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.__main__ import ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, run_child, stages
+from benchmarks.gpu.__main__ import run_child
 from benchmarks.gpu.report import pool, table
+from benchmarks.gpu.stages import DRAFTS, ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, Stage, stages
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
 MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
@@ -24,14 +25,14 @@ MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
 def test_every_workload_is_run_and_known() -> None:
     every = [stage for shape in ("1b", "8b", "32b") for stage in stages(shape, ["own"])]
     assert {name for stage in every for name in stage.workloads} == MEASURED
-    for name in MEASURED - {"SWAP", *SERVED}:
+    for name in MEASURED - {"SWAP", *SERVED, *DRAFTS}:
         load = workload(name)
         assert len(load.prompts) == len(load.new_tokens)
         assert all(value > 0 for value in figures(name, load, 2.0).values())
 
 
 def test_engines_are_chosen_and_every_peer_runs_what_its_bars_ask_for() -> None:
-    for shape, extra in {"1b": set(), "8b": {"FULL", *LONG, *SERVED}}.items():
+    for shape, extra in {"1b": set(), "8b": {"FULL", *LONG, *SERVED, "LOOKUP"}}.items():
         chosen = stages(shape, ["vllm"])
         assert {stage.engine for stage in chosen} == {"vllm"}
         assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *SAMPLED, *extra}
@@ -96,11 +97,37 @@ def test_the_table_has_a_line_for_every_figure() -> None:
     ]
 
 
+def test_cases_of_drafts_are_pooled_and_told() -> None:
+    def run(ms: float, equal: bool = True, *more: dict[str, Any]) -> dict[str, Any]:
+        case = {"name": "HEAD 0.8, 16 rows", "ms": ms, "plain_ms": 5.0, "speedup": 5.0 / ms, "equal": equal}
+        case |= {"by_formula": {"ms": 2.0, "drafted": 6}}
+        return {"shape": "8b", "engine": "own", "cases": [case, *more]}
+
+    other = {"name": "HEAD 0.0, 1 rows", "ms": 4.0, "plain_ms": 4.0, "speedup": 1.0, "equal": True}
+    pooled = pool([run(2.5), run(10.0, False, other), run(2.0)])
+    bad = "2.00 × without drafts, 0.80 × by formula, not equal"
+    assert table([pooled]).splitlines()[2:] == [
+        f"| 8b | HEAD 0.8, 16 rows | own | 2.500 ms/token | {bad} |",
+        "| 8b | HEAD 0.0, 1 rows | own | 4.000 ms/token | 1.00 × without drafts |",
+    ]
+
+
+def test_what_measures_drafts_is_run_again_where_it_did_not_finish(tmp_path: Path) -> None:
+    (stage,) = [stage for stage in stages("8b", ["own"]) if stage.workloads == ["HEAD"]]
+    arguments = argparse.Namespace(out=tmp_path, workloads=["HEAD"])
+    written = {"shape": "8b", "engine": "own", "cases": []}
+    file = tmp_path / "draft_head-8b-1.json"
+    file.write_text(json.dumps(written))
+    assert command.finished(stage, "8b", 1, arguments) is None
+    file.write_text(json.dumps(written | {"finished": ["HEAD"]}))
+    assert command.finished(stage, "8b", 1, arguments) == written | {"finished": ["HEAD"]}
+
+
 def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Round after round; one that fails in a round is there with its other rounds."""
     turns: list[tuple[str, int]] = []
 
-    def measure(stage: command.Stage, shape: str, turn: int, *_: Any) -> dict[str, Any] | None:
+    def measure(stage: Stage, shape: str, turn: int, *_: Any) -> dict[str, Any] | None:
         turns.append((stage.module, turn))
         seconds = {"W2": {"seconds": [0.512 * turn], "ms_per_token": 1.0}}
         result = {"shape": shape, "engine": stage.module, "workloads": seconds}
@@ -122,7 +149,7 @@ def test_a_call_goes_on_where_another_one_ended(tmp_path: Path, monkeypatch: pyt
     """Stages that came to their end are read; those that lack a workload are measured."""
     measured: list[tuple[str, int]] = []
 
-    def measure(stage: command.Stage, shape: str, turn: int, *_: Any) -> dict[str, Any]:
+    def measure(stage: Stage, shape: str, turn: int, *_: Any) -> dict[str, Any]:
         measured.append((stage.module, turn))
         return result(stage.module, "W2", "W3")
 

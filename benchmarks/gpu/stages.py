@@ -1,0 +1,94 @@
+"""What `python -m benchmarks.gpu` measures: every process of every engine, with its workloads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from benchmarks.gpu.workloads import peak_blocks, workload
+
+PLAIN = ["W1", "W2", "W3", "W4"]
+SAMPLED = ["TOPP", "OPTIONS"]
+LONG = ["L1", "L2", "H1", "P1"]
+SERVED = ["AT4", "AT12", "AT20", "AT28"]
+DRAFTS = ["LOOKUP", "HEAD", "MODEL"]
+"""Tokens are drafted by prompt lookup, by an EAGLE-3 head, by a small model."""
+OTHERS = ["W1", "W2", "S1"]
+"""Of shapes that nothing was tuned for."""
+EXTRA = [*SAMPLED, "SWAP", "BEAM", "FULL", "HTTP", "STREAM", "S1", *LONG, *SERVED, *DRAFTS, "TESTS"]
+ENGINES = {
+    **dict.fromkeys(("own", "over_http", "speculation", "draft_head", "draft_model"), "own"),
+    **dict.fromkeys(("peer_vllm", "peer_vllm_speculation"), "vllm"),
+    "peer_transformers": "transformers",
+}
+"""Which engine each module of this package measures; ``served`` measures the one that its flag says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One process of one engine.
+
+    Attributes:
+        module: in this package.
+        workloads: what it runs.
+        start: seconds, about, until it begins to measure.
+        repeat: seconds, about, that all its workloads take once.
+        label: tells it from other stages of the engine.
+        flags: of its command line.
+        asked: what its command is told to measure, where that is not the names of workloads.
+    """
+
+    module: str
+    workloads: list[str]
+    start: int
+    repeat: int
+    label: str = ""
+    flags: dict[str, int | str] = field(default_factory=dict)
+    asked: str = ""
+
+    @property
+    def engine(self) -> str:
+        """What is measured."""
+        return str(self.flags.get("engine") or ENGINES[self.module])
+
+
+def stages(shape: str, engines: Collection[str]) -> list[Stage]:
+    """What there is to measure of `engines` on a shape, the bars' own figures and their peers' first."""
+    if shape not in ("1b", "8b"):
+        return [
+            stage
+            for stage in (Stage("own", OTHERS, 90, 90), Stage("peer_vllm", OTHERS, 120, 90))
+            if stage.engine in engines
+        ]
+    large = shape == "8b"
+    own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
+    found = [
+        Stage("own", own, *((60, 75) if large else (45, 15)), flags={"host_blocks": 1000}),
+        Stage("peer_vllm", [*PLAIN, *SAMPLED], *((100, 65) if large else (100, 30))),
+    ]
+    if large:
+        blocks = peak_blocks(workload("FULL"), 16) // 4
+        found.append(Stage("own", ["FULL"], 30, 30, "-full", {"blocks": blocks, "host_blocks": 4000}))
+        found.append(Stage("peer_vllm", ["FULL"], 90, 40, "-full", {"blocks": blocks}))
+        found.append(Stage("own", LONG, 60, 60, "-long", {"long": 1}))
+        found.append(Stage("peer_vllm", LONG, 100, 70, "-long", {"long": 1}))
+        for engine, start in (("own", 45), ("vllm", 90)):
+            flags: dict[str, int | str] = {"engine": engine, "seconds": 250}  # of which 4 a second make 1,000
+            found.append(Stage("served", SERVED, start, 430, f"-{engine}", flags))
+        found += _with_drafts()
+    found.append(Stage("peer_transformers", PLAIN, *((40, 90) if large else (30, 45))))
+    if not large:
+        found.append(Stage("over_http", ["HTTP", "STREAM"], 45, 20))
+    return [stage for stage in found if stage.engine in engines]
+
+
+def _with_drafts() -> list[Stage]:
+    """Each command compares with and without by turns, but vLLM's, which runs one of both."""
+    turns: dict[str, int | str] = {"repeats": 2, "tokens": 500}
+    return [
+        Stage("speculation", ["LOOKUP"], 60, 60, flags={"repeats": 3}, asked="repeats,new,noise"),
+        Stage("peer_vllm_speculation", ["LOOKUP"], 110, 40, "-drafts", asked="repeats,new"),
+        Stage("peer_vllm_speculation", ["LOOKUP"], 110, 40, "-plain", {"drafted": 0}, "repeats,new"),
+        Stage("draft_head", ["HEAD"], 60, 150, flags=turns, asked="32000"),
+        Stage("draft_model", ["MODEL"], 70, 150, flags=turns, asked="1b"),
+    ]
