@@ -39,7 +39,7 @@ def serving(app: Any) -> Iterator[str]:
             raise RuntimeError("the test server did not stop")
 
 
-async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     """Return once `condition` holds; TimeoutError where it does not within `seconds`."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # what is waited for lives in another thread

@@ -28,8 +28,8 @@ async def nothing_leaks(client: GatewayClient, concurrency: int = 1) -> AsyncIte
     await eventually(lambda: not client.leaks())
     # a pooled connection has two ends, and a task at the stub's
     pooled = 2 * (concurrency + 1) * len(list(client.gateway.registry))
-    await eventually(lambda: open_sockets() <= sockets + pooled, 10)
-    await eventually(lambda: len(asyncio.all_tasks()) <= tasks + pooled, 10)
+    await eventually(lambda: open_sockets() <= sockets + pooled)
+    await eventually(lambda: len(asyncio.all_tasks()) <= tasks + pooled)
 
 
 def open_sockets() -> int:

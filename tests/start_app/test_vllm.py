@@ -109,7 +109,7 @@ def test_a_stop_lets_its_requests_finish(start: Start, directories: Directories)
 def test_one_that_dies_starts_again_and_leaves_nothing_behind(start: Start, directories: Directories) -> None:
     assert start(free_port()) == 0
     service = running(directories)
-    assert wait_until(lambda: "takes requests" in service.log.read_text(), 10)
+    assert wait_until(lambda: "takes requests" in service.log.read_text(), 30)
     with pytest.raises(OSError):
         get_json(service.url, "/die")
     assert wait_until(lambda: health_of(service).ready, 20)
@@ -122,7 +122,7 @@ def test_it_does_not_outlive_its_keeper(start: Start, directories: Directories) 
     assert start(free_port()) == 0
     service = running(directories)
     os.kill(service.pid, signal.SIGKILL)
-    assert wait_until(lambda: group(service) == [], 10)
+    assert wait_until(lambda: group(service) == [], 30)
 
 
 def test_a_start_that_fails_shows_what_vllm_said(

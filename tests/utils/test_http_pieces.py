@@ -83,7 +83,7 @@ async def test_requests_and_connections_leave_nothing_to_the_garbage_collector(p
 async def test_an_answer_without_chunks_goes_through_send(port: int) -> None:
     async with connected(port) as (reader, writer):
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = await reader.read()
     assert answer.endswith(b"\r\n\r\npiece 0\npiece 1\npiece 2\nend")
     assert taken == [False] * 4
