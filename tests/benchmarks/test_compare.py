@@ -31,7 +31,7 @@ def test_compare_further_endpoints(
     """Two servers of which one is slower, through the whole program."""
     slow = FakeService(service.tokenizer)
     slow.model_max_length = 4096
-    slow.seconds_per_token, service.seconds_per_token = 0.004, 0.001
+    slow.seconds_per_token, service.seconds_per_token = 0.012, 0.001
     report, trace = tmp_path / "report.html", tmp_path / "trace.csv"
     rows = [f"{i},20,{3 + i % 5}" for i in range(8)]
     trace.write_text("\n".join(["Timestamp,Request tokens,Response tokens", *rows, "9,20,0"]))
