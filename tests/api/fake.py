@@ -95,7 +95,7 @@ class FakeService:
             version="0",
             uptime_seconds=1.0,
             problem=self.problem,
-            load=ServerLoad(pending_tokens=self.pending_tokens),
+            load=ServerLoad(pending_tokens=self.pending_tokens, running=len(self.live)),
             capacity=ServerCapacity(
                 max_beams=8, max_waiting=self.max_waiting, model_max_length=self.model_max_length
             ),

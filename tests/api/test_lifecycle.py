@@ -19,6 +19,8 @@ from tests.api.fake import FakeService
 from tests.serving import eventually, serving
 
 BODY = {"model": "fake", "prompt": "Hi"}
+LONG = {"prompt": [5], "model": "fake", "generation_config": {"max_new_tokens": 100}}
+"""Takes three seconds of `SERVER`."""
 
 
 class Announcements:
@@ -139,18 +141,18 @@ async def test_signal_drains(tokenizer: Tokenizer, unused_tcp_port: int, number:
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
             await _until_ready(http, process)
-            running = asyncio.create_task(http.post("/completion/v2", json=BODY))
-            await asyncio.sleep(0.2)  # 32 tokens take a second
+            running = asyncio.create_task(http.post("/completion/v2", json=LONG))
+            await _until_running(http, 1)
             process.send_signal(number)
-            await asyncio.sleep(0.1)
+            await _until_draining(http)
             async with http.post("/completion/v2", json=BODY) as response:
                 assert response.status == 503
                 assert (await response.json())["error"]["code"] == "draining"
             assert await status(http, "/ready") == 503
             async with await running as response:
                 assert response.status == 200
-                assert (await response.json())["usage"]["completion_tokens"] == 32
-        assert await asyncio.to_thread(process.wait, 10) in (0, -number)
+                assert (await response.json())["usage"]["completion_tokens"] == 100
+        assert await asyncio.to_thread(process.wait, 30) in (0, -number)
     finally:
         process.kill()
         process.wait()
@@ -162,20 +164,36 @@ async def test_second_signal_ends_the_wait(tokenizer: Tokenizer, unused_tcp_port
     try:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
             await _until_ready(http, process)
-            long = {"prompt": [5], "model": "fake", "generation_config": {"max_new_tokens": 200}}
-            running = [asyncio.create_task(http.post("/completion/v2", json=long)) for _ in range(2)]
-            await asyncio.sleep(0.2)
+            running = [asyncio.create_task(http.post("/completion/v2", json=LONG)) for _ in range(2)]
+            await _until_running(http, 2)
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.1)
-            assert process.poll() is None
+            await _until_draining(http)
             process.send_signal(signal.SIGTERM)
             for task in running:
                 async with await task as response:
                     assert response.status == 503
-        assert await asyncio.to_thread(process.wait, 10) in (0, -signal.SIGTERM)
+        assert await asyncio.to_thread(process.wait, 30) in (0, -signal.SIGTERM)
     finally:
         process.kill()
         process.wait()
+
+
+async def _until_running(http: aiohttp.ClientSession, requests: int) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            async with http.get("/status") as response:
+                if (await response.json())["load"]["running"] == requests:
+                    return
+            await asyncio.sleep(0.02)
+
+
+async def _until_draining(http: aiohttp.ClientSession) -> None:
+    async with asyncio.timeout(30):
+        while True:
+            async with http.get("/ready") as response:
+                if response.status == 503:
+                    return
+            await asyncio.sleep(0.02)
 
 
 async def _until_ready(http: aiohttp.ClientSession, process: subprocess.Popen[bytes]) -> None:
