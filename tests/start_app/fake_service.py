@@ -29,6 +29,7 @@ def create_app() -> FastAPI:
         with exit_on_config_error():
             raise ConfigError("client_config.json:3: unknown key 'heartbeat'")
     started = time.monotonic()
+    slow_requests = 0
 
     def state() -> str:
         if mode == "failing":
@@ -49,10 +50,12 @@ def create_app() -> FastAPI:
 
     @app.get(routes.STATUS)
     async def status() -> dict[str, object]:
-        return {"state": state(), "debug": options.debug, "port": options.port}
+        return {"state": state(), "debug": options.debug, "port": options.port, "slow": slow_requests}
 
     @app.get("/slow")
     async def slow() -> str:
+        nonlocal slow_requests
+        slow_requests += 1
         await asyncio.sleep(1.5)
         return "done"
 

@@ -19,14 +19,19 @@ READY_AT = time.monotonic() + LOAD_SECONDS
 
 
 class Handler(BaseHTTPRequestHandler):
+    slow = 0
+
     def do_GET(self) -> None:
         if self.path == "/die":
             subprocess.Popen(["sleep", "600"])  # what an engine leaves behind
             os._exit(7)
         if self.path == "/slow":
+            Handler.slow += 1
             time.sleep(1.5)
         loading = self.path == "/health" and time.monotonic() < READY_AT
-        body = json.dumps({"argv": sys.argv[1:], "environment": dict(os.environ)}).encode()
+        body = json.dumps(
+            {"argv": sys.argv[1:], "environment": dict(os.environ), "slow": Handler.slow}
+        ).encode()
         self.send_response(503 if loading else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tests.start_app.conftest import Fake, start_all
 from utils import process
 from utils.commands import ROOT
 from utils.manage import report_status, stop_services
-from utils.process import PidFile, processes
+from utils.process import PidFile, processes, wait_until
 from utils.readiness import get_json
 from utils.running import Directories, Running, ServiceError, find, stop
 from utils.services import Service, start
@@ -44,6 +43,7 @@ def test_options_reach_the_worker_and_inherited_ones_do_not(
         "state": "ready",
         "debug": True,
         "port": service.options.port,
+        "slow": 0,
     }
 
 
@@ -70,7 +70,7 @@ def test_stop_lets_requests_in_flight_finish(fake: Fake, directories: Directorie
     answers: list[object] = []
     caller = threading.Thread(target=lambda: answers.append(get_json(service.url, "/slow")))
     caller.start()
-    time.sleep(0.3)
+    assert wait_until(lambda: get_json(service.url, "/status")[1]["slow"] == 1, 30)
     assert stop(find(directories)) == []
     caller.join()
     assert answers == [(200, "done")]

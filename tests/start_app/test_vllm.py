@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +99,7 @@ def test_a_stop_lets_its_requests_finish(start: Start, directories: Directories)
     answers: list[int] = []
     caller = threading.Thread(target=lambda: answers.append(get_json(service.url, "/slow")[0]))
     caller.start()
-    time.sleep(0.3)
+    assert wait_until(lambda: get_json(service.url, "/anything")[1]["slow"] == 1, 30)
     assert start_app.main(["--stop", "--run_dir", str(directories.run)]) == 0
     caller.join()
     assert answers == [200]

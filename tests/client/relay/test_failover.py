@@ -223,7 +223,7 @@ async def test_a_stream_that_no_server_can_continue_ends_with_an_error_event(
     server = Stub(seconds_per_token=0.01)
     async with stubs(server), make_gateway([server], stream_wait_seconds=0.3) as client:
         stream = asyncio.create_task(client.stream("story", 100))
-        await asyncio.sleep(0.2)
+        await eventually(lambda: client.gateway.metrics.tokens > 2)
         await server.kill()
         assert b"\n\nevent: error\ndata: {" in await stream
 

@@ -48,8 +48,7 @@ async def test_a_stream_that_no_server_can_continue_ends_with_an_error(make_gate
             update={"stream_wait_seconds": 0.2}
         )
         stream = asyncio.create_task(client.stream(tokens=60))
-        await eventually(lambda: first.live == 1)
-        await asyncio.sleep(0.2)
+        await eventually(lambda: client.gateway.metrics.tokens > 2)
         await first.kill()
         events = (await stream).split(b"\n\n")
         assert events[-2].startswith(b"event: error\n") and not other.calls
