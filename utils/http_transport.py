@@ -25,7 +25,7 @@ class JoiningTransport:
         closes: called to close in a way of its own; returns whether it did.
     """
 
-    __slots__ = ("_call_soon", "_closes", "_head", "_stall", "_transport", "_write")
+    __slots__ = ("_call_soon", "_closes", "_head", "_stall", "_transport", "_write", "is_closing")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class JoiningTransport:
         self._transport = transport
         self._closes = closes
         self._write = transport.write
+        self.is_closing = transport.is_closing  # asked several times a request: `__getattr__` is slow
         self._call_soon = loop.call_soon
         self._stall = StallTimer(transport, loop)
         self._head: bytes | None = None
@@ -71,7 +72,7 @@ class JoiningTransport:
         """Whether more bytes wait for the client than allowed."""
         if watch:
             self._stall.start()
-        elif not self._transport.is_closing():
+        elif not self.is_closing():
             self._stall.stop()
 
     def gone(self) -> None:

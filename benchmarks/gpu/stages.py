@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.gpu` measures: every process of every engine, with its workloads."""
+"""What the command of this package measures: every process of every engine, with its workloads."""
 
 from __future__ import annotations
 
