@@ -1,7 +1,7 @@
 """Unused ports for processes that are started to be measured or tested.
 
-They lie below those that Linux gives to outgoing connections, and none is given twice: between its choice and
-the start of the service on it, nobody takes a port by chance.
+They lie below Linux's ephemeral port range, and a process never hands one out twice, so that no outgoing
+connection can take a port before the service binds it.
 """
 
 from __future__ import annotations

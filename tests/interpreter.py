@@ -4,8 +4,8 @@ It puts its own functions in the place of `triton.language`'s when a kernel is l
 call of a function within it, which takes up to half of its time. Once a launch is enough: they are taken away
 at its end.
 
-Half of the rest goes into sums of integers that are looked at for an overflow which nobody reads, and into
-types that are made anew for every value.
+Half of the remaining time goes into integer overflow checks, whose result is used in debug mode only, and
+into building the same type objects again for every value.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import inspect
 import sys
 from typing import Any
 
-KNOWN = ("3.6.", "3.7.")
-"""Releases of Triton whose interpreter looks as expected here."""
+KNOWN = "3.7."
+"""The release of Triton whose interpreter is patched here."""
 _faster: list[Any] = []
 
 
@@ -78,7 +78,7 @@ def _patch_once_a_launch(interpreter: Any) -> None:
 
 
 def _leave_out_unread_checks(interpreter: Any) -> None:
-    """Of overflows: they are read where a kernel is debugged."""
+    """Integer overflow checks, whose result only debug mode uses."""
     builder = interpreter.interpreter_builder
     if not builder.options.debug:
         builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)

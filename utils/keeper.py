@@ -12,13 +12,12 @@ import logging
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from urllib.parse import urlsplit
 
 from utils.parent import signal_at_parent_death
-from utils.process import processes
+from utils.process import processes, wait_until
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ class Keeper:
             logger.error(
                 "%s ended with status %d; it starts again in %.0f s", self._command[0], status, pause
             )
-            self._pause(pause)
+            wait_until(lambda: self._ending, pause)
             if self._ending:
                 return 0
 
@@ -107,11 +106,6 @@ class Keeper:
         self._process = None
         _kill_rest_of_group()
         return process.returncode, served
-
-    def _pause(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._ending and time.monotonic() < until:
-            time.sleep(_LOOK_SECONDS)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
         self._ending = True

@@ -11,7 +11,6 @@ tokens, of which the medians are those that the engine learned.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -158,7 +157,7 @@ def measure(options: argparse.Namespace, load_engine: Load, force: Force, worklo
         for rate in options.rates:
             case = compare(llm, force, rate, rows, options)
             result["cases"].append({"name": f"{workload} {rate}, {rows} rows", **case})
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            speculation.save(result, options.out)
             drafted, accepted = (
                 sum(turn[kind] for turn in case["turns"]["drafts"]) for kind in ("drafted", "accepted")
             )
@@ -168,7 +167,7 @@ def measure(options: argparse.Namespace, load_engine: Load, force: Force, worklo
                 f"{accepted} of {drafted} accepted  equal {case['equal']}  compiled {len(compiled)}",
                 flush=True,
             )
-    options.out.write_text(json.dumps(result | {"finished": [workload]}, indent=1) + "\n")
+    speculation.save(result, options.out, workload)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ each row. Greedy answers must be the forced text.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -106,9 +105,9 @@ def main() -> None:
         for text in options.texts:
             case = measure(llm, text, rows, options)
             result["cases"].append(case)
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            speculation.save(result, options.out)
             print(f"{text:8} {rows:3} rows  {case['ms']:8.3f} ms  as forced {case['as_forced']}", flush=True)
-    options.out.write_text(json.dumps(result | {"finished": ["LOOKUP"]}, indent=1) + "\n")
+    speculation.save(result, options.out, "LOOKUP")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ def compare(llm: Any, text: str, rows: int, options: argparse.Namespace, vocab: 
     }  # fmt: skip
 
 
+def save(result: dict[str, Any], out: Path, *finished: str) -> None:
+    """Write what is measured so far, and the names of the workloads that are complete."""
+    out.write_text(json.dumps(result | {"finished": finished}, indent=1) + "\n")
+
+
 def watch_compiler() -> list[str]:
     """The kernels that are compiled from now on, as they come."""
     import triton
@@ -188,7 +193,7 @@ def main() -> None:
             result["cases"].append(case)
             result["compiled_while_serving"] = compiled
             result["stats"] = dataclasses.asdict(llm.engine.stats())
-            options.out.write_text(json.dumps(result, indent=1) + "\n")
+            save(result, options.out)
             share = sum(turn["accepted"] for turn in case["turns"]["drafts"])
             share /= max(sum(turn["drafted"] for turn in case["turns"]["drafts"]), 1)
             print(
@@ -197,7 +202,7 @@ def main() -> None:
                 f"as forced {case['as_forced']}  compiled {len(compiled)}",
                 flush=True,
             )
-    options.out.write_text(json.dumps(result | {"finished": ["LOOKUP"]}, indent=1) + "\n")
+    save(result, options.out, "LOOKUP")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Stage:
         repeat: seconds, about, that all its workloads take once.
         label: tells it from other stages of the engine.
         flags: of its command line.
-        asked: what its command is told to measure, where that is not the names of workloads.
+        asked: second argument of its command; empty: the names of the workloads.
     """
 
     module: str

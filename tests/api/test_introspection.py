@@ -86,7 +86,7 @@ def test_openapi_document_holds_for_generated_requests(tokenizer: Tokenizer, kin
 def check_operation(cases: SearchStrategy[schemathesis.Case]) -> None:
     checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
 
-    @settings(max_examples=10, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=15, deadline=None, derandomize=True, database=None)
     @given(case=cases)
     def check(case: schemathesis.Case) -> None:
         case.call_and_validate(checks=checks)

@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -142,9 +144,9 @@ async def test_signal_drains(tokenizer: Tokenizer, unused_tcp_port: int, number:
         async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
             await _until_ready(http, process)
             running = asyncio.create_task(http.post("/completion/v2", json=LONG))
-            await _until_running(http, 1)
+            await _until(http, lambda told: told["load"]["running"] == 1)
             process.send_signal(number)
-            await _until_draining(http)
+            await _until(http, lambda told: told["state"] == "draining")
             async with http.post("/completion/v2", json=BODY) as response:
                 assert response.status == 503
                 assert (await response.json())["error"]["code"] == "draining"
@@ -165,9 +167,10 @@ async def test_second_signal_ends_the_wait(tokenizer: Tokenizer, unused_tcp_port
         async with aiohttp.ClientSession(f"http://127.0.0.1:{unused_tcp_port}") as http:
             await _until_ready(http, process)
             running = [asyncio.create_task(http.post("/completion/v2", json=LONG)) for _ in range(2)]
-            await _until_running(http, 2)
+            await _until(http, lambda told: told["load"]["running"] == 2)
             process.send_signal(signal.SIGTERM)
-            await _until_draining(http)
+            await _until(http, lambda told: told["state"] == "draining")
+            assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             for task in running:
                 async with await task as response:
@@ -178,20 +181,12 @@ async def test_second_signal_ends_the_wait(tokenizer: Tokenizer, unused_tcp_port
         process.wait()
 
 
-async def _until_running(http: aiohttp.ClientSession, requests: int) -> None:
+async def _until(http: aiohttp.ClientSession, condition: Callable[[dict[str, Any]], bool]) -> None:
+    """Return once `/status` meets `condition`."""
     async with asyncio.timeout(30):
         while True:
             async with http.get("/status") as response:
-                if (await response.json())["load"]["running"] == requests:
-                    return
-            await asyncio.sleep(0.02)
-
-
-async def _until_draining(http: aiohttp.ClientSession) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            async with http.get("/ready") as response:
-                if response.status == 503:
+                if condition(await response.json()):
                     return
             await asyncio.sleep(0.02)
 

@@ -32,4 +32,4 @@ def test_nothing_is_left_behind(tmp_path: Path, how: signal.Signals) -> None:
     started = int(measuring.stdout.readline())
     measuring.send_signal(how)
     assert "KeyboardInterrupt" in measuring.communicate(timeout=30)[1]
-    wait_until(lambda: not Path(f"/proc/{started}").exists(), 30)
+    assert wait_until(lambda: not Path(f"/proc/{started}").exists(), 30)

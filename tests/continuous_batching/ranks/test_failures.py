@@ -151,7 +151,7 @@ def test_processes_that_are_killed_or_stopped(tiny_model: Path, how: signal.Sign
     own, other = llm.capabilities["ranks"]["pids"]
     assert own == os.getpid() and listening(own) | listening(other) == {"0100007F"}  # 127.0.0.1
     os.kill(other, how)
-    wait_until(lambda: not Path(f"/proc/{other}").exists(), 30)
+    assert wait_until(lambda: not Path(f"/proc/{other}").exists(), 30)
     with pytest.raises((GenerationError, RankLostError), match="rank 1"):
         llm.generate([PROMPT], options)
 
