@@ -38,7 +38,7 @@ stop:
 		$(if $(filter file,$(origin PORT_BASE)),,$(PORTS))
 
 test: $(VENV)/.test-installed
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 clients: $(VENV)/.serve-installed $(VENV)-clients/.installed tests/clients/node/node_modules/.installed
 	STACK_PYTHON=$(abspath $(BIN)/python) $(VENV)-clients/bin/python -m pytest tests/clients -m clients -rs
