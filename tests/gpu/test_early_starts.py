@@ -11,6 +11,7 @@ from torch import Tensor
 from server.device.triton_support import overlaps_launches
 from server.ops.triton import decode_attention as triton_decode
 from server.ops.triton.attention import TritonAttention
+from server.ops.triton.decode_attention import PLAIN, SHARED, Tuning
 from server.quantization import gemv as triton_gemv
 from server.quantization.gemv import gemv
 from tests.ops.shapes import attention_shape
@@ -59,12 +60,14 @@ def steps_of_one_sequence() -> tuple[Tensor, Tensor]:
     return torch.cat(answers), cache
 
 
-@pytest.mark.parametrize("programs", [1, triton_decode.PLAIN.programs])
-def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+@pytest.mark.parametrize(
+    "tuning", [SHARED, replace(SHARED, programs=1), PLAIN[2048], replace(PLAIN[2048], programs=1)]
+)
+def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, tuning: Tuning) -> None:
     if not overlaps_launches(DEVICE):
         pytest.skip("kernels start early on Hopper and later")
     monkeypatch.setattr(scenes, "TABLE_WIDTH", 2048)
-    monkeypatch.setattr(triton_decode, "PLAIN", replace(triton_decode.PLAIN, programs=programs))
+    monkeypatch.setattr(triton_decode, "PLAIN", {0: tuning})
     answers, cache = steps_of_one_sequence()
     for module in (triton_decode, triton_gemv):
         monkeypatch.setattr(module, "launch_options", lambda device, **_: {"PDL": False})

@@ -64,7 +64,8 @@ def test_captured_sizes_compile_all_there_is(
     monkeypatch: pytest.MonkeyPatch, kv_heads: int, float8: bool
 ) -> None:
     launches = Launches()
-    monkeypatch.setattr(triton_decode, "decode_by_warps" if float8 else "decode", launches)
+    monkeypatch.setattr(triton_decode, "decode_by_warps", launches)
+    monkeypatch.setattr(triton_decode, "decode", launches)
     shape = attention_shape(kv_heads, kv_heads, 64, 16, torch.float16)
     tables = SimpleNamespace(cos=torch.zeros(1, 64), sin=torch.zeros(1, 64))
     cache = torch.zeros(1, 1, 2, 16, kv_heads, 64)

@@ -31,20 +31,24 @@ class Tuning:
         programs: that contexts are split for.
         warps: of a program.
         stages: tiles that are read ahead, itself and the reading of their places included.
+        by_warps: each warp has tokens of its own (`warp_decode`).
     """
 
     elements: int
     programs: int
     warps: int = 4
     stages: int = 3
+    by_warps: bool = True
 
 
-PLAIN = Tuning(4096, 512)
+SHARED = Tuning(4096, 512, by_warps=False)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
+PLAIN = {0: SHARED, 128: Tuning(2048, 1024, 1), 256: SHARED, 2048: Tuning(2048, 1024, 1)}
+"""Pairs of sequence and key head, from which on → tuning, measured on an H200. Programs of one warp wait
+for no other warp: they read 1,024 contexts of 300 tokens at 4.2 TB/s, those of four at 3.8."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
-"""Pairs of sequence and key head, from which on → tuning, by `benchmarks.gpu.fp8` (part `attention`) on an
-H200. Programs of one warp wait for no other warp: they read 64 contexts of 1,000 tokens at 3.25 TB/s, those
-of four at 2.4. The borders are powers of two, as `_MANY` is."""
+"""The same for a cache in FP8, by `benchmarks.gpu.fp8` (part `attention`): 64 contexts of 1,000 tokens at
+3.25 TB/s, with four warps at 2.4. The borders are powers of two, as `_MANY` is."""
 
 
 def num_splits(pairs: int, max_length: int, tile: int, programs: int) -> int:
@@ -107,9 +111,9 @@ class DecodeAttention:
         sequences, heads, head_dim = query.shape
         kv_heads, block_size = cache.shape[4], cache.shape[3]
         group, dim_tile = heads // kv_heads, next_power_of_two(head_dim)
-        tuning = self.tuning or self._tuning_for(sequences * kv_heads)
+        tuning = self.tuning or self._tuning_for(query, kv_heads)
         tile = tuning.elements // dim_tile
-        if self._scales is not None:
+        if tuning.by_warps:
             tile = max(tile, 16 * tuning.warps)  # a product adds up 16 tokens at least
         longest = batch.tables.shape[1] * block_size
         splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile, tuning.programs)
@@ -117,10 +121,11 @@ class DecodeAttention:
         partial = torch.empty((*weights.shape, head_dim), dtype=torch.float32, device=cache.device)
         merge_heads = next_power_of_two(group)
         kernel: Any = decode
-        scales: tuple[Tensor, ...] = ()
+        scales: tuple[Tensor | None, ...] = ()
         options: dict[str, int] = {}
-        if self._scales is not None:
-            kernel, scales, options = decode_by_warps, (self._scales[layer],), {"WARPS": tuning.warps}
+        if tuning.by_warps:
+            kernel, options = decode_by_warps, {"WARPS": tuning.warps}
+            scales = (None if self._scales is None else self._scales[layer],)
         kernel[(kv_heads, splits, sequences)](
             query, key, value, cos, sin, sinks, cache, *scales,
             batch.rows, batch.positions, batch.tables, partial, weights, self._arrivals_of(batch), output,
@@ -137,11 +142,15 @@ class DecodeAttention:
             **options, **launch_options(cache.device, overlapped=not batch.redone),
         )  # fmt: skip
 
-    def _tuning_for(self, pairs: int) -> Tuning:
-        """The tuning for a number of pairs of sequence and key head."""
+    def _tuning_for(self, query: Tensor, kv_heads: int) -> Tuning:
+        """The tuning for the queries of a step."""
+        sequences, heads, head_dim = query.shape
+        tunings = FLOAT8
         if self._scales is None:
-            return PLAIN
-        return FLOAT8[max(least for least in FLOAT8 if least <= pairs)]
+            if query.dtype == torch.float32 or head_dim > 128 or heads // kv_heads > 16:
+                return SHARED  # the registers of one warp do not hold the sums
+            tunings = PLAIN
+        return tunings[max(least for least in tunings if least <= sequences * kv_heads)]
 
     def _arrivals_of(self, batch: PagedBatch) -> Tensor:
         """int32, for each context and key head that there may be: pieces that have ended; 0 between launches.

@@ -20,12 +20,17 @@ from server.ops.triton.float8_cache import as_stored, to_multiply
 
 
 @triton.jit
+def blocks_of(table, n, end, BLOCK_SIZE: tl.constexpr):
+    """The blocks that hold the tokens `n`; those from `end` on have none."""
+    return tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0).to(tl.int64)
+
+
+@triton.jit
 def load_tile(
-    base, table, n, valid, d, block_stride, value_offset,
+    base, block, n, valid, d, block_stride, value_offset,
     BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """Keys and values of the tokens `n`, TOKEN elements of the cache apart within a block."""
-    block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
+    """Keys and values of the tokens `n` in their blocks, TOKEN elements of the cache apart within one."""
     at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)[:, None] + d[None, :]
     mask = valid[:, None] & (d < HEAD_DIM)[None, :]
     return tl.load(at, mask=mask, other=0.0), tl.load(at + value_offset, mask=mask, other=0.0)
@@ -121,12 +126,20 @@ def begin_with(q, k, v, present, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def add_sink(sink, present, best, total, acc):
-    """(best, total, acc) with one score more that has no value, where `present`; else as they were."""
-    peak = tl.where(present, tl.maximum(best, sink), 0.0)
-    fade = tl.where(present, tl.exp2(best - peak), 1.0)
-    total = total * fade + tl.where(present, tl.exp2(sink - peak), 0.0)
-    return tl.where(present, peak, best), total, acc * fade[:, None]
+def add_sink(
+    sinks, kv_head, present, best, total, acc, GROUP: tl.constexpr, GROUP_TILE: tl.constexpr
+):  # fmt: skip
+    """(best, total, acc) with the sinks of a group of heads, scores that have no value, where `present`;
+    else, or where there are no `sinks`, as they were."""
+    if sinks is not None:
+        g = tl.arange(0, GROUP_TILE)
+        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
+        sink *= 1.4426950408889634  # 1 / ln 2
+        peak = tl.where(present, tl.maximum(best, sink), 0.0)
+        fade = tl.where(present, tl.exp2(best - peak), 1.0)
+        total = total * fade + tl.where(present, tl.exp2(sink - peak), 0.0)
+        best, acc = tl.where(present, peak, best), acc * fade[:, None]
+    return best, total, acc
 
 
 @triton.jit
@@ -205,17 +218,18 @@ def decode(
         gdc_launch_dependents()
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + sequence)
-    row = tl.load(rows + sequence).to(tl.int64)
     start = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
     piece, live = piece_of(position - start, SPLITS, TILE)
     begin = start + split * piece
     end = tl.minimum(begin + piece, position)
     d = tl.arange(0, DIM_TILE)
-    table = tables + row * table_stride
+    table = tables + tl.load(rows + sequence).to(tl.int64) * table_stride
     base = cache + layer_offset + kv_head * HEAD_DIM
     n = begin + tl.arange(0, TILE)
     valid = n < end
-    k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+    block = blocks_of(table, n, end, BLOCK_SIZE)
+    k, v = load_tile(base, block, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+    block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
     cos, sin = angles_of(cos_table, sin_table, position, d, ROTARY_DIM)
     if PDL:
         gdc_wait()
@@ -229,16 +243,15 @@ def decode(
         cos, sin, base, table, kv_head, position, first, 1.0, 1.0, None, block_stride, value_offset,
         GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
     )  # fmt: skip
-    g = tl.arange(0, GROUP_TILE)
     best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
-    if sinks is not None:
-        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-        best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+    best, total, acc = add_sink(sinks, kv_head, first, best, total, acc, GROUP, GROUP_TILE)
     best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     for n0 in range(begin + TILE, end, TILE):
         n = n0 + tl.arange(0, TILE)
         valid = n < end
-        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        # blocks are looked up a tile ahead: keys and values are asked for as early as there are buffers
+        k, v = load_tile(base, block, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
         best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
     hand_in(
         acc / total[:, None], best + tl.log2(total), partial, scales, arrivals, output,

@@ -24,6 +24,7 @@ from server.ops.triton.decode_kernel import (
     angles_of,
     attend_tile,
     begin_with,
+    blocks_of,
     load_tile,
     take_token,
 )
@@ -114,8 +115,9 @@ def decode_in_pieces(
     base = cache + layer_offset + kv_head * HEAD_DIM
     cos, sin = angles_of(cos_table, sin_table, position, d, ROTARY_DIM)
     n = start + first_split * piece + tl.arange(0, TILE)
-    valid = n < tl.minimum(start + (first_split + 1) * piece, position)
-    k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+    end = tl.minimum(start + (first_split + 1) * piece, position)
+    valid, block = n < end, blocks_of(table, n, end, BLOCK_SIZE)
+    k, v = load_tile(base, block, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
     if PDL:
         gdc_wait()
     if (position < 0) | (first_split >= live):
@@ -138,9 +140,7 @@ def decode_in_pieces(
     all_total = tl.zeros([GROUP_TILE], tl.float32)
     all_acc = tl.zeros([GROUP_TILE, DIM_TILE], tl.float32)
     best, total, acc = begin_with(q, k_new, v_new, first, scale, SOFTCAP)
-    if sinks is not None:
-        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-        best, total, acc = add_sink(sink * 1.4426950408889634, first, best, total, acc)  # 1 / ln 2
+    best, total, acc = add_sink(sinks, kv_head, first, best, total, acc, GROUP, GROUP_TILE)
     best, total, acc = attend_tile(q, k, v, valid, best, total, acc, scale, SOFTCAP, PRECISION)
 
     # one loop over the tiles of all its pieces: what is read ahead does not stop where a piece ends
@@ -152,8 +152,9 @@ def decode_in_pieces(
         split = first_split + tile // tiles * programs
         begin = start + split * piece
         n = begin + tile % tiles * TILE + tl.arange(0, TILE)
-        valid = n < tl.minimum(begin + piece, position)
-        k, v = load_tile(base, table, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
+        end = tl.minimum(begin + piece, position)
+        valid, block = n < end, blocks_of(table, n, end, BLOCK_SIZE)
+        k, v = load_tile(base, block, n, valid, d, block_stride, value_offset, BLOCK_SIZE, TOKEN, HEAD_DIM)
         if tile % tiles == 0:
             place = line * ROOM + split - programs
             all_best, all_total, all_acc = _keep(

@@ -1,7 +1,6 @@
-"""Paged attention for decodes over a cache in FP8: as `decode_kernel`, but each warp has tokens of its own.
+"""Paged attention for decodes: as `decode_kernel`, but each warp has tokens of its own.
 
-FP8 brings twice as many tokens in the same time, so there is half the time for what is done with each. In
-`decode_kernel` the warps of a program share a tile: through shared memory they find the greatest score and
+In `decode_kernel` the warps of a program share a tile: through shared memory they find the greatest score and
 exchange weights, and wait for each other at every step. Here the tokens of a tile are dealt out to the warps
 (the first dimension of each product), each warp keeps a softmax of its own, and they meet once, at the end of
 a piece. The blocks of a tile are looked up a tile ahead, so that the compiler can ask for keys and values as
@@ -15,29 +14,31 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import fetch_ahead
-from server.ops.triton.decode_kernel import add_sink, angles_of, cap_scores, hand_in, piece_of, take_token
+from server.ops.triton.decode_kernel import (
+    add_sink,
+    angles_of,
+    blocks_of,
+    cap_scores,
+    hand_in,
+    piece_of,
+    take_token,
+)
 from server.ops.triton.float8_cache import scales_of, unpack_pairs
 
 
 @triton.jit
-def blocks_of(table, n, end, BLOCK_SIZE: tl.constexpr):
-    """The blocks that hold the tokens `n`; those from `end` on have none."""
-    return tl.load(table + n // BLOCK_SIZE, mask=n < end, other=0).to(tl.int64)
-
-
-@triton.jit
-def attend_tokens(
-    q, k, v, valid, best, total, even, odd, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr
-):  # fmt: skip
-    """(best, total, even, odd) of each warp's softmax after some tokens more.
+def weigh(q, k, valid, best, total, scale, SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
+    """(best, total, weights, fade) of each warp's softmax after some tokens more.
 
     Args:
         q: [warps, queries, head_dim].
-        k: float8 [warps, tokens, head_dim].
-        v: int16 [warps, tokens, head_dim / 2], two numbers in each.
+        k: [warps, tokens, head_dim], float8 or of the queries' type.
         valid: [warps, tokens].
         best, total: [warps, queries].
-        even, odd: [warps, queries, head_dim / 2], sums of the even and of the odd numbers of values.
+
+    Returns:
+        `weights` of the new tokens, [warps, queries, tokens], and by how much those before fade,
+        [warps, queries, 1].
     """
     k = tl.permute(k.to(q.dtype), (0, 2, 1))
     scores = cap_scores(tl.dot(q, k, input_precision=PRECISION) * scale, SOFTCAP)
@@ -46,11 +47,7 @@ def attend_tokens(
     weights = tl.exp2(scores - peak[:, :, None])
     fade = tl.exp2(best - peak)
     total = total * fade + tl.sum(weights, 2)
-    weights = weights.to(q.dtype)
-    v_even, v_odd = unpack_pairs(v, q.dtype)
-    even = tl.dot(weights, v_even, even * fade[:, :, None], input_precision=PRECISION)
-    odd = tl.dot(weights, v_odd, odd * fade[:, :, None], input_precision=PRECISION)
-    return peak, total, even, odd
+    return peak, total, weights.to(q.dtype), fade[:, :, None]
 
 
 @triton.jit
@@ -65,6 +62,37 @@ def attend_piece(
         q: [queries, head_dim].
         block: those of the first tile, by `blocks_of`.
     """
+    QUERIES: tl.constexpr = q.shape[0]
+    DIM_TILE: tl.constexpr = q.shape[1]
+    d = tl.arange(0, DIM_TILE)
+    place = tokens_of(TILE, WARPS)
+    queries = tl.broadcast_to(q[None, :, :], (WARPS, QUERIES, DIM_TILE))
+    # less than any score, and a number when taken from itself: a warp may have no token
+    best = tl.full([WARPS, QUERIES], -1e30, tl.float32)
+    total = tl.zeros([WARPS, QUERIES], tl.float32)
+    acc = tl.zeros([WARPS, QUERIES, DIM_TILE], tl.float32)
+    for n0 in range(begin, end, TILE):
+        n = n0 + place
+        valid = n < end
+        at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
+        block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
+        mask = valid[:, :, None] & (d < HEAD_DIM)[None, None, :]
+        k = tl.load(at[:, :, None] + d[None, None, :], mask=mask, other=0.0)
+        v = tl.load((at + value_offset)[:, :, None] + d[None, None, :], mask=mask, other=0.0)
+        best, total, weights, fade = weigh(queries, k, valid, best, total, scale, SOFTCAP, PRECISION)
+        acc = tl.dot(weights, v, acc * fade, input_precision=PRECISION)
+    peak = tl.max(best, 0)
+    share = tl.exp2(best - peak[None, :])
+    return peak, tl.sum(total * share, 0), tl.sum(acc * share[:, :, None], 0)
+
+
+@triton.jit
+def attend_float8(
+    q, base, table, block, begin, end, block_stride, value_offset, scale,
+    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr, WARPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As `attend_piece`, of a cache in FP8."""
     QUERIES: tl.constexpr = q.shape[0]
     DIM_TILE: tl.constexpr = q.shape[1]
     d, pair = tl.arange(0, DIM_TILE), tl.arange(0, DIM_TILE // 2)
@@ -87,9 +115,10 @@ def attend_piece(
         pairs = (at + value_offset).to(tl.pointer_type(tl.int16), bitcast=True)
         mask = valid[:, :, None] & (pair < HEAD_DIM // 2)[None, None, :]
         v = tl.load(pairs[:, :, None] + pair[None, None, :], mask=mask, other=0)
-        best, total, even, odd = attend_tokens(
-            queries, k, v, valid, best, total, even, odd, scale, SOFTCAP, PRECISION
-        )
+        best, total, weights, fade = weigh(queries, k, valid, best, total, scale, SOFTCAP, PRECISION)
+        v_even, v_odd = unpack_pairs(v, q.dtype)
+        even = tl.dot(weights, v_even, even * fade, input_precision=PRECISION)
+        odd = tl.dot(weights, v_odd, odd * fade, input_precision=PRECISION)
     peak = tl.max(best, 0)
     share = tl.exp2(best - peak[None, :])
     even, odd = tl.sum(even * share[:, :, None], 0), tl.sum(odd * share[:, :, None], 0)
@@ -158,15 +187,18 @@ def decode_by_warps(
         GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
     )  # fmt: skip
     scale *= k_scale
-    best, total, acc = attend_piece(
-        q, base, table, block, begin, end, block_stride, value_offset, scale,
-        BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
-    )  # fmt: skip
+    if cache_scales is None:
+        best, total, acc = attend_piece(
+            q, base, table, block, begin, end, block_stride, value_offset, scale,
+            BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
+        )  # fmt: skip
+    else:
+        best, total, acc = attend_float8(
+            q, base, table, block, begin, end, block_stride, value_offset, scale,
+            BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
+        )  # fmt: skip
     best, total, acc = add_token(q, k_new, v_new, split == 0, best, total, acc, scale, SOFTCAP)
-    if sinks is not None:
-        g = tl.arange(0, GROUP_TILE)
-        sink = tl.load(sinks + kv_head * GROUP + g, mask=g < GROUP, other=0.0).to(tl.float32)
-        best, total, acc = add_sink(sink * 1.4426950408889634, split == 0, best, total, acc)  # 1 / ln 2
+    best, total, acc = add_sink(sinks, kv_head, split == 0, best, total, acc, GROUP, GROUP_TILE)
     hand_in(
         acc * (v_scale / total)[:, None], best + tl.log2(total), partial, scales, arrivals, output,
         sequence * KV_HEADS + kv_head, split, live,

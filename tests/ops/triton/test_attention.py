@@ -11,6 +11,7 @@ import torch
 from server.ops.paged_attention import QUERY_TILE
 from server.ops.triton import decode_attention as triton_decode
 from server.ops.triton.attention import TritonAttention
+from server.ops.triton.decode_attention import Tuning
 from server.ops.triton.flash_attention import FlashAttention, flash_attention
 from tests.ops.shapes import attention_shape
 from tests.ops.triton import scenes
@@ -40,12 +41,17 @@ def test_decodes_at_the_edges_of_blocks(device: torch.device, block_size: int) -
     check(device, HALF, (4, 2, 64), block_size, [0, 14, 15, 16, 31, 32, 63, 64, 199], [])
 
 
+@pytest.mark.parametrize("tuning", [triton_decode.SHARED, Tuning(2048, 1024, 1), Tuning(4096, 1024, 2)])
 @pytest.mark.parametrize("programs", [1, 4096])
 @pytest.mark.parametrize("heads", [(4, 2, 64), (16, 1, 128)])
 def test_contexts_in_one_piece_and_in_many(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, heads: tuple[int, int, int], programs: int
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    heads: tuple[int, int, int],
+    programs: int,
+    tuning: Tuning,
 ) -> None:
-    monkeypatch.setattr(triton_decode, "PLAIN", replace(triton_decode.PLAIN, programs=programs))
+    monkeypatch.setattr(triton_decode, "PLAIN", {0: replace(tuning, programs=programs)})
     check(device, HALF, heads, 16, [0, 31, 32, 33, 63, 64, 65, 130, 199], [])
 
 

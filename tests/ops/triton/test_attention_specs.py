@@ -112,11 +112,13 @@ def test_windows(device: torch.device, window: int) -> None:
     check(device, replace(SPEC, window=window))
 
 
+@pytest.mark.parametrize("by_warps", [False, True])
 def test_windows_that_begin_within_pieces_and_tiles(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, by_warps: bool
 ) -> None:
-    monkeypatch.setattr(triton_decode, "PLAIN", triton_decode.Tuning(512, 4096))  # tiles of 16 keys
-    spec = replace(SPEC, window=50, sinks=True)
+    tiles_of_16_keys = triton_decode.Tuning(512, 4096, 1 if by_warps else 4, by_warps=by_warps)
+    monkeypatch.setattr(triton_decode, "PLAIN", {0: tiles_of_16_keys})
+    spec = replace(SPEC, window=50, sinks=True, softcap=2.0 if by_warps else None)
     check(device, spec, HALF, [12, 49, 50, 51, 97, 199], [(10, 20 + QUERY_TILE)])
 
 
