@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,7 @@ def describe_llama(
     from tokenizers import Tokenizer
     from transformers import LlamaConfig
 
-    path.mkdir(parents=True, exist_ok=True)
     known = _byte_tokenizer() if tokenizer is None else Tokenizer.from_file(str(tokenizer))
-    _save_tokenizer(known, path, shape.max_length)
     config = LlamaConfig(
         hidden_size=shape.hidden,
         num_hidden_layers=shape.layers,
@@ -96,7 +95,12 @@ def describe_llama(
         architectures=["LlamaForCausalLM"],
         dtype=dtype,
     )
-    config.save_pretrained(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path) as made:  # another engine may be reading what is there
+        _save_tokenizer(known, Path(made), shape.max_length)
+        config.save_pretrained(made)
+        for file in Path(made).iterdir():
+            file.replace(path / file.name)
     return config
 
 

@@ -1,11 +1,11 @@
 """What a draft model gives: ``.venv/bin/python -m benchmarks.gpu.draft_model SHAPE DRAFT_SHAPE OUT.json``.
 
 Both models have random weights and forced texts, as in `benchmarks.gpu.speculation`, and the large one's
-vocabulary. Behind so many of all tokens the draft model is forced to another one that a guess is right with
-the rate that is asked for. The same greedy requests are answered with drafts and without, by turns. Beside
-the figures stands what they would be by the formula (Leviathan et al., 2023): with k drafted tokens a step
-yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of a draft of k
-tokens, of which the medians are those that the engine learned.
+vocabulary. Behind so many of all tokens the draft model is forced to another one that of each 128 guesses as
+many are right as the rate says. The same greedy requests are answered with drafts and without, by turns.
+Beside the figures stands what they would be by the formula (Leviathan et al., 2023): with k drafted tokens a
+step yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of a draft
+of k tokens, of which the medians are those that the engine learned.
 """
 
 from __future__ import annotations
@@ -21,23 +21,34 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoints import SHAPES, describe_llama
-from benchmarks.gpu import speculation
+from benchmarks.gpu import speculation, timing
 from benchmarks.gpu.versions import versions
 from server.continuous_batching import LLM
 from server.models.decoder import Decoder
 from server.scheduling.speculation.by_model import ModelSpeculator
 from utils.commands import with_interpreter
 
+BLOCKS_OF_A_ROW = 80
+"""Of the cache: other engines find room beside this one."""
+STRETCH = 128
+"""Tokens of a text that have the rate exactly; texts of multiples of them do, too."""
 RATES = (0.9, 0.8, 0.6, 0.0)
 Load = Callable[[str, str, Path, int, int], LLM]
 Force = Callable[[ModelSpeculator, float], None]
 
 
 def guesses(vocab: int, rate: float) -> torch.Tensor:
-    """int64 [vocab]: the follower of a share `rate` of all tokens, and of the others one that is none."""
-    follow = speculation.followers(vocab)
-    dice = torch.Generator().manual_seed(1)
-    wrong = torch.rand(vocab, generator=dice) >= rate
+    """int64 [vocab]: the follower of a share `rate` of all tokens, and of the others one that is none.
+
+    The share is exact in each stretch of `STRETCH` tokens, so that it is that of every text, too.
+    """
+    follow, dice = speculation.followers(vocab), torch.Generator().manual_seed(1)
+    before = speculation.CIRCLES + speculation.PROMPT_TOKENS - 1  # the first text begins behind them
+    wrong = torch.zeros(vocab, dtype=torch.bool)
+    places = (before + torch.arange(vocab)) % vocab
+    for stretch in places.split(STRETCH):
+        chosen = torch.randperm(len(stretch), generator=dice)[: round((1.0 - rate) * len(stretch))]
+        wrong[stretch[chosen]] = True
     follow[wrong] = follow[follow[wrong]]
     return follow
 
@@ -68,9 +79,11 @@ def load_forced(path: Path, rows: int, **speculation_config: Any) -> LLM:
             path,
             model_loading_config={"torch_dtype": "bfloat16", "model_max_length": 4096},
             batcher_config={"batch_max_tokens": 16384, "batch_max_beams": rows},
-            cache_config={"enable_prefix_cache": False, "num_blocks_cpu": 0},
+            cache_config={
+                "enable_prefix_cache": False, "num_blocks_cpu": 0, "num_blocks": BLOCKS_OF_A_ROW * rows,
+            },
             speculation_config=speculation_config,
-        )
+        )  # fmt: skip
 
 
 def by_formula(speculator: ModelSpeculator, rate: float, rows: int, drafted: int) -> dict[str, float]:
@@ -127,8 +140,9 @@ def options_of(about: str | None, drafts: str, known: Collection[str] | None) ->
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=256, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=512, help="of each answer")
     parser.add_argument("--drafted", type=int, default=6, help="tokens of a draft at most")
+    timing.add_gate(parser)
     return parser.parse_args()
 
 
@@ -149,6 +163,7 @@ def measure(options: argparse.Namespace, load_engine: Load, force: Force, worklo
     compiled = speculation.watch_compiler()
     llm = load_engine(options.shape, options.draft, options.models, max(options.rows), options.drafted)
     compiled.clear()
+    timing.wait_for_turn(options.gate)
     result: dict[str, Any] = {
         "versions": versions(), "engine": "own", "shape": options.shape, "draft": options.draft, "cases": [],
         "compiled_while_serving": compiled,

@@ -108,6 +108,7 @@ def main() -> None:
         "capabilities": llm.capabilities,
         "workloads": {},
     }
+    timing.wait_for_turn(arguments.gate)
     for name in arguments.workloads:
         if name == "SWAP":
             result["swap"] = swap.measure(llm)

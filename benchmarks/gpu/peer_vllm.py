@@ -17,8 +17,6 @@ from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import timing
 from benchmarks.gpu.workloads import LONG_BEAMS, LONG_LENGTH, Workload
 
-READY = "ready to measure"
-
 
 def run(llm: Any, load: Workload) -> float:
     """Seconds that the workload takes."""
@@ -69,7 +67,6 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     parser.add_argument("--cache-gigabytes", type=float, help="of each GPU; default: what memory allows")
     parser.add_argument("--long", type=int, default=0, help="1: the engine of L1, L2, H1 and P1")
-    parser.add_argument("--gate", action="store_true")
     arguments = parser.parse_args()
     import vllm
 
@@ -95,9 +92,7 @@ def main() -> None:
         "start_seconds": time.perf_counter() - begin,
         "workloads": {},
     }
-    if arguments.gate:
-        print(READY, flush=True)
-        sys.stdin.readline()
+    timing.wait_for_turn(arguments.gate)
     names, repeats = arguments.workloads, arguments.repeats
     timing.time_workloads(lambda work: run(llm, work), names, repeats, result, arguments.out)
 

@@ -41,6 +41,8 @@ CIRCLE = 48
 CIRCLES = 256 * CIRCLE
 """Ids below this walk in circles, those above go on to the next one."""
 PROMPT_TOKENS = 128
+APART = 640
+"""From the prompt of a row to that of the next: a text of 512 tokens meets no other one."""
 NOISE = {
     "do_sample": True, "temperature": 50.0, "top_k": 50, "seed": 1,
     "logit_bias": dict.fromkeys(range(1_000, 1_050), 100.0),
@@ -73,7 +75,7 @@ def prompts(text: str, rows: int, vocab: int) -> list[list[int]]:
     """A prompt for each row, which its text goes on from."""
     follow, made = followers(vocab).tolist(), []
     for row in range(rows):
-        onward = CIRCLES + row * 400 % (vocab - CIRCLES)
+        onward = CIRCLES + row * APART % (vocab - CIRCLES)
         tokens = [row * CIRCLE if text == "repeats" else onward]
         while len(tokens) < PROMPT_TOKENS:
             tokens.append(follow[tokens[-1]])

@@ -84,7 +84,7 @@ def stages(shape: str, engines: Collection[str]) -> list[Stage]:
 
 def _with_drafts() -> list[Stage]:
     """Each command compares with and without by turns, but vLLM's, which runs one of both."""
-    turns: dict[str, int | str] = {"repeats": 2, "tokens": 500}
+    turns: dict[str, int | str] = {"repeats": 2}
     return [
         Stage("speculation", ["LOOKUP"], 60, 60, flags={"repeats": 3}, asked="repeats,new,noise"),
         Stage("peer_vllm_speculation", ["LOOKUP"], 110, 40, "-drafts", asked="repeats,new"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from typing import Any
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.workloads import Workload, figures, workload
 from utils.commands import with_interpreter
+
+READY = "ready to measure"
+"""What a program says that was started with ``--gate``, once its engine is loaded."""
 
 Run = Callable[[Workload], float]
 """Runs a workload; seconds that it took."""
@@ -26,7 +30,21 @@ def parser(description: str | None, models: str = "/tmp/models") -> argparse.Arg
     made.add_argument("out", type=Path)
     made.add_argument("--repeats", type=int, default=3)
     made.add_argument("--models", type=Path, default=Path(models))
+    add_gate(made)
     return made
+
+
+def add_gate(parser: argparse.ArgumentParser) -> None:
+    """The option of programs that take turns on one GPU."""
+    help = "measure only after a line on standard input; engines can be loaded side by side then"
+    parser.add_argument("--gate", action="store_true", help=help)
+
+
+def wait_for_turn(gate: bool) -> None:
+    """Behind a gate, say that the engine is loaded, and wait for a line."""
+    if gate:
+        print(READY, flush=True)
+        sys.stdin.readline()
 
 
 def repeat(run: Run, name: str, repeats: int) -> list[float]:

@@ -11,6 +11,7 @@ import torch
 from server.checkpoints.errors import ModelError
 from server.checkpoints.tokenizer import read_tokenizer
 from server.continuous_batching.build_worker import build_storage, build_worker
+from server.continuous_batching.cache_size import chunk_tokens
 from server.continuous_batching.config import ModelLoadingConfig, ServerConfig
 from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.loaded_model import LoadedModel, load
@@ -74,7 +75,7 @@ def draft_limits(
         max_tokens=batcher.batch_max_tokens,
         max_rows=rows,
         max_waiting=1,
-        chunk_tokens=min(batcher.prefill_chunk_tokens or 512, batcher.batch_max_tokens),
+        chunk_tokens=chunk_tokens(batcher, device),
         model_max_length=max_length,
         groups=size_groups(
             specs,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from server.checkpoints.errors import ModelError
-from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.config import BatcherConfig, ServerConfig
 from server.continuous_batching.loaded_model import LoadedModel
 from server.device.collectives import Group
 from server.layers.cache_spec import CacheSpec
@@ -53,8 +55,6 @@ def size_cache(
         memory_fraction=cache.memory_fraction,
         ranks=1 if loaded.group is None else loaded.group.size,
     )
-    chunk = CPU_CHUNK_TOKENS if device.type == "cpu" else batcher.batch_max_tokens
-    chunk = batcher.prefill_chunk_tokens or max(chunk, batcher.batch_max_beams)
     groups = size_groups(
         specs,
         wishes,
@@ -68,13 +68,20 @@ def size_cache(
         max_tokens=batcher.batch_max_tokens,
         max_rows=batcher.batch_max_beams,
         max_waiting=batcher.max_waiting,
-        chunk_tokens=min(chunk, batcher.batch_max_tokens),
+        chunk_tokens=chunk_tokens(batcher, device),
         model_max_length=max_length,
         groups=groups if loaded.group is None else _agree(groups, loaded.group),
         block_size=cache.block_size,
         watermark=cache.watermark,
         scored_tokens=max(1, min(SCORES_OF_PROMPTS // loaded.config.vocab_size, MOST_SCORED)),
     )
+
+
+def chunk_tokens(batcher: BatcherConfig, device: torch.device) -> int:
+    """Prompt tokens of a step at most."""
+    usual = CPU_CHUNK_TOKENS if device.type == "cpu" else batcher.batch_max_tokens
+    chunk = batcher.prefill_chunk_tokens or max(usual, batcher.batch_max_beams)
+    return min(chunk, batcher.batch_max_tokens)
 
 
 def _agree(groups: Sequence[GroupSize], ranks: Group) -> tuple[GroupSize, ...]:

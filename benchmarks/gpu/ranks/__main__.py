@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.__main__ import environment
-from benchmarks.gpu.peer_vllm import READY
 from benchmarks.gpu.ranks import report
 from benchmarks.gpu.ranks.tokens import checkpoint
+from benchmarks.gpu.timing import READY
 from benchmarks.gpu.versions import versions
 from utils.commands import with_interpreter
 
