@@ -58,8 +58,9 @@ class Collector:
             if request.params.logprobs is not None:
                 sequence.logprobs = []
 
-    def forget(self, request: Request) -> None:
-        self._matchers.pop(request.id, None)
+    def forget(self, request_id: str) -> None:
+        """A request is gone."""
+        self._matchers.pop(request_id, None)
 
     def collect_prompts(self, chunks: Seq[Chunk], reports: PromptReports, output: StepOutput) -> None:
         """Report the log probabilities of prompts.
@@ -122,6 +123,8 @@ class Collector:
         for (_, group), candidates in zip(groups, result.candidates, strict=True):
             members = list(group)
             beams = [sequence for _, sequence in members]
+            if not beams[0].pending:
+                continue  # it was cancelled or failed meanwhile
             try:
                 self._advance_beams(beams, members[0][0], candidates, result.reports, output)
             except Exception as error:
@@ -143,7 +146,7 @@ class Collector:
         """
         if request.sequences:
             self._queues.remove(request)
-            self.forget(request)
+            self.forget(request.id)
             output.failures.append(RequestFailure(request.id, status, code, message, param))
 
     def give_up(self, request: Request, error: Exception, output: StepOutput) -> None:
@@ -190,7 +193,7 @@ class Collector:
 
     def _complete(self, request: Request, output: StepOutput) -> None:
         output.done.append(request.id)
-        self.forget(request)
+        self.forget(request.id)
 
     # -- beams -------------------------------------------------------------------------------
 

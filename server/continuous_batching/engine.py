@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 
 from server.continuous_batching.admission import objection, refusal_for_now, unknown_tokens
+from server.continuous_batching.beam_turns import BeamTurns
 from server.continuous_batching.collector import Collector
 from server.continuous_batching.grammars import OPTION, Grammars
 from server.continuous_batching.isolation import Isolation
 from server.continuous_batching.launched import Launched
-from server.continuous_batching.outputs import RequestFailure, StepOutput
+from server.continuous_batching.outputs import QUEUE_TIMEOUT, RequestFailure, StepOutput
 from server.continuous_batching.pace import Pace
 from server.continuous_batching.stats import EngineStats, stats_of
 from server.scheduling.block_hash import cache_root
@@ -64,11 +66,11 @@ class Engine:
         self._isolation = Isolation(scheduler, worker, collector)
         self._launched: Launched | None = None
         self._pace = Pace(scheduler.step_time, clock)
+        self._beam_turns = BeamTurns(scheduler)
         self._requests: dict[str, Request] = {}
         self._dependent: set[str] = set()  # requests that have begun and whose tokens are chosen here: beams
         self._settled = 0.0  # when the last step was, or when the one under way began
-        self._steps = 0
-        self._prompt_tokens = 0
+        self._steps = self._prompt_tokens = 0
         self._speculator = scheduler.speculator
         self._speculator.allowed = grammars.accepted
 
@@ -120,7 +122,6 @@ class Engine:
         request = self._forget(request_id)
         if request is not None:
             self.scheduler.queues.remove(request)
-            self._collector.forget(request)
 
     def slack(self) -> float:
         """As `Pace.slack`."""
@@ -136,15 +137,13 @@ class Engine:
         output, begin = StepOutput(), self._clock()
         if self._launched is None:
             self._settled = begin
-        if not self._overlaps or self._awaits_tokens:
+        most_beams = self._beam_turns.most() if self._dependent else None
+        if not self._overlaps(most_beams) or self._awaits_tokens:
             self._settle(output)
         if not self._grammars.is_idle:
             self._grammars.hold(partial(self._fail_grammar, output))
-        plan = self.scheduler.schedule(begin)
-        for request in plan.expired:
-            self._collector.forget(request)
-            message = "the request waited longer than the queue timeout"
-            output.failures.append(RequestFailure(request.id, 408, "queue_timeout", message))
+        plan = self.scheduler.schedule(begin, most_beams=most_beams or math.inf)
+        output.failures += [RequestFailure(request.id, 408, *QUEUE_TIMEOUT) for request in plan.expired]
         output.started = {request.id: request.cached_tokens for request in plan.started}
         self._dependent.update(request.id for request in plan.started if request.params.uses_beams)
         launched, sound = None, self._isolation.move_blocks(plan, output)
@@ -159,8 +158,10 @@ class Engine:
         if not sound:
             self._isolation.run_apart(plan, lambda part: self._run_to_end(part, output), output)
         self._launched = launched
-        if not self._overlaps:
+        if not self._overlaps(most_beams):
             self._settle(output)
+            if self._dependent and launched is not None and launched.choice is not None:
+                self._beam_turns.observe(self._clock() - begin - self._pace.seconds)
         if launched is None and not self._grammars.is_idle:
             self._grammars.rest()
         self.scheduler.cost.observe(self.worker.take_timings())
@@ -169,10 +170,9 @@ class Engine:
         output.seconds = self._clock() - begin
         return output
 
-    @property
-    def _overlaps(self) -> bool:
+    def _overlaps(self, most_beams: int | None) -> bool:
         """Whether the next step can be planned without knowing this one's tokens."""
-        return self.worker.overlaps and not self._dependent
+        return self.worker.overlaps and (most_beams is not None or not self._dependent)
 
     @property
     def _awaits_tokens(self) -> bool:
@@ -189,6 +189,7 @@ class Engine:
 
     def _forget(self, request_id: str) -> Request | None:
         self._dependent.discard(request_id)
+        self._collector.forget(request_id)
         self._grammars.forget(request_id)
         self._speculator.forget(request_id)
         return self._requests.pop(request_id, None)
@@ -259,9 +260,6 @@ class Engine:
                     self.cache.commit(sequence, sequence.num_computed)
                 except Exception as error:
                     self._collector.give_up(sequence.request, error, output)
-        for draft in launched.plan.drafts:
-            if draft.sequence.slot >= 0:
-                self.cache.shrink(draft.sequence, draft.sequence.num_computed)
         self._observe_step(launched.plan)
 
     def _observe_step(self, plan: Plan) -> None:
@@ -276,6 +274,7 @@ class Engine:
             accepted = int(result.counts[draft.line]) - 1
             if draft.sequence.slot >= 0:
                 draft.sequence.num_computed += accepted
+                self.cache.shrink(draft.sequence, draft.sequence.num_computed)
             self._speculator.observe_draft(draft, accepted)
 
     def _run_to_end(self, part: Plan, output: StepOutput) -> None:

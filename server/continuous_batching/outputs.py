@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from protocol.completion import FinishReason
 from server.text.logprob import TokenLogprob
 
+QUEUE_TIMEOUT = ("queue_timeout", "the request waited longer than the queue timeout")
+"""Code and message of a failure."""
+
 
 @dataclass(slots=True)
 class AnswerDelta:

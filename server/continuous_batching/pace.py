@@ -30,11 +30,15 @@ class Pace:
     Args:
         times: learns the duration of steps.
         clock: monotonic seconds.
+
+    Attributes:
+        seconds: that the last step took whose tokens were read.
     """
 
     def __init__(self, times: StepTime, clock: Callable[[], float]) -> None:
         self._times = times
         self._clock = clock
+        self.seconds = 0.0
         self._ended = 0.0  # the last step that was read
         self._leads = {False: RunningMean(), True: RunningMean()}
 
@@ -45,8 +49,8 @@ class Pace:
     def read(self, step: Launched) -> None:
         """The tokens of a step have been read."""
         now = self._clock()
-        self._times.observe(step.plan, now - max(step.since, self._ended))
-        self._ended = now
+        self.seconds, self._ended = now - max(step.since, self._ended), now
+        self._times.observe(step.plan, self.seconds)
 
     def slack(self, step: Launched | None, *, waiting: bool) -> float:
         """Seconds until the next step should be planned; 0 or less: now.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from server.device.transfer import to_host
 from server.sampling.lines import Lines
 from server.sampling.pipeline import filter_scores
 from server.sampling.random import gumbel
@@ -15,6 +18,64 @@ from server.scheduling.beam_search import Candidates
 MOST_IN_TURN = 40
 """The kernel finds one continuation after the other; torch's top-k takes equally long for any number of them:
 as long as some 40 in turn (256 beams, vocabularies of 32,000 and 128,256, H100)."""
+
+
+@dataclass(slots=True)
+class Searches:
+    """The requests that the beams of a step are of, in the order of the step.
+
+    Attributes:
+        starts: int64 [requests], the line of each one's first beam.
+        shapes: int64 [requests, 2], how many beams each has, and how many continuations it looks at.
+        ranked: whether each looks at the best ones, rather than at some that are drawn.
+        ends: int64 [requests, most], the tokens that end its answers.
+    """
+
+    starts: np.ndarray
+    shapes: np.ndarray
+    ranked: list[bool]
+    ends: np.ndarray
+
+    @classmethod
+    def of_slots(cls, state: SamplingState, slots: np.ndarray) -> Searches:
+        """Those whose beams are in `slots`, as they are now: a slot may be another request's later."""
+        sizes, starts = state.num_beams[slots].tolist(), [0]
+        while starts[-1] + sizes[starts[-1]] < len(slots):
+            starts.append(starts[-1] + sizes[starts[-1]])
+        owners = slots[starts]
+        shapes = np.stack((state.num_beams[owners], state.candidates[owners]), axis=1)
+        return cls(np.array(starts), shapes, (~state.sampled_beams[owners]).tolist(), state.ends[owners])
+
+
+class PendingCandidates:
+    """Continuations that were found on the device and are on their way to the host.
+
+    Args:
+        searches: whose they are.
+        keys: [lines, k], what they are ordered by.
+        scores: [lines, k], accumulated log probabilities.
+        tokens: [lines, k].
+    """
+
+    def __init__(self, searches: Searches, keys: Tensor, scores: Tensor, tokens: Tensor) -> None:
+        self._searches = searches
+        self._scores, self._tokens = to_host(scores), to_host(tokens)
+        self._keys = self._scores if keys is scores else to_host(keys)
+
+    def read(self) -> list[Candidates]:
+        """One for each request, in order; the device must have come so far."""
+        searches = self._searches
+        keys, scores, tokens = (found.numpy() for found in (self._keys, self._scores, self._tokens))
+        merged: list[Candidates | None] = [None] * len(searches.starts)
+        for shape in np.unique(searches.shapes, axis=0):  # requests of one shape are merged together
+            members = np.flatnonzero((searches.shapes == shape).all(axis=1))
+            lines = searches.starts[members][:, None] + np.arange(shape[0])
+            best, parents, chosen = _merge(keys[lines], scores[lines], tokens[lines], shape[1])
+            stops = (chosen[:, :, None] == searches.ends[members][:, None, :]).any(axis=2)
+            columns = (members.tolist(), best, parents.tolist(), chosen.tolist(), stops)
+            for member, value, parent, token, stop in zip(*columns, strict=True):
+                merged[member] = Candidates(value, parent, token, stop, searches.ranked[member])
+        return [candidates for candidates in merged if candidates is not None]
 
 
 class Continuations:
@@ -27,16 +88,13 @@ class Continuations:
     def __init__(self, state: SamplingState) -> None:
         self._state = state
 
-    def of_logits(self, logits: Tensor, slots: np.ndarray, running: np.ndarray) -> list[Candidates]:
+    def of_logits(self, logits: Tensor, slots: np.ndarray, running: np.ndarray) -> PendingCandidates:
         """Those of beams whose scores no option changes, on a device with kernels of our own.
 
         Args:
             logits: [beams, vocab], as the model gave them.
             slots: of the beams; those of a request stand together.
             running: float32 [beams], accumulated log probabilities.
-
-        Returns:
-            One for each request, in order.
         """
         from server.sampling.triton.beams import best_continuations
 
@@ -45,12 +103,11 @@ class Continuations:
             best, tokens = best_continuations(logits, scores, count)
         else:
             best, tokens = torch.topk(logits.float().log_softmax(dim=-1) + scores.unsqueeze(1), count)
-        values = best.cpu().numpy()
-        return self._by_request(slots, values, values, tokens.cpu().numpy())
+        return PendingCandidates(Searches.of_slots(self._state, slots), best, best, tokens)
 
     def of_scores(
         self, scores: Tensor, slots: np.ndarray, positions: np.ndarray, running: np.ndarray
-    ) -> list[Candidates]:
+    ) -> PendingCandidates:
         """The same from log probabilities float32 [beams, vocab] that options were applied to already, all
         but sampling's; they are overwritten.
 
@@ -67,44 +124,17 @@ class Continuations:
             keys = scores.clone()
             keys[lines] += self._gumbel(slots, positions, lines)
         best = torch.topk(keys, self._count(slots), dim=-1)
-        values = scores.gather(1, best.indices).cpu().numpy()
-        order, tokens = best.values.cpu().numpy(), best.indices.cpu().numpy()
-        return self._by_request(slots, order, values, tokens)
+        chosen, searches = best.indices, Searches.of_slots(self._state, slots)
+        return PendingCandidates(searches, best.values, scores.gather(1, chosen), chosen)
 
     def _count(self, slots: np.ndarray) -> int:
         """Continuations to look at of each beam."""
         return min(int(self._state.candidates[slots].max()), self._state.vocab_size)
 
-    def _by_request(
-        self, slots: np.ndarray, keys: np.ndarray, scores: np.ndarray, tokens: np.ndarray
-    ) -> list[Candidates]:
-        """Merge what was found [lines, k] for the beams of each request, by descending `keys`."""
-        starts = self._starts(slots)
-        owners = slots[starts]
-        ranked = (~self._state.sampled_beams[owners]).tolist()
-        shapes = np.stack((self._state.num_beams[owners], self._state.candidates[owners]), axis=1)
-        found: list[Candidates | None] = [None] * len(starts)
-        for shape in np.unique(shapes, axis=0):  # requests of one shape are merged together
-            members = np.flatnonzero((shapes == shape).all(axis=1))
-            lines = starts[members][:, None] + np.arange(shape[0])
-            best, parents, chosen = _merge(keys[lines], scores[lines], tokens[lines], shape[1])
-            stops = self._state.is_end(owners[members], chosen)
-            columns = (members.tolist(), best, parents.tolist(), chosen.tolist(), stops)
-            for member, value, parent, token, stop in zip(*columns, strict=True):
-                found[member] = Candidates(value, parent, token, stop, ranked[member])
-        return [candidates for candidates in found if candidates is not None]
-
-    def _starts(self, slots: np.ndarray) -> np.ndarray:
-        """int64 [requests]: the line of each one's first beam."""
-        sizes, starts = self._state.num_beams[slots].tolist(), [0]
-        while starts[-1] + sizes[starts[-1]] < len(slots):
-            starts.append(starts[-1] + sizes[starts[-1]])
-        return np.array(starts)
-
     def _gumbel(self, slots: np.ndarray, positions: np.ndarray, lines: np.ndarray) -> Tensor:
         """Gumbel noise [lines, vocab]: the k largest of score + noise are k draws without
         replacement from softmax(scores) (Kool et al., 2019), as beam sampling wants them."""
-        state, starts = self._state, self._starts(slots)
+        state, starts = self._state, Searches.of_slots(self._state, slots).starts
         beam = np.arange(len(slots)) - starts[np.searchsorted(starts, np.arange(len(slots)), "right") - 1]
         seeds = state.on_device(state.numbers.host[0, slots[lines]])
         beams, places = state.on_device(beam[lines]), state.on_device(positions[lines] + 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from server.device.transfer import to_host
+from server.sampling.beam_continuations import PendingCandidates
 from server.sampling.hidden_states import StepStates
 from server.sampling.logprobs import StepLogprobs
 from server.sampling.prompt_scores import PromptScores
@@ -37,6 +38,7 @@ class PendingTokens:
         prompts: the same of prompts.
         states: hidden states, sent already.
         drafts: which of the lines follow drafted tokens.
+        candidates: continuations of beams, sent already.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class PendingTokens:
         prompts: PromptScores | None = None,
         states: StepStates | None = None,
         drafts: DraftLines | None = None,
+        candidates: PendingCandidates | None = None,
     ) -> None:
         self._tokens = to_host(tokens)
         self._logprobs = logprobs
         self._prompts = prompts
         self._states = states
         self._drafts = drafts
+        self._candidates = candidates
         self._copied: torch.cuda.Event | None = None
         if tokens.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -69,6 +73,8 @@ class PendingTokens:
         result = result_of(self._tokens.numpy(), self._logprobs, self._drafts)
         result.prompts = None if self._prompts is None else self._prompts.read()
         result.states = None if self._states is None else self._states.read()
+        if self._candidates is not None:
+            result.candidates = self._candidates.read()
         return result
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.sampling.beam_continuations import Continuations
+from server.sampling.beam_continuations import Continuations, PendingCandidates
 from server.sampling.choice import Choose, choose_by_torch, choose_tokens
 from server.sampling.chosen import ChosenTokens, PendingTokens, result_of
 from server.sampling.gpu_sampler import GpuSampler
@@ -66,10 +66,7 @@ class Decoder:
         state, logits = self.state, forward.sampled
         logprobs = StepLogprobs(logits, state.logprobs[slots])
         beams = np.flatnonzero(state.beams[slots])
-        candidates: list[Candidates] = []
-        if beams.size:
-            candidates = self._continue_beams(logits, slots, positions, beams, sample)
-            self._report_candidates(candidates, slots, beams, logprobs)
+        found = self._continue_beams(logits, slots, positions, beams, sample) if beams.size else None
         if beams.size == len(slots):
             tokens = torch.full((len(slots),), FAILED, dtype=torch.int32, device=state.device)
         else:
@@ -77,16 +74,16 @@ class Decoder:
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
         drafts = DraftLines.of_step(step)
-        if not candidates:
-            return PendingTokens(tokens, logprobs, prompts, states, drafts)
-        chosen = tokens.cpu().numpy()  # whatever was sent before is there, too
-        result = result_of(chosen, logprobs, drafts)
-        result.candidates = candidates
-        return ChosenTokens(_with(result, prompts, states))
+        pending = PendingTokens(tokens, logprobs, prompts, states, drafts, found)
+        if found is None or not (state.logprobs[slots[beams]] >= 0).any():
+            return pending
+        result = pending.read()  # what is reported of beams is known once their continuations are
+        self._report_candidates(result.candidates, slots, beams, logprobs)
+        return ChosenTokens(result)
 
     def _continue_beams(
         self, logits: Tensor, slots: np.ndarray, positions: np.ndarray, beams: np.ndarray, sample: SampleInput
-    ) -> list[Candidates]:
+    ) -> PendingCandidates:
         """The best continuations of the beams, which stand at lines `beams`; `logits` stay as they are."""
         if len(beams) < len(slots):
             logits = logits[self.state.on_device(beams)]
@@ -148,8 +145,8 @@ class Decoder:
         if beams.size:
             scores = logits if beams.size == len(slots) else logits[beams]
             found = self._continuations.of_scores(scores, slots[beams], positions[beams], sample.beam_scores)
-            self._report_candidates(found, slots, beams, logprobs)
-            result.candidates = found
+            result.candidates = found.read()
+            self._report_candidates(result.candidates, slots, beams, logprobs)
         return result
 
 

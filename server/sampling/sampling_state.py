@@ -124,11 +124,6 @@ class SamplingState:
         self.ends[slot] = NO_TOKEN
         self.ends[slot, : len(ids)] = ids
 
-    def is_end(self, slots: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """bool [slots, k]: which of `tokens` [slots, k] end an answer of their slot."""
-        found: np.ndarray = (tokens[:, :, None] == self.ends[slots][:, None, :]).any(axis=2)
-        return found
-
     def _copy(self, sources: np.ndarray, targets: np.ndarray) -> None:
         """Copy what is kept for slots `sources` to slots `targets` (beams that split)."""
         self.tokens.copy(sources, targets)

@@ -19,6 +19,8 @@ Source: iteration-level scheduling, Orca (Yu et al., OSDI 2022); preemption of w
 
 from __future__ import annotations
 
+import math
+
 from server.scheduling.cache_manager import CacheManager
 from server.scheduling.limits import DRAFTED_LINES, Limits
 from server.scheduling.plan import Chunk, Plan
@@ -66,19 +68,20 @@ class Scheduler:
         self.queues = Queues(cache, SlotPool(limits.max_rows), policy)
         self._computed: list[Sequence] = []  # those of the chunks of the last plan
 
-    def schedule(self, now: float) -> Plan:
-        """The plan of the next forward pass; `now` is in monotonic seconds."""
+    def schedule(self, now: float, *, most_beams: float = math.inf) -> Plan:
+        """The plan of the next forward pass; `now` is in monotonic seconds. Once `most_beams` decode in it,
+        those of further requests wait for the next one."""
         plan = Plan()
         for sequence in self._computed:
             if sequence.slot >= 0:
                 self.cache.slide(sequence)
         self._expire(plan, now)
-        self._schedule(plan)
+        self._schedule(plan, most_beams)
         if self.cache.slides:
             self._computed = [chunk.sequence for chunk in plan.chunks]
         return plan
 
-    def _schedule(self, plan: Plan) -> None:
+    def _schedule(self, plan: Plan, most_beams: float) -> None:
         running = self.queues.running
         mix, running_before = self.policy.mix(running), len(running)
         if mix is Mix.PROMPTS_FIRST:
@@ -88,7 +91,7 @@ class Scheduler:
                 self._admit(plan, budget, whole=True)
             if plan.chunks or len(running) > running_before:
                 return
-        prompts = self._plan_decodes(plan)
+        prompts = self._plan_decodes(plan, most_beams)
         if mix is not Mix.PROMPTS_FIRST:
             decodes = len(plan.decodes)
             tokens = min(self.limits.max_tokens - decodes, self.limits.chunk_tokens)
@@ -108,15 +111,13 @@ class Scheduler:
 
     # -- decodes ---------------------------------------------------------------------------
 
-    def _plan_decodes(self, plan: Plan) -> list[Request]:
-        """Room for one token in every decoding sequence; other requests leave for it.
-
-        Returns:
-            The requests that do not decode: their prompts are under way.
+    def _plan_decodes(self, plan: Plan, most_beams: float) -> list[Request]:
+        """Room for one token in every decoding sequence, but for beams whose tokens are under way; other
+        requests leave for it. Returns the requests that do not decode: their prompts are under way.
         """
         block_size, running, decodes = self.cache.block_size, self.queues.running, plan.decodes
         prompts: list[Request] = []
-        index = 0
+        index = beams = 0
         while index < len(running):
             request = running[index]
             index += 1
@@ -125,10 +126,12 @@ class Scheduler:
                 continue
             if not request.is_decoding:
                 prompts.append(request)
+            elif request.beams is not None and (sequence.pending or beams >= most_beams):
+                pass
             elif len(request.sequences) > 1 or request.expands or sequence.num_computed % block_size == 0:
-                index -= not self._grow(
-                    index - 1, plan
-                )  # taken out, so that the next one stands in its place
+                beams += 0 if request.beams is None else request.width
+                # one that has to leave gives its place to the next
+                index -= not self._grow(index - 1, plan)
             elif not sequence.is_full:  # its last block has room: nothing is to be done in nearly every step
                 decodes.append(sequence)
         return prompts

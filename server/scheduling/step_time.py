@@ -35,6 +35,10 @@ class StepTime:
         cost, tokens = self._cost_of(plan), plan.num_tokens
         return None if not tokens or cost.is_stale(tokens) else cost.seconds(tokens)
 
+    def of_decodes(self, rows: int) -> float | None:
+        """Seconds of a step of `rows` decodes alone; None where none of about that size was seen lately."""
+        return None if self._decodes.is_stale(rows) else self._decodes.seconds(rows)
+
     def _cost_of(self, plan: Plan) -> StepCost:
         return self._prompts if plan.chunks else self._decodes
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from protocol.generation import GenerationConfig
+from server.continuous_batching.beam_turns import BeamTurns
 from server.ops.triton.attention import TritonAttention
 from server.ops.triton.layer_ops import TritonLayerOps
 from server.sampling.step_logits import StepLogits
@@ -52,6 +53,7 @@ def test_beams_that_wait_for_room_keep_no_step_waiting(
     tiny_model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are waited for from their first step to their last; before and after it steps overlap."""
+    monkeypatch.setattr(BeamTurns, "most", lambda turns: None)
     beams = GenerationConfig(num_beams=4, max_new_tokens=6)
     alone = GenerationConfig(max_new_tokens=12)
     prompts = [[5, 6, 7], [8, 9], [10, 11, 12], [13, 14]]
@@ -63,7 +65,7 @@ def test_beams_that_wait_for_room_keep_no_step_waiting(
     def noted() -> Any:
         output = step()
         begun = any(request.params.uses_beams for request in engine.scheduler.queues.running)
-        seen.append((begun, engine._overlaps))
+        seen.append((begun, engine._overlaps(None)))
         return output
 
     monkeypatch.setattr(engine, "step", noted)

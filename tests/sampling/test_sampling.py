@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 from transformers.generation import logits_process as hf
 
+from server.sampling.beam_continuations import PendingCandidates, Searches
 from server.sampling.choice import Choose, choose_by_torch, choose_function, choose_tokens
 from server.sampling.lines import Lines
 from server.sampling.pipeline import change_scores
@@ -68,8 +69,10 @@ def test_ends_are_those_of_the_slots_present_owner() -> None:
     state = state_of(three, three)
     for slot, params in enumerate((one, none)):
         state.assign(SlotStart(slot, params, 0, 1, np.array([1], np.int32)))
-    tokens = np.array([[9, 0, 5, 6, 7], [9, 0, 5, 6, 7]])
-    assert state.is_end(np.array([0, 1]), tokens).tolist() == [[True] + [False] * 4, [False] * 5]
+    scores = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    searches = Searches.of_slots(state, np.array([0, 1]))
+    found = PendingCandidates(searches, scores, scores, torch.tensor([[9, 5], [6, 0]])).read()
+    assert [candidates.stops.tolist() for candidates in found] == [[True, False], [False, False]]
 
 
 def draw(state: SamplingState, scores: torch.Tensor, choose: Choose) -> np.ndarray:
