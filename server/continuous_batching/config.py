@@ -103,7 +103,7 @@ class BatcherConfig(ConfigModel):
     chunks that fit (128 tokens at least). Gaps between tokens shrink, and first tokens come later; null:
     chunks of `prefill_chunk_tokens`."""
     prompt_graphs: bool | None = None
-    """On a GPU, replay steps of up to 1,280 tokens with prompts as CUDA graphs, all but attention: launching
+    """On a GPU, replay steps of up to 2,048 tokens with prompts as CUDA graphs, all but attention: launching
     the kernels of a short prompt one by one takes longer than computing it. Costs part of a second at
     the start and some memory; null: wherever it is supported."""
     max_waiting: PositiveInt = 1024

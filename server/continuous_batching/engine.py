@@ -125,7 +125,8 @@ class Engine:
 
     def slack(self) -> float:
         """As `Pace.slack`."""
-        return self._pace.slack(self._launched, waiting=bool(self.scheduler.queues.waiting))
+        waiting = self.scheduler.queues.waiting_tokens(self.limits.chunk_tokens)
+        return self._pace.slack(self._launched, waiting)
 
     def step(self) -> StepOutput:
         """One iteration; returns its output (empty if there was nothing to do).

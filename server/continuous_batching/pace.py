@@ -40,11 +40,12 @@ class Pace:
         self._clock = clock
         self.seconds = 0.0
         self._ended = 0.0  # the last step that was read
-        self._leads = {False: RunningMean(), True: RunningMean()}
+        self._leads: dict[int, RunningMean] = {}  # by `_size`, seconds from planning a step to its launch
 
     def launched(self, plan: Plan, begin: float) -> None:
         """A step has been launched; planning it began at `begin`."""
-        self._leads[bool(plan.chunks)].observe(self._clock() - begin)
+        size = _size(plan.num_tokens) if plan.chunks else 0
+        self._leads.setdefault(size, RunningMean()).observe(self._clock() - begin)
 
     def read(self, step: Launched) -> None:
         """The tokens of a step have been read."""
@@ -52,18 +53,25 @@ class Pace:
         self.seconds, self._ended = now - max(step.since, self._ended), now
         self._times.observe(step.plan, self.seconds)
 
-    def slack(self, step: Launched | None, *, waiting: bool) -> float:
+    def slack(self, step: Launched | None, waiting: int) -> float:
         """Seconds until the next step should be planned; 0 or less: now.
 
         Args:
             step: the one that is running, if any.
-            waiting: whether requests are queued: a step with prompts takes longer to launch.
+            waiting: tokens of prompts that are queued. Steps with prompts take longer to launch, and those
+                that are too long to be replayed as graphs take by far the longest.
         """
         if step is None or step.choice is None or step.choice.is_ready:
             return 0.0
-        prompts = waiting or any(not chunk.samples for chunk in step.plan.chunks)
-        expected, lead = self._times.expected(step.plan), self._leads[prompts].value
-        if expected is None or expected < _SHORT_SECONDS or lead is None:
+        prompts = waiting + sum(chunk.sequence.prefill_end - chunk.end for chunk in step.plan.chunks)
+        lead = self._leads.get(_size(len(step.plan.decodes) + prompts) if prompts else 0)
+        expected = self._times.expected(step.plan)
+        if expected is None or expected < _SHORT_SECONDS or lead is None or lead.value is None:
             return 0.0
         end = max(step.since, self._ended) + _CERTAIN * expected
-        return end - lead - MARGIN_SECONDS - self._clock()
+        return end - lead.value - MARGIN_SECONDS - self._clock()
+
+
+def _size(tokens: int) -> int:
+    """Which steps are taken to be launched in about the same time: those within a power of two."""
+    return (tokens - 1).bit_length() + 1

@@ -42,6 +42,15 @@ class Queues:
         """Every live request."""
         return [*self.running, *self.swapped, *self.waiting]
 
+    def waiting_tokens(self, most: int) -> int:
+        """Tokens of prompts that could begin to be computed, counted up to `most`."""
+        tokens = 0
+        for request in self.waiting:
+            if tokens >= most:
+                return most
+            tokens += 0 if request.held else request.prompt_work
+        return min(tokens, most)
+
     def _by_order(self, request: Request) -> tuple[float, str]:
         return self._policy.order(request), request.id
 

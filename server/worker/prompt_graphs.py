@@ -23,11 +23,12 @@ from server.ops.backend import Backend
 from server.ops.hidden_states import LayerInputs
 from server.worker.batch import ForwardBatch
 
-SIZES = tuple(range(64, 1281, 64))
-"""Tokens of the steps that are captured. On an H200, a token of padding costs 23 µs with an 8b model."""
+SIZES: tuple[int, ...] = (*range(64, 1281, 64), *range(1408, 2049, 128))
+"""Tokens of the steps that are captured. On an H200, a token of padding costs 23 µs with an 8b model. Kernel
+by kernel, a step takes the host 24 ms to launch, in which it reads no tokens."""
 
-MOST_LINES = 64
-"""Logits of such a step at most."""
+MOST_LINES = 256
+"""Logits of such a step at most; on an H200, those of 256 lines take 0.15 ms more than those of 64."""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,7 @@ class Device:
     def launch(self, rows: int = 8, chunks: tuple[Any, ...] = ()) -> Launched:
         begin = self.now
         self.now += LEAD
-        plan: Any = SimpleNamespace(num_tokens=rows, chunks=chunks)
+        plan: Any = SimpleNamespace(num_tokens=rows, decodes=[None] * rows, chunks=chunks)
         self._free = max(self._free, self.now) + STEP
         step = Launched(plan, [], SimpleNamespace(is_ready=False), begin)  # type: ignore[arg-type]
         self.pace.launched(plan, begin)
@@ -54,30 +54,31 @@ class Device:
 def test_the_next_step_is_planned_shortly_before_the_last_ends() -> None:
     device = Device()
     step = device.warmed()
-    slack = device.pace.slack(step, waiting=False)
+    slack = device.pace.slack(step, 0)
     assert pytest.approx(slack, abs=1e-4) == 0.95 * STEP - LEAD - MARGIN_SECONDS
     device.now += slack / 2
-    assert device.pace.slack(step, waiting=False) == pytest.approx(slack / 2)
+    assert device.pace.slack(step, 0) == pytest.approx(slack / 2)
 
 
 def test_no_time_is_lost_where_the_device_is_done_or_nothing_is_known() -> None:
     device = Device()
-    assert device.pace.slack(None, waiting=False) == 0.0
-    assert device.pace.slack(device.launch(), waiting=False) == 0.0
+    assert device.pace.slack(None, 0) == 0.0
+    assert device.pace.slack(device.launch(), 0) == 0.0
     step = device.warmed()
     step.choice = SimpleNamespace(is_ready=True)  # type: ignore[assignment]
-    assert device.pace.slack(step, waiting=False) == 0.0
+    assert device.pace.slack(step, 0) == 0.0
     step.choice = None
-    assert device.pace.slack(step, waiting=False) == 0.0
+    assert device.pace.slack(step, 0) == 0.0
 
 
 def test_steps_with_prompts_are_planned_when_their_longer_launch_needs_it() -> None:
     device = Device()
     step = device.warmed()
-    assert device.pace.slack(step, waiting=True) == 0.0, "how long they take to launch is not known"
+    assert device.pace.slack(step, 400) == 0.0, "how long they take to launch is not known"
     begin, device.now = device.now, device.now + 0.004
-    device.pace.launched(SimpleNamespace(chunks=[1]), begin)  # type: ignore[arg-type]
-    plain, with_prompts = (device.pace.slack(step, waiting=waiting) for waiting in (False, True))
+    device.pace.launched(SimpleNamespace(chunks=[1], num_tokens=500), begin)  # type: ignore[arg-type]
+    assert device.pace.slack(step, 4000) == 0.0, "nor how long those take that are not replayed"
+    plain, with_prompts = (device.pace.slack(step, waiting) for waiting in (0, 400))
     assert plain - with_prompts == pytest.approx(0.004 - LEAD)
 
 

@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     plans: list[Plan] = []
     schedule = llm.engine.scheduler.schedule
 
-    def record(now: float) -> Plan:
-        plans.append(schedule(now))
+    def record(now: float, **options: float) -> Plan:
+        plans.append(schedule(now, **options))
         return plans[-1]
 
     llm.engine.scheduler.schedule = record  # type: ignore[method-assign]
