@@ -37,6 +37,7 @@ CONTEXTS = (
     (64, 1_000),
     (256, 512),
     (256, 1_000),
+    (1_024, 300),
 )
 """Sequences and tokens of each."""
 TUNINGS = [
@@ -44,9 +45,17 @@ TUNINGS = [
     for way in (
         (16384, 256, 4, 3), (16384, 512, 4, 4), (8192, 512, 4, 3), (8192, 256, 4, 4), (8192, 1024, 4, 3),
         (8192, 512, 2, 3), (8192, 512, 2, 4), (4096, 512, 2, 3), (4096, 1024, 2, 4), (4096, 512, 1, 3),
-        (2048, 1024, 1, 4),
+        (2048, 1024, 1, 4), (2048, 512, 1, 3), (2048, 1024, 1, 3),
     )
 ]  # fmt: skip
+SHARED_TUNINGS = [
+    Tuning(*way, by_warps=False)
+    for way in (
+        (4096, 512, 4, 3), (4096, 512, 4, 4), (4096, 1024, 4, 3), (4096, 512, 2, 3), (4096, 512, 2, 4),
+        (8192, 512, 4, 3), (8192, 256, 4, 3), (2048, 512, 4, 3), (2048, 512, 2, 4),
+    )
+]  # fmt: skip
+"""Of kernels whose warps share a tile; a cache in FP8 has none."""
 
 
 def tried(ways: dict[str, Callable[[], None]], launches: int) -> dict[str, Any]:
@@ -94,7 +103,8 @@ def _attention_of(sizes: LlamaShape, count: int, length: int, float8: bool) -> d
             attend(layer, spec, None, batch, query, key, value, output)
 
     ways = {"as it is": partial(launch, None)}
-    ways |= {str(tuning): partial(launch, tuning) for tuning in (TUNINGS if float8 else ())}
+    tunings = TUNINGS if float8 else [*TUNINGS, *SHARED_TUNINGS]
+    ways |= {str(tuning): partial(launch, tuning) for tuning in tunings}
     times = tried(ways, layers)
     terabytes = (1 if float8 else 2) * 2e-6 * count * length * sizes.kv_heads * dim
     return {"TB/s": {way: round(terabytes / us, 2) for way, us in _numbers(times)}, "us": times}

@@ -15,8 +15,9 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.gptq import GROUP, layer_sizes
 from benchmarks.gpu.tune_gemv import graph_us
+from server.device.triton_support import gpu_of
 from server.quantization.gptq.kernels.triton import TritonKernel
-from server.quantization.gptq.kernels.triton_product import Tiling, gpu_of, product, stage_bytes, tiling
+from server.quantization.gptq.kernels.triton_product import Tiling, product, stage_bytes, tiling
 from utils.commands import with_interpreter
 
 ROW_TILES = (16, 32, 64, 128, 256)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,7 +27,9 @@ except ImportError:  # nothing will launch the kernels
 __all__ = [
     "INTERPRETED",
     "LOG2_E",
+    "Gpu",
     "fetch_ahead",
+    "gpu_of",
     "jit",
     "launch_options",
     "next_power_of_two",
@@ -39,6 +42,30 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 LOG2_E = 1.4426950408889634
 """Softmax is computed in base 2: scores are scaled by this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What the division of a kernel's work depends on.
+
+    Attributes:
+        shared: bytes of shared memory that a program can have.
+    """
+
+    multiprocessors: int
+    shared: int
+
+
+@functools.cache
+def gpu_of(device: torch.device) -> Gpu:
+    """The GPU `device`; what the interpreter runs on passes for a small one."""
+    if device.type != "cuda":
+        return Gpu(4, 1 << 16)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    from triton.runtime import driver
+
+    properties = driver.active.utils.get_device_properties(index)
+    return Gpu(properties["multiprocessor_count"], properties["max_shared_mem"])
 
 
 @functools.cache

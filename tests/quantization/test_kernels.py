@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.device.triton_support import Gpu
 from server.quantization.gptq.kernels.base import GPTQKernel
 from server.quantization.gptq.kernels.cpu import DENSE_ROWS, CpuKernel, blocks_are_known
 from server.quantization.gptq.kernels.dense import DenseKernel
@@ -15,7 +16,7 @@ from server.quantization.gptq.kernels.marlin import MarlinKernel
 from server.quantization.gptq.kernels.select import choose_kernels, cuda_kernels
 from server.quantization.gptq.kernels.triton import DENSE_ROWS as TRITON_DENSE_ROWS
 from server.quantization.gptq.kernels.triton import TritonKernel
-from server.quantization.gptq.kernels.triton_product import Gpu, tiling
+from server.quantization.gptq.kernels.triton_product import tiling
 from server.quantization.gptq.weight import QuantizedWeight
 from tests.quantization.checkpoints import FORMS, Form, filled_linear, random_layer, save_layers
 

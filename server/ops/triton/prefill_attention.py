@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from server.device.triton_support import LOG2_E, launch_options, next_power_of_two
+from server.device.triton_support import LOG2_E, gpu_of, launch_options, next_power_of_two
 from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import QUERY_TILE, PagedBatch
-from server.ops.triton.decode_kernel import cap_scores
+from server.ops.triton.decode_kernel import blocks_of, cap_scores
 from server.ops.triton.float8_cache import scales_of, to_multiply
 
 
@@ -28,19 +28,16 @@ def _attend_keys(
 ):  # fmt: skip
     """Take keys `begin` to `end` into the running softmax; MASKED: some queries do not see some of them.
 
-    Keys before `lowest` are seen by none, and not read.
+    Keys before `lowest` are seen by none, and not read. Blocks are looked up a tile ahead (`decode_kernel`).
     """
     d = tl.arange(0, DIM_TILE)
+    block = blocks_of(table, begin + tl.arange(0, TILE), end, BLOCK_SIZE)
     for n0 in range(begin, end, TILE):
         n = n0 + tl.arange(0, TILE)
-        if MASKED:
-            valid = (n >= lowest) & (n < end)
-            block = tl.load(table + n // BLOCK_SIZE, mask=valid, other=0).to(tl.int64)
-        else:
-            block = tl.load(table + n // BLOCK_SIZE).to(tl.int64)
         at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN_STRIDE)[:, None] + d[None, :]
+        block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
         if MASKED:
-            mask = valid[:, None] & (d < HEAD_DIM)[None, :]
+            mask = ((n >= lowest) & (n < end))[:, None] & (d < HEAD_DIM)[None, :]
             k = tl.load(at, mask=mask, other=0.0)
             v = tl.load(at + value_offset, mask=mask, other=0.0)
         elif DIM_TILE != HEAD_DIM:
@@ -155,15 +152,18 @@ def chunk_attention(
     """
     assert batch.chunks is not None
     heads, head_dim = query.shape[1:]
-    wide = query.dtype == torch.float32
+    wide, dim_tile = query.dtype == torch.float32, next_power_of_two(head_dim)
+    tile = 32 if wide else 64
+    room = gpu_of(cache.device).shared - QUERY_TILE * dim_tile * query.element_size()
+    buffers = room // (2 * tile * dim_tile * cache.element_size())  # of a tile of keys and one of values
     _attend_chunk[(heads, len(batch.chunks.tiles))](
         query, cache, None if cache_scales is None else cache_scales[layer], output, sinks,
         batch.rows, batch.positions, batch.tables, batch.chunks.tiles,
         query.stride(0), output.stride(0), batch.tables.stride(0), cache.stride(0),
         layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
         GROUP=heads // cache.shape[4], KV_HEADS=cache.shape[4], HEAD_DIM=head_dim,
-        DIM_TILE=next_power_of_two(head_dim), BLOCK_SIZE=cache.shape[3], WINDOW=spec.window or 0,
+        DIM_TILE=dim_tile, BLOCK_SIZE=cache.shape[3], WINDOW=spec.window or 0,
         SOFTCAP=(spec.softcap or 0.0) * LOG2_E, QUERIES=QUERY_TILE,
-        TILE=32 if wide else 64, PRECISION="ieee", num_warps=8, num_stages=1 if wide else 3,
+        TILE=tile, PRECISION="ieee", num_warps=8, num_stages=1 if wide else max(1, min(3, buffers)),
         enable_fp_fusion=fused, **launch_options(cache.device),
     )  # fmt: skip

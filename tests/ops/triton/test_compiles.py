@@ -35,6 +35,7 @@ def compile_only(self, *args, grid, warmup, **options):
 driver.set_active(Hopper())
 run, JITFunction.run = JITFunction.run, compile_only
 triton_support.overlaps_launches = lambda device: True
+triton_support.gpu_of = lambda device: triton_support.Gpu(132, 227 * 1024)
 
 from benchmarks.gpu.skinny import Tiling, skinny
 from server.device.peer_collectives import PeerCollectives

@@ -9,7 +9,6 @@ Machete (Neural Magic, 2024) works so. On earlier GPUs the same code compiles to
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from server.device.triton_support import INTERPRETED, overlaps_launches
+from server.device.triton_support import INTERPRETED, Gpu, gpu_of, overlaps_launches
 from server.quantization.gptq.kernels.triton_codes import (
     PIECE,
     SHRINKAGE,
@@ -117,28 +116,6 @@ class Tiling:
     parts: int
     stages: int
     warps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """What a tiling depends on.
-
-    Attributes:
-        shared: bytes of shared memory that a program can have.
-    """
-
-    multiprocessors: int
-    shared: int
-
-
-@functools.cache
-def gpu_of(device: torch.device) -> Gpu:
-    """The GPU `device`; what the interpreter runs on passes for a small one."""
-    if device.type != "cuda":
-        return Gpu(4, 1 << 16)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    properties = triton.runtime.driver.active.utils.get_device_properties(index)
-    return Gpu(properties["multiprocessor_count"], properties["max_shared_mem"])
 
 
 def tiling(rows: int, outputs: int, inputs: int, bits: int, gpu: Gpu) -> Tiling:
