@@ -165,9 +165,9 @@ def test_steps_overlap_where_nothing_comes_twice(tiny_model: Path, monkeypatch: 
     under_way: list[bool] = []
     schedule = llm.engine.scheduler.schedule
 
-    def note(now: float) -> object:
+    def note(now: float, **options: float) -> object:
         under_way.append(llm.engine._launched is not None)
-        return schedule(now)
+        return schedule(now, **options)
 
     monkeypatch.setattr(llm.engine.scheduler, "schedule", note)
     new: Options = {"do_sample": True, "temperature": 50.0, "seed": 1}  # hardly any of its tokens comes twice

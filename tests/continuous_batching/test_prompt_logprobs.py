@@ -127,11 +127,11 @@ def test_steps_that_do_not_wait(
     scheduler, dice = llm.engine.scheduler, random.Random(4)
     schedule = scheduler.schedule
 
-    def drop_some(now: float) -> Plan:
+    def drop_some(now: float, **options: float) -> Plan:
         for request in list(scheduler.queues.running):
             if not request.is_decoding and dice.random() < 0.3:
                 scheduler.queues.drop(request)
-        return schedule(now)
+        return schedule(now, **options)
 
     if dropped:
         monkeypatch.setattr(scheduler, "schedule", drop_some)

@@ -101,10 +101,12 @@ def test_under_swap_and_recomputation(
         num_blocks_cpu=num_blocks_cpu,
         swap_policy="swap" if num_blocks_cpu else "auto",
     )
-    assert texts(llm) == expected
-    assert texts(llm) == expected, "all at once: now nobody waits for a grammar to be compiled"
-    stats = llm.engine.stats()
-    assert stats.preempted_by_swap if num_blocks_cpu else stats.preempted_by_recompute
+    for _ in range(10):  # at first, and on a busy machine, they wait for grammars rather than for room
+        assert texts(llm) == expected
+        stats = llm.engine.stats()
+        if stats.preempted_by_swap if num_blocks_cpu else stats.preempted_by_recompute:
+            return
+    pytest.fail("nothing was preempted")
 
 
 @pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
