@@ -163,26 +163,29 @@ def measure(options: argparse.Namespace, load_engine: Load, force: Force, worklo
     compiled = speculation.watch_compiler()
     llm = load_engine(options.shape, options.draft, options.models, max(options.rows), options.drafted)
     compiled.clear()
-    timing.wait_for_turn(options.gate)
     result: dict[str, Any] = {
         "versions": versions(), "engine": "own", "shape": options.shape, "draft": options.draft, "cases": [],
         "compiled_while_serving": compiled,
     }  # fmt: skip
-    for rows in options.rows:
-        for rate in options.rates:
-            case = compare(llm, force, rate, rows, options)
-            result["cases"].append({"name": f"{workload} {rate}, {rows} rows", **case})
-            speculation.save(result, options.out)
-            drafted, accepted = (
-                sum(turn[kind] for turn in case["turns"]["drafts"]) for kind in ("drafted", "accepted")
-            )
-            print(
-                f"rate {rate:.1f} {rows:3} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} "
-                f"{case['speedup']:5.2f} ×  by formula {case['by_formula']['ms']:7.3f} ms  "
-                f"{accepted} of {drafted} accepted  equal {case['equal']}  compiled {len(compiled)}",
-                flush=True,
-            )
-    speculation.save(result, options.out, workload)
+    for _ in timing.turns(options.gate):
+        for rows in options.rows:
+            for rate in options.rates:
+                case = compare(llm, force, rate, rows, options)
+                result["cases"].append({"name": f"{workload} {rate}, {rows} rows", **case})
+                speculation.save(result, options.out)
+                _show(case, compiled)
+        speculation.save(result, options.out, workload)
+
+
+def _show(case: dict[str, Any], compiled: Collection[str]) -> None:
+    turns = case["turns"]["drafts"]
+    drafted, accepted = (sum(turn[kind] for turn in turns) for kind in ("drafted", "accepted"))
+    print(
+        f"rate {case['rate']:.1f} {case['rows']:3} rows  {case['plain_ms']:7.3f} ms  "
+        f"drafts {case['ms']:7.3f} {case['speedup']:5.2f} ×  by formula {case['by_formula']['ms']:7.3f} ms  "
+        f"{accepted} of {drafted} accepted  equal {case['equal']}  compiled {len(compiled)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

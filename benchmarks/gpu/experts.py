@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.checkpoints import byte_tokenizer
 from benchmarks.gpu import own, peer_vllm, timing
-from benchmarks.gpu.__main__ import environment, run_child
+from benchmarks.gpu.child import Child, environment
 from benchmarks.gpu.step_time import replay_ms
 from server.checkpoints.files import StoredTensor
 from server.models.decoder import Decoder
@@ -230,7 +230,7 @@ def main() -> None:
                 continue
             command = [sys.executable, "-m", "benchmarks.gpu.experts", str(arguments.out)]
             log = arguments.out / f"{engine}-{shape}.log"
-            status = run_child([*command, "--one", engine, shape], log, environment(arguments.vllm), LIMIT)
+            status = Child([*command, "--one", engine, shape], log, environment(arguments.vllm)).end(LIMIT)
             print(f"{engine} {shape}: status {status}, see {log}", flush=True)
 
 

@@ -26,7 +26,7 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoints import LlamaShape, describe_llama
-from benchmarks.gpu.__main__ import run_child
+from benchmarks.gpu.child import Child
 from benchmarks.gpu.versions import versions
 from protocol.generation import GenerationConfig
 from server.continuous_batching.config import ServerConfig
@@ -223,7 +223,7 @@ def main() -> None:
     for part in arguments.parts:
         command = [sys.executable, "-m", "benchmarks.gpu.memory_bars", str(arguments.out), "--one", part]
         log = arguments.out.with_suffix(f".{part}.log")
-        status = run_child(command, log, dict(os.environ), LIMIT)
+        status = Child(command, log, os.environ).end(LIMIT)
         found = json.loads(arguments.out.read_text()).get(part, {}) if arguments.out.is_file() else {}
         figures = {key: found.get(key) for key in ("passed", "used_bytes", "bar_bytes", "weights_bytes")}
         print(f"{part}: status {status}, {figures}, see {log}", flush=True)

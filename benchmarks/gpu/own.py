@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, help="size of the cache; default: what memory allows")
     parser.add_argument("--host-blocks", type=int, default=0, help="size of the swap pool")
     parser.add_argument("--long", type=int, default=0, help="1: the engine of L1, L2, H1 and P1")
+    timing.add_gate(parser)
     arguments = parser.parse_args()
     begin = time.perf_counter()
     sizes: dict[str, Any] = {"num_blocks": arguments.blocks, "num_blocks_cpu": arguments.host_blocks}
@@ -108,15 +109,15 @@ def main() -> None:
         "capabilities": llm.capabilities,
         "workloads": {},
     }
-    timing.wait_for_turn(arguments.gate)
-    for name in arguments.workloads:
-        if name == "SWAP":
-            result["swap"] = swap.measure(llm)
-            timing.write(result, name, result["swap"], arguments.out)
-            continue
-        seconds = timing.repeat(lambda work: run(llm, work), name, arguments.repeats)
-        result["stats"] = dataclasses.asdict(llm.engine.stats())
-        timing.note(result, name, seconds, arguments.out)
+    for turn in timing.turns(arguments.gate):
+        for name in arguments.workloads:
+            if name == "SWAP":
+                result["swap"] = swap.measure(llm)
+                timing.write(result, name, result["swap"], arguments.out)
+                continue
+            seconds = timing.repeat(lambda work: run(llm, work), name, arguments.repeats, turn)
+            result["stats"] = dataclasses.asdict(llm.engine.stats())
+            timing.note(result, name, seconds, arguments.out)
 
 
 if __name__ == "__main__":

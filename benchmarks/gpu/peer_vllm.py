@@ -8,13 +8,13 @@ input before it starts, and for another one, having said that it is ready, befor
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.checkpoints import SHAPES, describe_llama
 from benchmarks.gpu import timing
+from benchmarks.gpu.room import gigabytes_of, gpu_gigabytes
 from benchmarks.gpu.workloads import LONG_BEAMS, LONG_LENGTH, Workload
 
 
@@ -33,13 +33,20 @@ def run(llm: Any, load: Workload) -> float:
 
 
 def load(
-    shape: str, directory: Path, *, tokenizer: Path | None = None, length: int = 4096, **options: Any
+    shape: str,
+    directory: Path,
+    *,
+    tokenizer: Path | None = None,
+    length: int = 4096,
+    blocks: int | None = None,
+    **options: Any,
 ) -> Any:
     """vLLM's `LLM` of that shape with random weights.
 
     Args:
         tokenizer: as of `describe_llama`; without one, vLLM knows token ids only.
         length: tokens of a sequence.
+        blocks: of the cache; None: what 85 % of the memory allow.
         options: of `vllm.LLM`.
     """
     import vllm
@@ -53,7 +60,8 @@ def load(
         skip_tokenizer_init=tokenizer is None,
         dtype="bfloat16",
         max_model_len=length,
-        gpu_memory_utilization=0.85,
+        gpu_memory_utilization=0.85 if blocks is None else gigabytes_of(sizes, blocks) / gpu_gigabytes(),
+        num_gpu_blocks_override=blocks,
         generation_config="vllm",
         seed=0,
         **{"enable_prefix_caching": False, **options},
@@ -67,11 +75,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="GPUs that share the model")
     parser.add_argument("--cache-gigabytes", type=float, help="of each GPU; default: what memory allows")
     parser.add_argument("--long", type=int, default=0, help="1: the engine of L1, L2, H1 and P1")
+    timing.add_gate(parser)
     arguments = parser.parse_args()
     import vllm
 
-    if arguments.gate:
-        sys.stdin.readline()
     begin = time.perf_counter()
     cache = arguments.cache_gigabytes
     long: dict[str, Any] = {}
@@ -80,7 +87,7 @@ def main() -> None:
     llm = load(
         arguments.shape,
         arguments.models,
-        num_gpu_blocks_override=arguments.blocks,
+        blocks=arguments.blocks,
         tensor_parallel_size=arguments.ranks,
         kv_cache_memory_bytes=None if cache is None else int(cache * 1e9),
         **long,
@@ -92,9 +99,9 @@ def main() -> None:
         "start_seconds": time.perf_counter() - begin,
         "workloads": {},
     }
-    timing.wait_for_turn(arguments.gate)
     names, repeats = arguments.workloads, arguments.repeats
-    timing.time_workloads(lambda work: run(llm, work), names, repeats, result, arguments.out)
+    for turn in timing.turns(arguments.gate):
+        timing.time_workloads(lambda work: run(llm, work), names, repeats, result, arguments.out, turn)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from benchmarks.checkpoints import SHAPES
-from benchmarks.gpu import peer_vllm, speculation
+from benchmarks.gpu import peer_vllm, speculation, timing
 from benchmarks.machine import today
 
 GREEDY = {"repeats", "new"}
@@ -43,18 +43,19 @@ def force(vocab: int, model: nn.Module) -> None:
     head[follow] = embedding[:vocab] / scale
 
 
-def load(shape: str, directory: Path, drafted: int) -> Any:
+def load(shape: str, directory: Path, drafted: int, blocks: int | None) -> Any:
     """vLLM's `LLM` in this process, with forced texts.
 
     Args:
         drafted: tokens of a draft; 0: none are made.
+        blocks: of the cache; None: what memory allows.
     """
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the weights are changed here
     options: dict[str, Any] = {}
     if drafted:
         lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
         options["speculative_config"] = {"method": "ngram", "num_speculative_tokens": drafted, **lookup}
-    llm = peer_vllm.load(shape, directory, **options)
+    llm = peer_vllm.load(shape, directory, blocks=blocks, **options)
     llm.apply_model(partial(force, SHAPES[shape].vocab))
     return llm
 
@@ -95,19 +96,21 @@ def measure(llm: Any, text: str, rows: int, options: argparse.Namespace) -> dict
 def main() -> None:
     """Measure, show a line for each case, and write all there is so far."""
     options = speculation.parse(__doc__, GREEDY)
-    llm = load(options.shape, options.models, options.drafted)
+    llm = load(options.shape, options.models, options.drafted, options.blocks)
     import vllm
 
     about = {"date": today(), "drafted": options.drafted}
     about["engine"] = f"vllm {vllm.__version__}" + ("" if options.drafted else ", no drafts")
     result: dict[str, Any] = {**about, "shape": options.shape, "cases": []}
-    for rows in options.rows:
-        for text in options.texts:
-            case = measure(llm, text, rows, options)
-            result["cases"].append(case)
-            speculation.save(result, options.out)
-            print(f"{text:8} {rows:3} rows  {case['ms']:8.3f} ms  as forced {case['as_forced']}", flush=True)
-    speculation.save(result, options.out, "LOOKUP")
+    for _ in timing.turns(options.gate):
+        for rows in options.rows:
+            for text in options.texts:
+                case = measure(llm, text, rows, options)
+                result["cases"].append(case)
+                speculation.save(result, options.out)
+                told = f"{text:8} {rows:3} rows  {case['ms']:8.3f} ms  as forced {case['as_forced']}"
+                print(told, flush=True)
+        speculation.save(result, options.out, "LOOKUP")
 
 
 if __name__ == "__main__":

@@ -46,12 +46,11 @@ def model(shape: str, directory: Path) -> Path:
     return path
 
 
-def own_server(path: Path, port: int, options: dict[str, Any], blocks: int | None) -> list[str | Path]:
+def own_server(path: Path, port: int, options: dict[str, Any]) -> list[str | Path]:
     """The command of this project's server.
 
     Args:
         options: keys of `batcher_config`.
-        blocks: of the cache, 16 tokens each; None: what memory allows.
     """
     config = path / "server.json"
     sizes = {"batch_max_beams": 256, "batch_max_tokens": 8192, "max_waiting": 4096}
@@ -62,20 +61,16 @@ def own_server(path: Path, port: int, options: dict[str, Any], blocks: int | Non
                     "model_name_or_path": str(path), "torch_dtype": "bfloat16", "model_max_length": 4096,
                 },
                 "batcher_config": {**sizes, **options},
-                "cache_config": {"num_blocks_cpu": 0, "num_blocks": blocks},
+                "cache_config": {"num_blocks_cpu": 0},
             }
         )
     )  # fmt: skip
     return [sys.executable, "-m", "benchmarks.gpu.made_up_weights", config, str(port)]
 
 
-def vllm_server(path: Path, port: int, blocks: int | None) -> list[str | Path]:
-    """The command of vLLM's, with its defaults; with `blocks`, in a share of the memory."""
-    sizes = ["--max-model-len", "4096", "--load-format", "dummy"]
-    if blocks is None:
-        sizes += ["--gpu-memory-utilization", "0.85"]
-    else:
-        sizes += ["--gpu-memory-utilization", "0.35", "--num-gpu-blocks-override", str(blocks)]
+def vllm_server(path: Path, port: int) -> list[str | Path]:
+    """The command of vLLM's, with its defaults."""
+    sizes = ["--max-model-len", "4096", "--gpu-memory-utilization", "0.85", "--load-format", "dummy"]
     place = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "m"]
     module: list[str | Path] = ["-m", "vllm.entrypoints.openai.api_server", "--model", path]
     return [sys.executable, *module, *place, *sizes, "--no-enable-log-requests"]
@@ -127,16 +122,11 @@ def main() -> None:
     parser.add_argument("--engine", choices=["own", "vllm"], default="own")
     parser.add_argument("--seconds", type=float, default=14.0, help="of arrivals at each rate")
     parser.add_argument("--requests", type=int, default=1_000, help="most at each rate")
-    parser.add_argument("--blocks", type=int, help="of the cache; default: what memory allows")
     parser.add_argument("--batcher", type=json.loads, default={}, help="JSON: further keys of batcher_config")
     arguments = parser.parse_args()
     path, port = model(arguments.shape, arguments.models), free_port()
     own = arguments.engine == "own"
-    command = (
-        own_server(path, port, arguments.batcher, arguments.blocks)
-        if own
-        else vllm_server(path, port, arguments.blocks)
-    )
+    command = own_server(path, port, arguments.batcher) if own else vllm_server(path, port)
     url, log = f"http://127.0.0.1:{port}", path / f"{arguments.engine}.log"
     with ExitStack() as stack:
         server = stack.enter_context(running(command, log))
@@ -144,7 +134,6 @@ def main() -> None:
         engine = "own, served" if own else "vllm, served"
         result: dict[str, Any] = {"engine": engine, "shape": arguments.shape, "start_seconds": start}
         result |= {"batcher": arguments.batcher, "cores": os.cpu_count(), "workloads": {}, "served": {}}
-        timing.wait_for_turn(arguments.gate)
         for name in arguments.workloads:
             found = ask(url, float(name.removeprefix("AT")), arguments.seconds, arguments.requests)
             result["served"][name] = found

@@ -28,7 +28,7 @@ from unittest import mock
 import torch
 
 from benchmarks.checkpoints import SHAPES
-from benchmarks.gpu import own
+from benchmarks.gpu import own, timing
 from benchmarks.gpu.own import random_weights
 from benchmarks.gpu.versions import versions
 from benchmarks.machine import today
@@ -167,6 +167,8 @@ def parse(about: str | None, known: set[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=256, help="of each answer")
     parser.add_argument("--drafted", type=int, default=15, help="tokens of a draft at most")
+    parser.add_argument("--blocks", type=int, help="of the cache; default: what memory allows")
+    timing.add_gate(parser)
     options = parser.parse_args()
     if unknown := set(options.texts) - known:
         parser.error(f"unknown texts: {', '.join(sorted(unknown))}")
@@ -178,33 +180,37 @@ def main() -> None:
     options = parse(__doc__, set(TEXTS))
     compiled, began = watch_compiler(), time.perf_counter()
     with mock.patch.object(own, "random_weights", forced_weights):
-        llm = own.load(options.shape, options.models, beams=max(options.rows))
+        llm = own.load(options.shape, options.models, beams=max(options.rows), num_blocks=options.blocks)
     result: dict[str, Any] = {
         "date": today(), "versions": versions(), "gpu": torch.cuda.get_device_name(),
         "shape": options.shape, "engine": "own",
         "drafted_at_most": options.drafted, "start_seconds": time.perf_counter() - began, "cases": [],
     }  # fmt: skip
     compiled.clear()
-    for rows in options.rows:
-        for text in options.texts:
-            case = compare(llm, text, rows, options, SHAPES[options.shape].vocab)
-            cost = llm.engine.scheduler.speculator.cost
-            case["ms_by_tokens"] = [
-                (tokens, 1e3 * seconds) for tokens, seconds in zip(cost._tokens, cost._seconds, strict=True)
-            ]
-            result["cases"].append(case)
-            result["compiled_while_serving"] = compiled
-            result["stats"] = dataclasses.asdict(llm.engine.stats())
-            save(result, options.out)
-            share = sum(turn["accepted"] for turn in case["turns"]["drafts"])
-            share /= max(sum(turn["drafted"] for turn in case["turns"]["drafts"]), 1)
-            print(
-                f"{text:8} {rows:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} ms  "
-                f"{case['speedup']:5.2f} ×  {share:4.0%} accepted  equal {case['equal']}  "
-                f"as forced {case['as_forced']}  compiled {len(compiled)}",
-                flush=True,
-            )
-    save(result, options.out, "LOOKUP")
+    for _ in timing.turns(options.gate):
+        for rows in options.rows:
+            for text in options.texts:
+                case = compare(llm, text, rows, options, SHAPES[options.shape].vocab)
+                cost = llm.engine.scheduler.speculator.cost
+                learned = zip(cost._tokens, cost._seconds, strict=True)
+                case["ms_by_tokens"] = [(tokens, 1e3 * seconds) for tokens, seconds in learned]
+                result["cases"].append(case)
+                result["compiled_while_serving"] = compiled
+                result["stats"] = dataclasses.asdict(llm.engine.stats())
+                save(result, options.out)
+                _show(case, compiled)
+        save(result, options.out, "LOOKUP")
+
+
+def _show(case: dict[str, Any], compiled: list[str]) -> None:
+    turns = case["turns"]["drafts"]
+    accepted, drafted = (sum(turn[kind] for turn in turns) for kind in ("accepted", "drafted"))
+    print(
+        f"{case['text']:8} {case['rows']:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} ms  "
+        f"{case['speedup']:5.2f} ×  {accepted / max(drafted, 1):4.0%} accepted  equal {case['equal']}  "
+        f"as forced {case['as_forced']}  compiled {len(compiled)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import Any
 
 from benchmarks.checkpoints import SHAPES, SPECIAL_TOKENS
 from benchmarks.engine.structured_cost import PERSON
-from benchmarks.gpu.__main__ import REST_SECONDS, environment, run_child
+from benchmarks.gpu.child import Child, environment
+from benchmarks.gpu.tasks import REST_SECONDS
 from benchmarks.gpu.versions import versions
 from benchmarks.gpu.workloads import Workload, workload
 from utils.commands import with_interpreter
@@ -145,7 +146,7 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
             command += [f"--{option}", str(getattr(arguments, option))]
         site = arguments.vllm if engine == "vllm" else None
         log, left = out.with_suffix(".log"), max(1.0, end - time.monotonic())
-        status = run_child(command, log, environment(site), left)
+        status = Child(command, log, environment(site)).end(left)
         print(f"{engine}: status {status}, see {log}", flush=True)
         results[engine] = json.loads(out.read_text()) if out.is_file() else None
         (arguments.out / "results.json").write_text(json.dumps(results, indent=1))

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu.__main__ import run_child
+from benchmarks.gpu import tasks
+from benchmarks.gpu.child import Child
 from benchmarks.gpu.report import pool, table
-from benchmarks.gpu.stages import DRAFTS, ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, Stage, stages
+from benchmarks.gpu.stages import DRAFTS, ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, stages
+from benchmarks.gpu.timing import DONE, READY
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
 MEASURED = {*PLAIN, *EXTRA} - {"TESTS"}
@@ -52,7 +55,7 @@ def test_a_process_that_runs_too_long_takes_its_children_along(tmp_path: Path) -
         "import subprocess, time; print(subprocess.Popen(['sleep', '600']).pid, flush=True); time.sleep(600)"
     )
     log = tmp_path / "log"
-    assert run_child([sys.executable, "-c", script], log, dict(os.environ), 2.0) == "out of time"
+    assert Child([sys.executable, "-c", script], log, os.environ).end(2.0) == "out of time"
     state = "S"
     for _ in range(100):
         told = subprocess.run(["ps", "-o", "stat=", "-p", log.read_text()], capture_output=True, text=True)
@@ -61,7 +64,7 @@ def test_a_process_that_runs_too_long_takes_its_children_along(tmp_path: Path) -
             break
         time.sleep(0.05)
     assert state == "gone" or state.startswith("Z")
-    assert run_child([sys.executable, "-c", "raise SystemExit(3)"], log, dict(os.environ), 60.0) == 3
+    assert Child([sys.executable, "-c", "raise SystemExit(3)"], log, os.environ).end(60.0) == 3
 
 
 def test_the_table_has_a_line_for_every_figure() -> None:
@@ -116,61 +119,133 @@ def test_what_measures_drafts_is_run_again_where_it_did_not_finish(tmp_path: Pat
     (stage,) = [stage for stage in stages("8b", ["own"]) if stage.workloads == ["HEAD"]]
     arguments = argparse.Namespace(out=tmp_path, workloads=["HEAD"])
     written = {"shape": "8b", "engine": "own", "cases": []}
-    file = tmp_path / "draft_head-8b-1.json"
+    file = tmp_path / "draft_head-8b.json"
     file.write_text(json.dumps(written))
-    assert command.finished(stage, "8b", 1, arguments) is None
+    task = tasks.Task("8b", stage)
+    assert tasks.finished(task, 1, arguments) is None
     file.write_text(json.dumps(written | {"finished": ["HEAD"]}))
-    assert command.finished(stage, "8b", 1, arguments) == written | {"finished": ["HEAD"]}
+    assert tasks.finished(task, 1, arguments) == written | {"finished": ["HEAD"]}
 
 
-def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Round after round; one that fails in a round is there with its other rounds."""
-    turns: list[tuple[str, int]] = []
+class Measured:
+    """Stands for processes that write a figure of each workload asked for in each turn; tells what they did.
 
-    def measure(stage: Stage, shape: str, turn: int, *_: Any) -> dict[str, Any] | None:
-        turns.append((stage.module, turn))
-        seconds = {"W2": {"seconds": [0.512 * turn], "ms_per_token": 1.0}}
-        result = {"shape": shape, "engine": stage.module, "workloads": seconds}
-        return None if turns[-1] == ("peer_vllm", 2) else result
+    Args:
+        fails: (module, turn) of one that ends in that turn.
+    """
 
-    monkeypatch.setattr(command, "measure", measure)
+    def __init__(self, fails: tuple[str, int] | None = None) -> None:
+        self.fails = fails
+        self.did: list[tuple[str, str]] = []
+
+    def start(self, line: list[str], log: Path, environment: dict[str, str]) -> SimpleNamespace:
+        module, shape, names, out = line[2].removeprefix("benchmarks.gpu."), line[3], line[4], Path(line[5])
+        workloads: dict[str, Any] = {}
+        turns = 0
+        self.did.append((module, "start"))
+
+        def measure() -> None:
+            nonlocal turns
+            turns += 1
+            self.did.append((module, f"turn {turns}"))
+            if self.fails == (module, turns):
+                return
+            for name in names.split(","):
+                figure = workloads.setdefault(name, {"seconds": [], "ms_per_token": 1.0})
+                figure["seconds"].append(0.512 * turns)
+            out.write_text(json.dumps({"shape": shape, "engine": module, "workloads": workloads}))
+
+        def end(seconds: float) -> int:
+            self.did.append((module, "end"))
+            return 0
+
+        def says(words: str, seconds: float, times: int = 1) -> bool:
+            return words == READY or self.fails != (module, turns)
+
+        return SimpleNamespace(log=log, go=measure, end=end, says=says)
+
+
+def command_for(tmp_path: Path, **more: Any) -> argparse.Namespace:
+    options = {
+        "engines": ["own", "vllm"], "shapes": ["1b"], "workloads": ["W2"], "rounds": 3, "repeats": 1,
+        "minutes": 90.0, "vllm": tmp_path, "out": tmp_path, "resume": False,
+    }  # fmt: skip
+    return argparse.Namespace(**options | more)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    made = Measured()
+    monkeypatch.setattr(tasks, "Child", lambda *of: made.start(*of))
+    monkeypatch.setattr(tasks, "REST_SECONDS", 0.0)
     monkeypatch.setattr(command, "versions", lambda *_: {})
-    arguments = argparse.Namespace(
-        engines=["own", "vllm"], shapes=["1b"], workloads=["W2"], rounds=3, repeats=1, minutes=90.0,
-        vllm=tmp_path, out=tmp_path, resume=False,
-    )  # fmt: skip
-    own, vllm = command.measure_all(arguments)
-    assert turns == [(module, turn) for turn in (1, 2, 3) for module in ("own", "peer_vllm")]
-    assert len(own["workloads"]["W2"]["seconds"]) == 3 and len(vllm["workloads"]["W2"]["seconds"]) == 2
+    monkeypatch.setattr(command, "gpu_gigabytes", lambda: 150.0)
+    return made
+
+
+def test_engines_are_loaded_side_by_side_and_take_turns(tmp_path: Path, measured: Measured) -> None:
+    """Round after round; one that fails in a round is there with those before, and takes no more turns."""
+    measured.fails = ("peer_vllm", 2)
+    own, vllm = command.measure_all(command_for(tmp_path))
+    both = ("own", "peer_vllm")
+    assert measured.did == [
+        *((module, "start") for module in both),
+        *((module, f"turn {turn}") for turn in (1, 2) for module in both),
+        ("peer_vllm", "end"), ("own", "turn 3"), *((module, "end") for module in both),
+    ]  # fmt: skip
+    assert len(own["workloads"]["W2"]["seconds"]) == 3 and len(vllm["workloads"]["W2"]["seconds"]) == 1
     assert json.loads((tmp_path / "results.json").read_text())["results"] == [own, vllm]
 
 
-def test_a_call_goes_on_where_another_one_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_goes_on_where_another_one_ended(tmp_path: Path, measured: Measured) -> None:
     """Stages that came to their end are read; those that lack a workload are measured."""
-    measured: list[tuple[str, int]] = []
-
-    def measure(stage: Stage, shape: str, turn: int, *_: Any) -> dict[str, Any]:
-        measured.append((stage.module, turn))
-        return result(stage.module, "W2", "W3")
 
     def result(module: str, *names: str) -> dict[str, Any]:
         seconds = {name: {"seconds": [1.0], "ms_per_token": 1.0} for name in names}
         return {"shape": "1b", "engine": module, "workloads": seconds}
 
-    monkeypatch.setattr(command, "measure", measure)
-    monkeypatch.setattr(command, "versions", lambda *_: {})
-    (tmp_path / "own-1b-1.json").write_text(json.dumps(result("own", "W2", "W3")))
-    (tmp_path / "peer_vllm-1b-1.json").write_text(json.dumps(result("peer_vllm", "W2")))
-    arguments = argparse.Namespace(
-        engines=["own", "vllm"], shapes=["1b"], workloads=["W2", "W3"], rounds=2, repeats=1, minutes=90.0,
-        vllm=tmp_path, out=tmp_path, resume=True,
-    )  # fmt: skip
-    own, _ = command.measure_all(arguments)
-    assert measured == [("peer_vllm", 1), ("own", 2), ("peer_vllm", 2)]
-    assert len(own["workloads"]["W2"]["seconds"]) == 2
-    measured.clear()
-    command.measure_all(argparse.Namespace(**{**vars(arguments), "resume": False, "minutes": 0.0}))
-    assert measured == []
+    (tmp_path / "own-1b.json").write_text(json.dumps(result("own", "W2", "W3")))
+    (tmp_path / "peer_vllm-1b.json").write_text(json.dumps(result("peer_vllm", "W2")))
+    (tmp_path / "over_http-1b-1.json").write_text(json.dumps(result("over_http", "HTTP")))
+    asked = command_for(tmp_path, workloads=["W2", "W3", "HTTP"], rounds=2, resume=True)
+    own, vllm, http = command.measure_all(asked)
+    assert [did for did in measured.did if did[1] != "end"] == [
+        ("peer_vllm", "start"), ("peer_vllm", "turn 1"), ("peer_vllm", "turn 2"),
+        ("over_http", "start"), ("over_http", "turn 1"),
+    ]  # fmt: skip
+    for found, name, count in ((own, "W2", 1), (vllm, "W3", 2), (http, "HTTP", 2)):
+        assert len(found["workloads"][name]["seconds"]) == count
+    measured.did.clear()
+    command.measure_all(argparse.Namespace(**{**vars(asked), "resume": False, "minutes": 0.0}))
+    assert measured.did == []
+
+
+def test_what_fits_into_memory_is_loaded_together() -> None:
+    chosen = [tasks.Task("8b", stage) for stage in stages("8b", ["own", "vllm"])]
+    groups = tasks.side_by_side(chosen, 150.0)
+    assert [task for group in groups for task in group] == chosen
+    for group in groups:
+        if any(task.stage.alone for task in group):
+            assert len(group) == 1
+        else:
+            assert sum(task.stage.gigabytes("8b") for task in group) <= 150.0
+    assert [task.stage.engine for task in groups[0]][:2] == ["own", "vllm"]
+    large = [tasks.Task("32b", stage) for stage in stages("32b", ["own", "vllm"])]
+    assert [len(group) for group in tasks.side_by_side(large, 150.0)] == [1, 1]
+
+
+def test_a_child_waits_at_its_gate_for_every_turn(tmp_path: Path) -> None:
+    script = (
+        "from benchmarks.gpu import timing\nfor turn in timing.turns(True): print('turn', turn, flush=True)"
+    )
+    child = Child([sys.executable, "-c", script], tmp_path / "log", os.environ)
+    assert child.says(READY, 60.0) and not child.says(DONE, 0.0)
+    for turn in (1, 2):
+        child.go()
+        assert child.says(DONE, 60.0, turn)
+    assert child.end(60.0) == 0
+    assert not child.says(DONE, 60.0, 3)
+    assert (tmp_path / "log").read_text().splitlines() == [READY, "turn 0", DONE, "turn 1", DONE]
 
 
 def test_what_clients_saw_is_pooled_and_printed() -> None:

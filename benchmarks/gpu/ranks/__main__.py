@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -22,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.__main__ import environment
+from benchmarks.gpu.child import Child, environment
 from benchmarks.gpu.ranks import report
 from benchmarks.gpu.ranks.tokens import checkpoint
 from benchmarks.gpu.timing import READY
@@ -36,7 +33,7 @@ CACHE_GIGABYTES = 60
 
 
 class Part:
-    """A process that waits at a gate, if it has one: its imports are done while another part measures.
+    """A process and what it finds; behind a gate, its imports are done while another part measures.
 
     Args:
         name: of its files.
@@ -46,47 +43,22 @@ class Part:
 
     def __init__(self, command: argparse.Namespace, name: str, module: str, *arguments: object) -> None:
         self.name, self.out = name, command.out / f"{name}.json"
-        self.log = command.out / f"{name}.log"
         self.out.unlink(missing_ok=True)
         given = [str(self.out) if each == "OUT" else str(each) for each in arguments]
-        variables = environment(command.vllm) | QUIET
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", module, *given], stdin=subprocess.PIPE, stdout=log, stderr=log,
-                env=variables, start_new_session=True,
-            )  # fmt: skip
+        line = [sys.executable, "-m", module, *given]
+        self.child = Child(line, command.out / f"{name}.log", environment(command.vllm) | QUIET)
         self._begin = time.monotonic()
 
     def go(self) -> None:
         """Open its gate."""
         self._begin = time.monotonic()
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(b"\n")
-            self._process.stdin.flush()
-
-    def wait_until_it_says(self, words: str, seconds: float) -> bool:
-        """Whether `words` appear in its log within `seconds`."""
-        end = time.monotonic() + seconds
-        while self._process.poll() is None and time.monotonic() < end:
-            if words in self.log.read_text(errors="replace"):
-                return True
-            time.sleep(0.2)
-        return False
+        self.child.go()
 
     def end(self, seconds: float) -> dict[str, Any]:
         """Wait for it up to `seconds`, kill what still runs, and return what it found."""
-        status: int | str = "out of time"
-        try:
-            status = self._process.wait(max(seconds, 0.1))
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            with suppress(ProcessLookupError):  # its own children too: they hold GPU memory
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        status = self.child.end(seconds)
         took = time.monotonic() - self._begin
-        print(f"{self.name}: {took:.0f} s, status {status}, see {self.log}", flush=True)
+        print(f"{self.name}: {took:.0f} s, status {status}, see {self.child.log}", flush=True)
         time.sleep(REST_SECONDS)
         found: dict[str, Any] = {"status": status, "took_seconds": took}
         with suppress(FileNotFoundError, json.JSONDecodeError):
@@ -144,13 +116,13 @@ class Suite:
         self.keep(alone, 75)
         one = self.times("8b-one", "8b", "W2,W1,W4,W3", 1, "--traces", "W2")
         self.measure(split)
+        self.measure(one)
         peer = None
         if self._command.vllm is not None:
             peer = self.part(
                 "8b-vllm", "benchmarks.gpu.peer_vllm", "8b", "W2,W1,W4,W3", "OUT", "--ranks", many,
                 "--repeats", repeats, "--models", models, "--cache-gigabytes", CACHE_GIGABYTES, "--gate",
             )  # fmt: skip
-        self.measure(one)
         self._beside(peer, many)
         large = self.times("70b-all", "70b", "W2,W3", many, "--rows", 32, "--traces", "W2")
         nccl = self.times("8b-nccl", "8b", "W2,W1", many, "--nccl-alone", "--traces", "W2")
@@ -159,8 +131,6 @@ class Suite:
 
     def _beside(self, peer: Part | None, many: int) -> None:
         """While vLLM starts, what is not timed; then its workloads."""
-        if peer is not None:
-            peer.go()
         models = ("--models", self._command.models)
         checkpoint(self._command.models / "small")
         parts = [
@@ -170,7 +140,7 @@ class Suite:
         for part in parts:
             self.keep(part, 100)
         self.keep(self.part("lost", "benchmarks.gpu.ranks.lost", "OUT", "--ranks", many, *models), 100)
-        if peer is not None and peer.wait_until_it_says(READY, min(200, self.left)):
+        if peer is not None and peer.child.says(READY, min(200, self.left)):
             peer.go()
         self.keep(peer, 100)
 
