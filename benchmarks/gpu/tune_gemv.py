@@ -1,5 +1,5 @@
-"""Finds the tiling of the one-token product for each weight of a model:
-``.venv/bin/python -m benchmarks.gpu.tune_gemv SHAPE``; what it prints is what
+"""Finds the tiling of the one-token product for each weight of models:
+``.venv/bin/python -m benchmarks.gpu.tune_gemv SHAPE...``; what it prints is what
 `server.quantization.gemv.tiling` knows.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from itertools import product
 
 import torch
 
 from benchmarks.checkpoints import SHAPES
-from server.device.triton_support import next_power_of_two
 from server.quantization.gemv import Tiling, gemv, tiling
 from utils.commands import with_interpreter
 
@@ -39,14 +39,13 @@ def graph_us(launch: Callable[[], None], launches: int, replays: int = 10) -> fl
 
 
 def candidates(inputs: int, outputs: int) -> list[Tiling]:
-    """Those worth a try: 16 to 128 bytes of weights a thread in flight."""
+    """Those worth a try: 64 to 128 bytes of weights a thread in flight, and few columns without weights."""
     found = []
-    for tile in (512, 1024, 2048, 4096, 8192):
-        for rows in (1, 2, 4, 8, 16):
-            for warps in (4, 8):
-                share = rows * tile // (32 * warps)
-                if 32 <= share <= 64 and tile <= next_power_of_two(inputs) and outputs % rows == 0:
-                    found.append(Tiling(rows, tile, warps))
+    for tile, rows, warps, ahead in product((512, 1024, 2048, 4096), (1, 2, 4, 8), (2, 4, 8), (1, 2, 4)):
+        tiles, share = -(-inputs // tile), rows * tile * ahead // (32 * warps)
+        fits = ahead <= tiles <= 16 and tile * tiles <= 1.1 * inputs and outputs % rows == 0
+        if fits and 32 <= share <= 64:
+            found.append(Tiling(rows, tile, warps, ahead))
     return found
 
 
@@ -83,14 +82,16 @@ def measure(outputs: int, inputs: int, *, gated: bool, norm: bool) -> None:
 def main() -> None:
     """Measure every weight of a shape."""
     parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
-    parser.add_argument("shape", choices=SHAPES)
-    s = SHAPES[parser.parse_args().shape]
-    head = s.hidden // s.heads
-    measure((s.heads + 2 * s.kv_heads) * head, s.hidden, gated=False, norm=True)
-    measure(s.hidden, s.heads * head, gated=False, norm=False)
-    measure(s.inner, s.hidden, gated=True, norm=True)
-    measure(s.hidden, s.inner, gated=False, norm=False)
-    measure(s.vocab, s.hidden, gated=False, norm=True)
+    parser.add_argument("shapes", choices=SHAPES, nargs="+")
+    for name in parser.parse_args().shapes:
+        s = SHAPES[name]
+        print(name, flush=True)
+        head = s.hidden // s.heads
+        measure((s.heads + 2 * s.kv_heads) * head, s.hidden, gated=False, norm=True)
+        measure(s.hidden, s.heads * head, gated=False, norm=False)
+        measure(s.inner, s.hidden, gated=True, norm=True)
+        measure(s.hidden, s.inner, gated=False, norm=False)
+        measure(s.vocab, s.hidden, gated=False, norm=True)
 
 
 if __name__ == "__main__":

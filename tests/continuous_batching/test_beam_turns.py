@@ -46,7 +46,7 @@ def by_turns(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
 
 
 @on_cpu
-@pytest.mark.parametrize("replayed", [False, True])
+@pytest.mark.parametrize("replayed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("num_blocks", [400, 60])
 def test_tokens_are_those_of_transformers(
     tiny_model: Path, reference: Reference, monkeypatch: pytest.MonkeyPatch, num_blocks: int, replayed: bool
