@@ -10,6 +10,10 @@ from __future__ import annotations
 from server.scheduling.preemption import RunningMean
 from server.scheduling.scheduler import Scheduler
 
+_CAPTURED = 16
+"""Captured steps of decodes are so many rows apart (`decode_graphs`): steps of 208 and 192 beams have no
+padding, and two of 200 have 16 rows."""
+
 
 class BeamTurns:
     """Decides from the time that steps take, and the time for which the device waits between them.
@@ -23,12 +27,12 @@ class BeamTurns:
         self._waits = RunningMean()
 
     def observe(self, seconds: float) -> None:
-        """For so long the device waited for the host to choose and to plan, all beams being in one step."""
+        """The device waited so long for the host to choose and to plan, all beams being in one step."""
         self._waits.observe(seconds)
 
     def most(self) -> int | None:
-        """Of how many beams on the next step takes no more; None: it takes all, once the tokens of the last
-        step are read."""
+        """How many beams take part in the next step, the others in the one after it; None: all of them, once
+        the tokens of the last step are read."""
         beams = others = 0
         for request in self._scheduler.queues.running:
             if request.params.uses_beams:
@@ -39,8 +43,8 @@ class BeamTurns:
         # a request whose tokens are under way cannot leave: there is to be a block more for each sequence
         if not beams or cache.slides or not cache.has_blocks(beams + others):
             return None
-        half = -(-beams // 2)
-        return half if self._pays(half + others, beams + others) else None
+        half = -(-beams // (2 * _CAPTURED)) * _CAPTURED
+        return half if half < beams and self._pays(half + others, beams + others) else None
 
     def _pays(self, half: int, all_rows: int) -> bool:
         """Whether two steps of `half` the rows take less than one of `all_rows` and the wait behind it."""

@@ -41,6 +41,7 @@ def by_turns(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         return launch(plan, *rest)
 
     monkeypatch.setattr(engine, "_launch", noted)
+    monkeypatch.setattr("server.continuous_batching.beam_turns._CAPTURED", 1)
     monkeypatch.setattr(BeamTurns, "_pays", lambda *_: True)
     return both
 
@@ -121,9 +122,9 @@ def test_beams_take_turns_where_that_is_faster() -> None:
     assert turns.most() is None, "nothing is known of steps yet"
     observe(turns, 400, 16e-3)
     turns.observe(6e-3)
-    assert turns.most() == 200, "what half of them takes is to be tried"
-    observe(turns, 200, 9e-3)
-    assert turns.most() == 200
+    assert turns.most() == 208, "what half of them takes is to be tried, without padding"
+    observe(turns, 208, 9e-3)
+    assert turns.most() == 208
     for _ in range(100):
         turns.observe(1e-3)
     assert turns.most() is None, "two steps take 18 ms, one and the wait 17"
@@ -131,7 +132,8 @@ def test_beams_take_turns_where_that_is_faster() -> None:
 
 def test_turns_need_room_and_blocks_that_stay() -> None:
     for turns, most in (
-        (turns_of(400, 9), 200),
+        (turns_of(400, 9), 208),
+        (turns_of(16, 9), None),
         (turns_of(400, 9, room=408), None),
         (turns_of(400, 9, slides=True), None),
         (turns_of(0, 9), None),

@@ -1,7 +1,8 @@
 """The best continuations of beams: log-softmax, score so far and top-k, with one look at the logits.
 
-The first kernel works on tiles of the vocabulary: each keeps its peak, its sum and its
-best tokens, best first. The second merges the tiles' lists.
+The first kernel works on tiles of the vocabulary: each keeps its peak and its sum. The second lists the best
+tokens of those tiles that can have some, best first: of `count` tokens, all are in the `count` tiles with the
+greatest peaks. The third merges these lists.
 """
 
 from __future__ import annotations
@@ -17,24 +18,44 @@ from server.device.triton_support import launch_options, next_power_of_two
 _TILE = 4096
 
 
+@triton.jit
+def _scores_of(logits, line, tile, stride, vocab, TILE: tl.constexpr):
+    """float32 [TILE]: the scores of a tile, -inf behind the vocabulary."""
+    i = tile * TILE + tl.arange(0, TILE)
+    at = logits + line.to(tl.int64) * stride + i
+    return tl.load(at, mask=i < vocab, other=float("-inf")).to(tl.float32)
+
+
+@triton.jit
+def _weigh_tile(logits, peaks, sums, stride, vocab, tiles, TILE: tl.constexpr, PDL: tl.constexpr):
+    """Program (line, tile of the vocabulary)."""
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    line, tile = tl.program_id(0), tl.program_id(1)
+    score = _scores_of(logits, line, tile, stride, vocab, TILE)
+    peak = tl.max(score, 0)
+    base = tl.where(peak == float("-inf"), 0.0, peak)  # a tile that is excluded weighs nothing
+    tl.store(peaks + line * tiles + tile, peak)
+    tl.store(sums + line * tiles + tile, tl.sum(tl.exp(score - base), 0))
+
+
 @triton.jit(do_not_specialize=["count"])
 def _best_of_tile(
-    logits, peaks, sums, values, tokens, stride, vocab, tiles, count,
-    TILE: tl.constexpr, PDL: tl.constexpr,
+    logits, peaks, values, tokens, stride, vocab, tiles, count,
+    TILE: tl.constexpr, TILES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Program (line, tile of the vocabulary)."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     line, tile = tl.program_id(0), tl.program_id(1)
-    i = tl.arange(0, TILE)
-    at = logits + line.to(tl.int64) * stride + tile * TILE + i
-    score = tl.load(at, mask=tile * TILE + i < vocab, other=float("-inf")).to(tl.float32)
-    peak = tl.max(score, 0)
-    base = tl.where(peak == float("-inf"), 0.0, peak)  # a tile that is excluded weighs nothing
-    total = tl.sum(tl.exp(score - base), 0)
-    tl.store(peaks + line * tiles + tile, peak)
-    tl.store(sums + line * tiles + tile, total)
+    t = tl.arange(0, TILES)
+    all_peaks = tl.load(peaks + line * tiles + t, mask=t < tiles, other=float("-inf"))
+    peak = tl.load(peaks + line * tiles + tile)
+    if tl.sum(((all_peaks > peak) | ((all_peaks == peak) & (t < tile))).to(tl.int32), 0) >= count:
+        return
+    score, i = _scores_of(logits, line, tile, stride, vocab, TILE), tl.arange(0, TILE)
     slot = (line * tiles + tile) * count
     for k in range(count):
         best, place = tl.max(score, 0, return_indices=True)
@@ -58,13 +79,17 @@ def _best_of_line(
     tile_sums = tl.load(sums + line * tiles + t, mask=t < tiles, other=0.0)
     peak = tl.max(tile_peaks, 0)
     log_total = tl.log(tl.sum(tile_sums * tl.exp(tile_peaks - peak), 0))
+    greater = tile_peaks[None, :] > tile_peaks[:, None]
+    equal = (tile_peaks[None, :] == tile_peaks[:, None]) & (t[None, :] < t[:, None])
+    listed = (t < tiles) & (tl.sum((greater | equal).to(tl.int32), 1) < count)
     score = tl.load(running + line)
     slots = (line * tiles + t) * count
     taken = tl.zeros((TILES,), tl.int32)
     for k in range(count):
-        heads = tl.load(values + slots + taken, mask=(t < tiles) & (taken < count), other=float("-inf"))
-        best, tile = tl.max(heads, 0, return_indices=True)
-        tile = tl.minimum(tile, tiles - 1)  # of scores that are not numbers any may be found
+        heads = tl.load(values + slots + taken, mask=listed & (taken < count), other=float("-inf"))
+        best = tl.max(heads, 0)
+        # of scores that are not numbers any may be found
+        tile = tl.min(tl.where(listed & (heads == best), t, tiles - 1), 0)
         place = tl.minimum(tl.sum(tl.where(t == tile, taken, 0), 0), count - 1)
         token = tl.load(tokens + (line * tiles + tile) * count + place)
         tl.store(best_scores + line * count + k, best - peak - log_total + score)
@@ -89,16 +114,19 @@ def best_continuations(logits: Tensor, running: Tensor, count: int) -> tuple[Ten
     peaks = torch.empty((lines, tiles), dtype=torch.float32, device=logits.device)
     sums = torch.empty_like(peaks)
     values = peaks.new_empty((lines, tiles, count))
-    tokens = torch.empty_like(values, dtype=torch.int32)
+    tokens = torch.zeros_like(values, dtype=torch.int32)  # ids, also where a tile has no list
     best_scores = peaks.new_empty((lines, count))
     best_tokens = tokens.new_empty((lines, count))
-    options = launch_options(logits.device)
+    options, room = launch_options(logits.device), next_power_of_two(tiles)
+    _weigh_tile[(lines, tiles)](
+        logits, peaks, sums, logits.stride(0), vocab, tiles, TILE=_TILE, num_warps=8, **options
+    )
     _best_of_tile[(lines, tiles)](
-        logits, peaks, sums, values, tokens, logits.stride(0), vocab, tiles, count,
-        TILE=_TILE, num_warps=8, **options,
+        logits, peaks, values, tokens, logits.stride(0), vocab, tiles, count,
+        TILE=_TILE, TILES=room, num_warps=8, **options,
     )  # fmt: skip
     _best_of_line[(lines,)](
         peaks, sums, values, tokens, running, best_scores, best_tokens, tiles, count,
-        TILES=next_power_of_two(tiles), num_warps=1, **options,
+        TILES=room, num_warps=1, **options,
     )  # fmt: skip
     return best_scores, best_tokens

@@ -10,7 +10,7 @@ from tests.ops.triton.checks import HALF
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-@pytest.mark.parametrize(("vocab", "count"), [(50, 2), (9001, 8), (5000, 33)])
+@pytest.mark.parametrize(("vocab", "count"), [(50, 2), (9001, 8), (5000, 33), (40_000, 3)])
 def test_the_best_of_every_line(device: torch.device, dtype: torch.dtype, vocab: int, count: int) -> None:
     torch.manual_seed(vocab)
     logits = (4 * torch.randn(5, vocab, device=device)).to(dtype)
@@ -25,7 +25,7 @@ def test_the_best_of_every_line(device: torch.device, dtype: torch.dtype, vocab:
 
 def test_equal_scores_are_all_found(device: torch.device) -> None:
     """The first of them by token."""
-    logits = torch.zeros(1, 5000, device=device)
+    logits = torch.zeros(1, 30_000, device=device)
     _, tokens = best_continuations(logits, torch.zeros(1, device=device), 4)
     assert tokens.tolist() == [[0, 1, 2, 3]]
 
