@@ -125,8 +125,8 @@ class Engine:
 
     def slack(self) -> float:
         """As `Pace.slack`."""
-        waiting = self.scheduler.queues.waiting_tokens(self.limits.chunk_tokens)
-        return self._pace.slack(self._launched, waiting)
+        queues, most = self.scheduler.queues, self.limits.chunk_tokens
+        return self._pace.slack(self._launched, 0 if self._launched is None else queues.waiting_tokens(most))
 
     def step(self) -> StepOutput:
         """One iteration; returns its output (empty if there was nothing to do).

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from itertools import islice
 
 from server.scheduling.block_pool import BlockMove
 from server.scheduling.cache_manager import CacheManager
 from server.scheduling.policies import SchedulingPolicy
 from server.scheduling.request import Phase, Request, Sequence
 from server.scheduling.slots import SlotPool
+
+_LOOKED_AT = 64
+"""Requests in the queue that are looked at where it is asked for several times a step."""
 
 
 @dataclass(slots=True)
@@ -43,9 +47,9 @@ class Queues:
         return [*self.running, *self.swapped, *self.waiting]
 
     def waiting_tokens(self, most: int) -> int:
-        """Tokens of prompts that could begin to be computed, counted up to `most`."""
+        """Tokens of prompts that could begin to be computed, up to `most`, of the first requests alone."""
         tokens = 0
-        for request in self.waiting:
+        for request in islice(self.waiting, _LOOKED_AT):
             if tokens >= most:
                 return most
             tokens += 0 if request.held else request.prompt_work

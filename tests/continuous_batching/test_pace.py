@@ -82,6 +82,18 @@ def test_steps_with_prompts_are_planned_when_their_longer_launch_needs_it() -> N
     assert plain - with_prompts == pytest.approx(0.004 - LEAD)
 
 
+def test_a_prompt_that_goes_on_counts_as_one_that_waits() -> None:
+    device = Device()
+    step = device.warmed()
+    begin, device.now = device.now, device.now + 0.004
+    device.pace.launched(SimpleNamespace(chunks=[1], num_tokens=500), begin)  # type: ignore[arg-type]
+    waiting = device.pace.slack(step, 400)
+    step.plan.chunks = [SimpleNamespace(end=100, sequence=SimpleNamespace(prefill_end=500))]  # type: ignore[list-item]
+    for _ in range(5):
+        device.pace._times.observe(step.plan, STEP)
+    assert device.pace.slack(step, 0) == pytest.approx(waiting)
+
+
 class Engine:
     """Has work, and the given slacks one after the other."""
 
