@@ -21,7 +21,7 @@ def environment(site: Path | None) -> dict[str, str]:
 
 
 class Child:
-    """It writes to `log`, and waits at gates for lines on its standard input, if it has gates.
+    """A process that writes to `log`; one started with ``--gate`` measures once for each line on its input.
 
     Args:
         command: program and arguments.
@@ -37,14 +37,14 @@ class Child:
             )  # fmt: skip
 
     def go(self) -> None:
-        """Open its gate."""
+        """Let it measure once."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(b"\n")
             self.process.stdin.flush()
 
     def says(self, words: str, seconds: float, times: int = 1) -> bool:
-        """Whether `words` are in its log so many `times` within `seconds`."""
+        """Whether `words` appear at least `times` times in its log; waits up to `seconds` for them."""
         end = time.monotonic() + seconds
         while True:
             over = self.process.poll() is not None or time.monotonic() >= end

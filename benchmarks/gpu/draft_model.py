@@ -1,11 +1,11 @@
 """What a draft model gives: ``.venv/bin/python -m benchmarks.gpu.draft_model SHAPE DRAFT_SHAPE OUT.json``.
 
 Both models have random weights and forced texts, as in `benchmarks.gpu.speculation`, and the large one's
-vocabulary. Behind so many of all tokens the draft model is forced to another one that of each 128 guesses as
-many are right as the rate says. The same greedy requests are answered with drafts and without, by turns.
-Beside the figures stands what they would be by the formula (Leviathan et al., 2023): with k drafted tokens a
-step yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of as many lines and of a draft
-of k tokens, of which the medians are those that the engine learned.
+vocabulary. The draft model is forced to guess a wrong token at random places, so that the acceptance rate
+asked for holds in every 128 tokens. The same greedy requests are answered with drafts and without, by
+turns. Beside the figures stands what they would be by the formula (Leviathan et al., 2023): a step with k
+draft tokens yields (1 - rate^(k+1)) / (1 - rate) tokens, and takes the time of a step of that many lines
+and of a draft of k tokens. Both times are the medians that the engine learned.
 """
 
 from __future__ import annotations
@@ -178,8 +178,7 @@ def measure(options: argparse.Namespace, load_engine: Load, force: Force, worklo
 
 
 def _show(case: dict[str, Any], compiled: Collection[str]) -> None:
-    turns = case["turns"]["drafts"]
-    drafted, accepted = (sum(turn[kind] for turn in turns) for kind in ("drafted", "accepted"))
+    drafted, accepted = speculation.drafted_and_accepted(case)
     print(
         f"rate {case['rate']:.1f} {case['rows']:3} rows  {case['plain_ms']:7.3f} ms  "
         f"drafts {case['ms']:7.3f} {case['speedup']:5.2f} ×  by formula {case['by_formula']['ms']:7.3f} ms  "

@@ -202,9 +202,14 @@ def main() -> None:
         save(result, options.out, "LOOKUP")
 
 
-def _show(case: dict[str, Any], compiled: list[str]) -> None:
+def drafted_and_accepted(case: dict[str, Any]) -> tuple[int, int]:
+    """Draft tokens of all turns of a case: how many were proposed, and how many of them were accepted."""
     turns = case["turns"]["drafts"]
-    accepted, drafted = (sum(turn[kind] for turn in turns) for kind in ("accepted", "drafted"))
+    return sum(turn["drafted"] for turn in turns), sum(turn["accepted"] for turn in turns)
+
+
+def _show(case: dict[str, Any], compiled: list[str]) -> None:
+    drafted, accepted = drafted_and_accepted(case)
     print(
         f"{case['text']:8} {case['rows']:4} rows  {case['plain_ms']:7.3f} ms  drafts {case['ms']:7.3f} ms  "
         f"{case['speedup']:5.2f} ×  {accepted / max(drafted, 1):4.0%} accepted  equal {case['equal']}  "

@@ -59,7 +59,7 @@ def repeat(run: Run, name: str, repeats: int, turn: int = 0) -> list[float]:
 
 
 def note(result: Result, name: str, seconds: list[float], out: Path, **more: Any) -> None:
-    """Add what the runs of a workload come to, with those of earlier turns; write all there is so far."""
+    """Add the runs of a workload to those of earlier turns, show the figures, and write all so far."""
     seconds = [*result["workloads"].get(name, {}).get("seconds", ()), *seconds]
     made = figures(name, workload(name), statistics.median(seconds))
     result["workloads"][name] = {"seconds": seconds, **made, **more}

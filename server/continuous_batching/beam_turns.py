@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from server.scheduling.preemption import RunningMean
 from server.scheduling.scheduler import Scheduler
-
-_CAPTURED = 16
-"""Captured steps of decodes are so many rows apart (`decode_graphs`): steps of 208 and 192 beams have no
-padding, and two of 200 have 16 rows."""
+from server.worker.decode_graphs import ROWS_APART
 
 
 class BeamTurns:
@@ -27,7 +24,7 @@ class BeamTurns:
         self._waits = RunningMean()
 
     def observe(self, seconds: float) -> None:
-        """The device waited so long for the host to choose and to plan, all beams being in one step."""
+        """With all beams in one step, the device waited `seconds` for the host to choose and to plan."""
         self._waits.observe(seconds)
 
     def most(self) -> int | None:
@@ -43,7 +40,8 @@ class BeamTurns:
         # a request whose tokens are under way cannot leave: there is to be a block more for each sequence
         if not beams or cache.slides or not cache.has_blocks(beams + others):
             return None
-        half = -(-beams // (2 * _CAPTURED)) * _CAPTURED
+        # a captured size: steps of 208 and 192 beams need no padding, two of 200 need 8 rows each
+        half = -(-beams // (2 * ROWS_APART)) * ROWS_APART
         return half if half < beams and self._pays(half + others, beams + others) else None
 
     def _pays(self, half: int, all_rows: int) -> bool:

@@ -114,6 +114,7 @@ class Continuations:
         Args:
             positions: of the beams' newest tokens.
         """
+        searches = Searches.of_slots(self._state, slots)
         lines = np.flatnonzero(self._state.sampled_beams[slots])
         if lines.size:
             drawn = Lines.of_step(slots, positions).take(lines)
@@ -122,19 +123,20 @@ class Continuations:
         keys = scores
         if lines.size:
             keys = scores.clone()
-            keys[lines] += self._gumbel(slots, positions, lines)
+            keys[lines] += self._gumbel(searches.starts, slots, positions, lines)
         best = torch.topk(keys, self._count(slots), dim=-1)
-        chosen, searches = best.indices, Searches.of_slots(self._state, slots)
-        return PendingCandidates(searches, best.values, scores.gather(1, chosen), chosen)
+        return PendingCandidates(searches, best.values, scores.gather(1, best.indices), best.indices)
 
     def _count(self, slots: np.ndarray) -> int:
         """Continuations to look at of each beam."""
         return min(int(self._state.candidates[slots].max()), self._state.vocab_size)
 
-    def _gumbel(self, slots: np.ndarray, positions: np.ndarray, lines: np.ndarray) -> Tensor:
+    def _gumbel(
+        self, starts: np.ndarray, slots: np.ndarray, positions: np.ndarray, lines: np.ndarray
+    ) -> Tensor:
         """Gumbel noise [lines, vocab]: the k largest of score + noise are k draws without
         replacement from softmax(scores) (Kool et al., 2019), as beam sampling wants them."""
-        state, starts = self._state, Searches.of_slots(self._state, slots).starts
+        state = self._state
         beam = np.arange(len(slots)) - starts[np.searchsorted(starts, np.arange(len(slots)), "right") - 1]
         seeds = state.on_device(state.numbers.host[0, slots[lines]])
         beams, places = state.on_device(beam[lines]), state.on_device(positions[lines] + 1)

@@ -23,9 +23,13 @@ DRAFTED_SIZES = (4, 16, 32, 64, DRAFTED_LINES)
 step of 2 lines of an 8b takes as long as one of 16, 5.5 ms."""
 
 
+ROWS_APART = 16
+"""Rows between two captured batch sizes, from as many on to 256."""
+
+
 def graph_sizes(max_rows: int) -> list[int]:
     """Batch sizes to capture: padding costs little, for weights are read once whatever the size."""
-    sizes = [1, 2, 4, 8, *range(16, 256, 16), *range(256, max_rows, 32)]
+    sizes = [1, 2, 4, 8, *range(ROWS_APART, 256, ROWS_APART), *range(256, max_rows, 32)]
     return [size for size in sizes if size < max_rows] + [max_rows]
 
 

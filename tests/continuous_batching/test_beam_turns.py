@@ -41,7 +41,7 @@ def by_turns(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         return launch(plan, *rest)
 
     monkeypatch.setattr(engine, "_launch", noted)
-    monkeypatch.setattr("server.continuous_batching.beam_turns._CAPTURED", 1)
+    monkeypatch.setattr("server.continuous_batching.beam_turns.ROWS_APART", 1)
     monkeypatch.setattr(BeamTurns, "_pays", lambda *_: True)
     return both
 
@@ -97,7 +97,7 @@ def test_beams_that_are_cancelled_while_they_are_computed_leave_nothing(
 
 
 def turns_of(beams: int, others: int, *, room: int = 10_000, slides: bool = False) -> BeamTurns:
-    """Of an engine with so many beams, four a request, and other sequences."""
+    """The `BeamTurns` of an engine with `beams` beams, four per request, and `others` other sequences."""
     searches = [
         Request(f"b{i}", [1], SamplingParams(max_new_tokens=9, num_beams=4), 0.0) for i in range(beams // 4)
     ]

@@ -52,7 +52,7 @@ def weigh(q, k, valid, best, total, scale, SOFTCAP: tl.constexpr, PRECISION: tl.
 
 @triton.jit
 def attend_piece(
-    q, base, table, block, begin, end, block_stride, value_offset, scale,
+    q, base, cache_scales, table, block, begin, end, block_stride, value_offset, scale,
     BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, SOFTCAP: tl.constexpr,
     TILE: tl.constexpr, WARPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -60,49 +60,21 @@ def attend_piece(
 
     Args:
         q: [queries, head_dim].
+        cache_scales: None where the cache is not in FP8.
         block: those of the first tile, by `blocks_of`.
     """
     QUERIES: tl.constexpr = q.shape[0]
     DIM_TILE: tl.constexpr = q.shape[1]
-    d = tl.arange(0, DIM_TILE)
-    place = tokens_of(TILE, WARPS)
-    queries = tl.broadcast_to(q[None, :, :], (WARPS, QUERIES, DIM_TILE))
-    # less than any score, and a number when taken from itself: a warp may have no token
-    best = tl.full([WARPS, QUERIES], -1e30, tl.float32)
-    total = tl.zeros([WARPS, QUERIES], tl.float32)
-    acc = tl.zeros([WARPS, QUERIES, DIM_TILE], tl.float32)
-    for n0 in range(begin, end, TILE):
-        n = n0 + place
-        valid = n < end
-        at = base + (block * block_stride + (n % BLOCK_SIZE) * TOKEN)
-        block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
-        mask = valid[:, :, None] & (d < HEAD_DIM)[None, None, :]
-        k = tl.load(at[:, :, None] + d[None, None, :], mask=mask, other=0.0)
-        v = tl.load((at + value_offset)[:, :, None] + d[None, None, :], mask=mask, other=0.0)
-        best, total, weights, fade = weigh(queries, k, valid, best, total, scale, SOFTCAP, PRECISION)
-        acc = tl.dot(weights, v, acc * fade, input_precision=PRECISION)
-    peak = tl.max(best, 0)
-    share = tl.exp2(best - peak[None, :])
-    return peak, tl.sum(total * share, 0), tl.sum(acc * share[:, :, None], 0)
-
-
-@triton.jit
-def attend_float8(
-    q, base, table, block, begin, end, block_stride, value_offset, scale,
-    BLOCK_SIZE: tl.constexpr, TOKEN: tl.constexpr, HEAD_DIM: tl.constexpr, SOFTCAP: tl.constexpr,
-    TILE: tl.constexpr, WARPS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """As `attend_piece`, of a cache in FP8."""
-    QUERIES: tl.constexpr = q.shape[0]
-    DIM_TILE: tl.constexpr = q.shape[1]
+    # of a cache in FP8 even and odd numbers of values are summed apart
+    WIDTH: tl.constexpr = DIM_TILE if cache_scales is None else DIM_TILE // 2
     d, pair = tl.arange(0, DIM_TILE), tl.arange(0, DIM_TILE // 2)
     place = tokens_of(TILE, WARPS)
     queries = tl.broadcast_to(q[None, :, :], (WARPS, QUERIES, DIM_TILE))
     # less than any score, and a number when taken from itself: a warp may have no token
     best = tl.full([WARPS, QUERIES], -1e30, tl.float32)
     total = tl.zeros([WARPS, QUERIES], tl.float32)
-    even = tl.zeros([WARPS, QUERIES, DIM_TILE // 2], tl.float32)
-    odd = even
+    acc = tl.zeros([WARPS, QUERIES, WIDTH], tl.float32)
+    odd = acc
     for n0 in range(begin, end, TILE):
         n = n0 + place
         valid = n < end
@@ -110,19 +82,26 @@ def attend_float8(
         block = blocks_of(table, n + TILE, end, BLOCK_SIZE)
         mask = valid[:, :, None] & (d < HEAD_DIM)[None, None, :]
         k = tl.load(at[:, :, None] + d[None, None, :], mask=mask, other=0.0)
-        # in pairs, because a product takes values across tokens: shared memory turns matrices of 16 bits as
-        # it is read, but numbers of 8 bits would be read one by one
-        pairs = (at + value_offset).to(tl.pointer_type(tl.int16), bitcast=True)
-        mask = valid[:, :, None] & (pair < HEAD_DIM // 2)[None, None, :]
-        v = tl.load(pairs[:, :, None] + pair[None, None, :], mask=mask, other=0)
+        if cache_scales is None:
+            v = tl.load((at + value_offset)[:, :, None] + d[None, None, :], mask=mask, other=0.0)
+        else:
+            # in pairs, because a product takes values across tokens: shared memory turns matrices of 16 bits
+            # as it is read, but numbers of 8 bits would be read one by one
+            pairs = (at + value_offset).to(tl.pointer_type(tl.int16), bitcast=True)
+            mask = valid[:, :, None] & (pair < HEAD_DIM // 2)[None, None, :]
+            v = tl.load(pairs[:, :, None] + pair[None, None, :], mask=mask, other=0)
         best, total, weights, fade = weigh(queries, k, valid, best, total, scale, SOFTCAP, PRECISION)
-        v_even, v_odd = unpack_pairs(v, q.dtype)
-        even = tl.dot(weights, v_even, even * fade, input_precision=PRECISION)
-        odd = tl.dot(weights, v_odd, odd * fade, input_precision=PRECISION)
+        if cache_scales is not None:
+            v, v_odd = unpack_pairs(v, q.dtype)
+        acc = tl.dot(weights, v, acc * fade, input_precision=PRECISION)
+        if cache_scales is not None:
+            odd = tl.dot(weights, v_odd, odd * fade, input_precision=PRECISION)
     peak = tl.max(best, 0)
     share = tl.exp2(best - peak[None, :])
-    even, odd = tl.sum(even * share[:, :, None], 0), tl.sum(odd * share[:, :, None], 0)
-    return peak, tl.sum(total * share, 0), tl.interleave(even, odd)
+    acc = tl.sum(acc * share[:, :, None], 0)
+    if cache_scales is not None:
+        acc = tl.interleave(acc, tl.sum(odd * share[:, :, None], 0))
+    return peak, tl.sum(total * share, 0), acc
 
 
 @triton.jit
@@ -187,16 +166,10 @@ def decode_by_warps(
         GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, BLOCK_SIZE, TOKEN, ROTARY_DIM,
     )  # fmt: skip
     scale *= k_scale
-    if cache_scales is None:
-        best, total, acc = attend_piece(
-            q, base, table, block, begin, end, block_stride, value_offset, scale,
-            BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
-        )  # fmt: skip
-    else:
-        best, total, acc = attend_float8(
-            q, base, table, block, begin, end, block_stride, value_offset, scale,
-            BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
-        )  # fmt: skip
+    best, total, acc = attend_piece(
+        q, base, cache_scales, table, block, begin, end, block_stride, value_offset, scale,
+        BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
+    )  # fmt: skip
     best, total, acc = add_token(q, k_new, v_new, split == 0, best, total, acc, scale, SOFTCAP)
     best, total, acc = add_sink(sinks, kv_head, split == 0, best, total, acc, GROUP, GROUP_TILE)
     hand_in(

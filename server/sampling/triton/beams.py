@@ -14,16 +14,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import launch_options, next_power_of_two
+from server.sampling.triton.filters import load_scores
 
 _TILE = 4096
-
-
-@triton.jit
-def _scores_of(logits, line, tile, stride, vocab, TILE: tl.constexpr):
-    """float32 [TILE]: the scores of a tile, -inf behind the vocabulary."""
-    i = tile * TILE + tl.arange(0, TILE)
-    at = logits + line.to(tl.int64) * stride + i
-    return tl.load(at, mask=i < vocab, other=float("-inf")).to(tl.float32)
 
 
 @triton.jit
@@ -33,7 +26,7 @@ def _weigh_tile(logits, peaks, sums, stride, vocab, tiles, TILE: tl.constexpr, P
         gdc_launch_dependents()
         gdc_wait()
     line, tile = tl.program_id(0), tl.program_id(1)
-    score = _scores_of(logits, line, tile, stride, vocab, TILE)
+    score = load_scores(line, tile, logits, stride, vocab, TILE)
     peak = tl.max(score, 0)
     base = tl.where(peak == float("-inf"), 0.0, peak)  # a tile that is excluded weighs nothing
     tl.store(peaks + line * tiles + tile, peak)
@@ -55,7 +48,7 @@ def _best_of_tile(
     peak = tl.load(peaks + line * tiles + tile)
     if tl.sum(((all_peaks > peak) | ((all_peaks == peak) & (t < tile))).to(tl.int32), 0) >= count:
         return
-    score, i = _scores_of(logits, line, tile, stride, vocab, TILE), tl.arange(0, TILE)
+    score, i = load_scores(line, tile, logits, stride, vocab, TILE), tl.arange(0, TILE)
     slot = (line * tiles + tile) * count
     for k in range(count):
         best, place = tl.max(score, 0, return_indices=True)
@@ -79,17 +72,13 @@ def _best_of_line(
     tile_sums = tl.load(sums + line * tiles + t, mask=t < tiles, other=0.0)
     peak = tl.max(tile_peaks, 0)
     log_total = tl.log(tl.sum(tile_sums * tl.exp(tile_peaks - peak), 0))
-    greater = tile_peaks[None, :] > tile_peaks[:, None]
-    equal = (tile_peaks[None, :] == tile_peaks[:, None]) & (t[None, :] < t[:, None])
-    listed = (t < tiles) & (tl.sum((greater | equal).to(tl.int32), 1) < count)
     score = tl.load(running + line)
     slots = (line * tiles + t) * count
     taken = tl.zeros((TILES,), tl.int32)
     for k in range(count):
-        heads = tl.load(values + slots + taken, mask=listed & (taken < count), other=float("-inf"))
-        best = tl.max(heads, 0)
-        # of scores that are not numbers any may be found
-        tile = tl.min(tl.where(listed & (heads == best), t, tiles - 1), 0)
+        heads = tl.load(values + slots + taken, mask=(t < tiles) & (taken < count), other=float("-inf"))
+        best, tile = tl.max(heads, 0, return_indices=True)
+        tile = tl.minimum(tile, tiles - 1)  # of scores that are not numbers any may be found
         place = tl.minimum(tl.sum(tl.where(t == tile, taken, 0), 0), count - 1)
         token = tl.load(tokens + (line * tiles + tile) * count + place)
         tl.store(best_scores + line * count + k, best - peak - log_total + score)
@@ -113,8 +102,8 @@ def best_continuations(logits: Tensor, running: Tensor, count: int) -> tuple[Ten
     tiles = -(-vocab // _TILE)
     peaks = torch.empty((lines, tiles), dtype=torch.float32, device=logits.device)
     sums = torch.empty_like(peaks)
-    values = peaks.new_empty((lines, tiles, count))
-    tokens = torch.zeros_like(values, dtype=torch.int32)  # ids, also where a tile has no list
+    values = peaks.new_full((lines, tiles, count), float("-inf"))  # for tiles that list nothing
+    tokens = torch.zeros_like(values, dtype=torch.int32)
     best_scores = peaks.new_empty((lines, count))
     best_tokens = tokens.new_empty((lines, count))
     options, room = launch_options(logits.device), next_power_of_two(tiles)

@@ -53,7 +53,7 @@ def _filters_of(line, slots, filters, num_slots):
 
 
 @triton.jit
-def _load_tile(line, tile, logits, stride, vocab, TILE: tl.constexpr):
+def load_scores(line, tile, logits, stride, vocab, TILE: tl.constexpr):
     """float32 scores; -inf behind the vocabulary's end."""
     i = tile * TILE + tl.arange(0, TILE)
     at = logits + line.to(tl.int64) * stride + i
@@ -83,7 +83,7 @@ def _find_maxima(
     line, tile = tl.program_id(0), tl.program_id(1)
     _, top_k, top_p, min_p = _filters_of(line, slots, filters, num_slots)
     if (top_k > 0.0) | (top_p > 0.0) | (min_p > 0.0):
-        score = _load_tile(line, tile, logits, stride, vocab, TILE)
+        score = load_scores(line, tile, logits, stride, vocab, TILE)
         groups = tl.max(tl.reshape(score, [TILE // GROUP, GROUP]), 1)
         tl.store(maxima + (line * tiles + tile) * (TILE // GROUP) + tl.arange(0, TILE // GROUP), groups)
         low = tl.min(tl.where(score == float("-inf"), float("inf"), score), 0)
@@ -129,7 +129,7 @@ def _tally(
     line, tile = tl.program_id(0), tl.program_id(1)
     temperature, top_k, top_p, _ = _filters_of(line, slots, filters, num_slots)
     if (top_k > 0.0) | (top_p > 0.0):
-        score = _load_tile(line, tile, logits, stride, vocab, TILE)
+        score = load_scores(line, tile, logits, stride, vocab, TILE)
         distance = tl.abs(tl.load(peaks + line) - score)  # 0 of zeros of either sign
         bins = _bins_of(distance, line, tile, reaches, top_k, vocab, BINS, TILE)
         slot = (line * tiles + tile) * BINS
@@ -196,7 +196,7 @@ def _list(
         tl.load(offsets + line * (tiles + 1) + tile + 1),
     )
     if ((top_k > 0.0) | (top_p > 0.0)) & (begin < end):
-        score = _load_tile(line, tile, logits, stride, vocab, TILE)
+        score = load_scores(line, tile, logits, stride, vocab, TILE)
         distance = tl.abs(tl.load(peaks + line) - score)
         bins = _bins_of(distance, line, tile, reaches, top_k, vocab, BINS, TILE)
         chosen = (bins >= tl.load(edges + 2 * line)) & (bins <= tl.load(edges + 2 * line + 1))
