@@ -14,18 +14,16 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
+from benchmarks.gpu.decode_scene import DEVICE, DecodeScene
 from benchmarks.gpu.fp8_models import load_large
 from benchmarks.gpu.replays import place_decodes, replay_decodes
 from benchmarks.gpu.tune_gemv import graph_us
-from server.layers.spec import AttentionSpec
-from server.ops.paged_attention import PagedBatch
-from server.ops.triton.decode_attention import DecodeAttention, Tuning
+from server.ops.triton.decode_attention import Tuning
 from server.quantization.fp8.product import Tiling as RowsTiling
 from server.quantization.fp8.product import product
 from server.quantization.fp8.rows import FLOAT8, Rows, RowScales, quantize
 from server.quantization.gemv import Tiling, gemv
 
-DEVICE = torch.device("cuda")
 COPIES = 4
 """Of a matrix, more together than the second-level cache holds."""
 CONTEXTS = (
@@ -83,30 +81,12 @@ def attention(directory: Path, shape: str) -> dict[str, Any]:
 
 
 def _attention_of(sizes: LlamaShape, count: int, length: int, float8: bool) -> dict[str, Any]:
-    dim, layers, width = sizes.hidden // sizes.heads, 4, length // 16 + 2
-    positions = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
-    rows = torch.arange(count, dtype=torch.int32, device=DEVICE)
-    tables = torch.randperm(count * width, device=DEVICE).int().view(count, width)
-    batch = PagedBatch(count, rows, positions, tables)
-    spec = AttentionSpec(sizes.heads, sizes.kv_heads, dim, dim, dim**-0.5, rotary=None)
-    query = torch.randn(count, sizes.heads, dim, device=DEVICE, dtype=torch.bfloat16)
-    key, value = torch.randn(2, count, sizes.kv_heads, dim, device=DEVICE, dtype=torch.bfloat16)
-    output = torch.empty_like(query)
-    room = (count * width, layers, 2, 16, sizes.kv_heads, dim)
-    cache = torch.randn(room, device=DEVICE, dtype=torch.bfloat16)
-    scales = torch.ones(layers, 2, sizes.kv_heads, device=DEVICE) if float8 else None
-    attend = DecodeAttention(cache.to(FLOAT8) if float8 else cache, scales)
-
-    def launch(tuning: Tuning | None) -> None:
-        attend.tuning = tuning
-        for layer in range(layers):
-            attend(layer, spec, None, batch, query, key, value, output)
-
-    ways = {"as it is": partial(launch, None)}
+    scene = DecodeScene(sizes, count, length, float8=float8)
+    ways = {"as it is": partial(scene.launch, None)}
     tunings = TUNINGS if float8 else [*TUNINGS, *SHARED_TUNINGS]
-    ways |= {str(tuning): partial(launch, tuning) for tuning in tunings}
-    times = tried(ways, layers)
-    terabytes = (1 if float8 else 2) * 2e-6 * count * length * sizes.kv_heads * dim
+    ways |= {str(tuning): partial(scene.launch, tuning) for tuning in tunings}
+    times = tried(ways, scene.LAYERS)
+    terabytes = (1 if float8 else 2) * 2e-6 * count * length * scene.elements
     return {"TB/s": {way: round(terabytes / us, 2) for way, us in _numbers(times)}, "us": times}
 
 

@@ -25,6 +25,7 @@ from server.scheduling.limits import Limits
 from server.worker.batch import BatchBuilder
 from server.worker.head_runner import KEPT, HeadRunner
 from server.worker.paged_batch import PagedBatchBuilder
+from server.worker.shared_prefixes import prefix_finder
 
 KEY = "speculation_config.draft_head"
 
@@ -91,4 +92,6 @@ def _cache(
     if not paged:
         return limits, attention, BatchBuilder(rows, blocks, size, tokens, device)
     most = max(limits.max_tokens, rows * KEPT)  # where all sequences have rested
-    return limits, attention, PagedBatchBuilder(rows, limits.max_lines, blocks, most, size, tokens)
+    prefixes = prefix_finder(attention, limits, blocks)
+    lines = limits.max_lines
+    return limits, attention, PagedBatchBuilder(rows, lines, blocks, most, size, tokens, prefixes=prefixes)

@@ -24,6 +24,7 @@ from server.worker.batch import BatchBuilder
 from server.worker.cache_storage import CacheStorage, GroupMemory
 from server.worker.paged_batch import PagedBatchBuilder
 from server.worker.runner import ModelRunner, PagedModelRunner
+from server.worker.shared_prefixes import prefix_finder
 from server.worker.worker import Worker
 from utils.messages import one_line
 
@@ -89,7 +90,9 @@ def build_worker(
         return Worker(runner, decoder, overlaps=False), reason
     tokens = TokenTable(rows, limits.model_max_length, device)
     lines, size = limits.max_lines, limits.block_size
-    paged = PagedBatchBuilder(rows, lines, max_blocks, limits.max_tokens, size, tokens.tokens, groups)
+    prefixes = prefix_finder(attention, limits, max_blocks)
+    most = limits.max_tokens
+    paged = PagedBatchBuilder(rows, lines, max_blocks, most, size, tokens.tokens, groups, prefixes)
     state = SamplingState(rows, vocab, device, tokens, num_lines=lines)
     sampler = GpuSampler(state)
     paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler, read_layers)

@@ -35,6 +35,23 @@ class Chunks:
 
 
 @dataclass(slots=True)
+class SharedPrefixes:
+    """Which decodes of a step begin with the same cache blocks, so that attention can read these once.
+
+    Decodes that share a prefix follow each other; the first of them is their leader.
+
+    Attributes:
+        tokens: int32 [decodes], of the prefix of each, a multiple of the block size, and no more than stand
+            before its new token; 0: none.
+        sharers: int32 [decodes]; of a leader how many share its prefix, itself included; -n: the leader
+            is n decodes before; 1: it shares none.
+    """
+
+    tokens: Tensor
+    sharers: Tensor
+
+
+@dataclass(slots=True)
 class PagedBatch:
     """Which token of a step sits where: the same for every layer, all of it on the device.
 
@@ -49,6 +66,7 @@ class PagedBatch:
         tables: int32 [rows, blocks], cache blocks of every running sequence.
         chunks: None in a step of decodes only.
         redone: how many of the decodes may attend to each other, and to chunks of this step.
+        shared: what decodes begin with; None: nothing is looked for.
     """
 
     num_decodes: int
@@ -57,6 +75,7 @@ class PagedBatch:
     tables: Tensor
     chunks: Chunks | None = None
     redone: int = 0
+    shared: SharedPrefixes | None = None
 
     def chunk_tables(self, block_size: int) -> Tensor:
         """int32 [chunks, blocks]: the tables of the chunks, for kernels that take no rows of a table."""
@@ -69,6 +88,11 @@ class PagedAttention(AttentionBackend[PagedBatch]):
     """Backends that take a `PagedBatch`."""
 
     batch: PagedBatch
+
+    @property
+    def most_sharers(self) -> int:
+        """How many decodes may share a prefix that is read once for all of them; 1: none do."""
+        return 1
 
     def prepare(self, batch: PagedBatch) -> None:
         self.batch = batch

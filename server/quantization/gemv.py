@@ -8,7 +8,8 @@ in FP8 are multiplied in float32, and activations stay as they are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 
 import torch
 import triton
@@ -121,18 +122,27 @@ def _gemv(
 def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
     """Of floats; None: such a weight is not taken.
 
-    From `benchmarks.gpu.tune_gemv` on an H100: 32 to 64 weights a thread in flight are enough to keep
-    its memory busy, and tiles that leave no thread without a column.
+    From `benchmarks.gpu.tune_gemv` on an H200: 32 to 64 weights a thread in flight keep its memory busy, if
+    nearly every column has a weight.
     """
+    if inputs % 16 or inputs > 32768:
+        return None
     if inputs <= 2048:
-        rows, columns, warps = (2 if gated else 4), next_power_of_two(inputs), 4
+        found = Tiling(2 if gated else 4, next_power_of_two(inputs), 8 if inputs > 1024 and not gated else 4)
+    elif _empty(inputs, 4096) < 0.04 and not (gated and inputs > 4096):
+        found = Tiling(1 if gated else 2, 4096, 8)
+    elif _empty(inputs, 2048) < 0.1:
+        found = Tiling(2 if gated else 4, 2048, 8)
     elif inputs <= 4096:
-        rows, columns, warps = (1 if gated else 2), next_power_of_two(inputs), 8
+        found = Tiling(4, 512, 2, ahead=2)
     else:
-        rows, columns, warps = (2 if gated else 4), 2048, 8
-    while rows > 1 and outputs % rows:
-        rows //= 2
-    return Tiling(rows, columns, warps) if inputs % 16 == 0 and inputs <= 32768 else None
+        found = Tiling(2, 1024, 4, ahead=4) if gated else Tiling(4, 1024, 4, ahead=2)
+    return replace(found, rows=gcd(found.rows, outputs))
+
+
+def _empty(inputs: int, columns: int) -> float:
+    """What of a row is read in tiles of so many columns without being there, as a share of what is."""
+    return -inputs % columns / inputs
 
 
 def float8_tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling:

@@ -5,16 +5,19 @@ Block tables and tokens live on the device; a step sends one packed array of wha
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from server.device.transfer import PackedTransfer, aligned, to_device
 from server.ops.hidden_states import HiddenStates
-from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
+from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch, SharedPrefixes
 from server.sampling.verification import GpuDrafts, describe_drafts
 from server.scheduling.step import StepInput
 from server.worker.batch import ForwardBatch
+from server.worker.shared_prefixes import PrefixFinder
 
 
 class PagedBatchBuilder:
@@ -30,6 +33,7 @@ class PagedBatchBuilder:
         block_size: tokens a block.
         tokens: int32 [max_rows + 1, length], contiguous: those of each sequence.
         groups: how many groups of layers there are.
+        prefixes: finds what decodes begin with; None: it is not looked for.
     """
 
     def __init__(
@@ -41,17 +45,19 @@ class PagedBatchBuilder:
         block_size: int,
         tokens: Tensor,
         groups: int = 1,
+        prefixes: PrefixFinder | None = None,
     ) -> None:
         self.max_rows = max_rows
         self.max_lines = max_lines
         self._block_size = block_size
         self._section = aligned(max_lines)
         self._tokens = tokens
+        self._prefixes = prefixes
         # attention keeps memory for as many decodes as there are tables
         self._tables = torch.zeros(
             (groups, max_lines + 1, max_blocks), dtype=torch.int32, device=tokens.device
         )
-        capacity = 4 * max_tokens + 12 * max_lines + 2 * groups * max_rows * max_blocks + 20 * aligned(1)
+        capacity = 4 * max_tokens + 14 * max_lines + 2 * groups * max_rows * max_blocks + 20 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
 
     @property
@@ -67,9 +73,12 @@ class PagedBatchBuilder:
         Args:
             drafted: some of them are drafted tokens, or computed again.
         """
-        rows, positions, _, _, *described = self._sections(size)
-        redone = size if drafted else 0
-        attention = [PagedBatch(size, rows, positions, table, redone=redone) for table in self._tables]
+        rows, positions, _, _, tokens, sharers, *described = self._sections(size)
+        # the kernel of one decode alone has nothing to ask
+        attention = self._attention(
+            PagedBatch(size, rows, positions, self._tables[0], redone=size if drafted else 0),
+            SharedPrefixes(tokens, sharers) if size > 1 else None,
+        )
         drafts = GpuDrafts(*described) if drafted else None
         return ForwardBatch(rows[:0], None, attention, rows, positions, drafts)
 
@@ -90,21 +99,24 @@ class PagedBatchBuilder:
         places, blocks = self._changed_tables(step)
         news = min(len(places), count)
         described = bool(len(step.draft_lines) or len(again))
-        sections = np.full((7 if described else 4, self._section), -1, np.int32)
+        sections = np.full((9 if described else 6, self._section), -1, np.int32)
         sections[0] = self.max_rows
         sections[0, :chosen], sections[0, chosen:count] = slots, again
         sections[1, :chosen], sections[1, chosen:count] = positions, places_again
+        sections[4], sections[5] = 0, 1
+        sections[4:6, :count] = self._shared(step, sections[0, :count], sections[1, :count])
         if described:
-            sections[4:] = 0
-            sections[4:, :chosen] = describe_drafts(step)
+            sections[6:] = 0
+            sections[6:, :chosen] = describe_drafts(step)
             # like drafted tokens: nothing is written to the token table behind them
-            sections[4, chosen:count] = 1
+            sections[6, chosen:count] = 1
         sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
         self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
 
     def _sections(self, size: int) -> list[Tensor]:
-        """Rows, positions, places in the tables and blocks for there, of `size` decodes; then `GpuDrafts`."""
-        return [self._transfer.place(at * self._section, size) for at in range(7)]
+        """Rows, positions, places in the tables and blocks for there of `size` decodes; what they begin with,
+        as `SharedPrefixes` has it; then `GpuDrafts`."""
+        return [self._transfer.place(at * self._section, size) for at in range(9)]
 
     def build(self, step: StepInput) -> ForwardBatch:
         """The batch of any step."""
@@ -126,8 +138,8 @@ class PagedBatchBuilder:
             [
                 np.repeat(rows, lengths), positions,
                 logit_rows, rows[samples], positions[sampled],
-                *self._changed_tables(step), *(describe_drafts(step) if drafted else ()),
-                *_describe(step, decodes),
+                *self._changed_tables(step), *self._shared(step, rows[:decodes], positions[:decodes]),
+                *(describe_drafts(step) if drafted else ()), *_describe(step, decodes),
             ]
         )  # fmt: skip
         token_rows, token_positions, lines, sample_rows, sample_positions, at, blocks = sent[:7]
@@ -143,15 +155,30 @@ class PagedBatchBuilder:
         return ForwardBatch(
             token_ids=self._tokens.view(-1).index_select(0, places),
             logit_rows=lines,
-            attention=[
-                PagedBatch(decodes, token_rows, token_positions, table, described, redone)
-                for table in self._tables
-            ],
+            attention=self._attention(
+                PagedBatch(decodes, token_rows, token_positions, self._tables[0], described, redone),
+                SharedPrefixes(*sent[7:9]) if decodes > 1 else None,
+            ),
             sample_rows=sample_rows,
             sample_positions=sample_positions,
-            drafts=GpuDrafts(*sent[7:10]) if drafted else None,
+            drafts=GpuDrafts(*sent[9:12]) if drafted else None,
             states=self._wanted_states(step),
         )
+
+    def _attention(self, batch: PagedBatch, shared: SharedPrefixes | None) -> list[PagedBatch]:
+        """The batch of each group of layers; `shared` is what the finder's group has."""
+        found_for = None if self._prefixes is None else self._prefixes.group
+        return [
+            replace(batch, tables=tables, shared=shared if group == found_for else None)
+            for group, tables in enumerate(self._tables)
+        ]
+
+    def _shared(self, step: StepInput, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """int32 [2, decodes]: what the decodes of a step begin with, as `SharedPrefixes` has it."""
+        if self._prefixes is None:
+            return np.array([[0], [1]], np.int32).repeat(len(slots), 1)
+        self._prefixes.follow(step)
+        return self._prefixes.find(slots, positions)
 
     def _wanted_states(self, step: StepInput) -> HiddenStates | None:
         if not len(step.state_chunks):

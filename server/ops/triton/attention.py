@@ -42,6 +42,12 @@ class TritonAttention(PagedAttention):
             self._attend_decodes = DecodeAttention(cache, shape.cache_scales)
         self._windows = any(spec.window is not None for spec in shape.layers)
 
+    @property
+    def most_sharers(self) -> int:
+        # their queries for a key head are to fit in a tile of 16
+        queries = self.shape.num_heads // self.shape.num_kv_heads
+        return 1 if self.fixed_order else max(16 // queries, 1)
+
     def _chunk_tables(self) -> Tensor:
         """int32 [chunks, blocks], for operators that may read whole tiles of keys from before a window.
 

@@ -13,6 +13,7 @@ from server.layers.rotary import Rotary
 from server.layers.spec import AttentionSpec
 from server.ops.paged_attention import PagedBatch
 from server.ops.triton.decode_kernel import decode
+from server.ops.triton.shared_prefixes import SLOTS
 from server.ops.triton.warp_decode import decode_by_warps
 
 _MAX_SPLITS = 64
@@ -117,18 +118,17 @@ class DecodeAttention:
             tile = max(tile, 16 * tuning.warps)  # a product adds up 16 tokens at least
         longest = batch.tables.shape[1] * block_size
         splits = num_splits(sequences * kv_heads, min(longest, spec.window or longest), tile, tuning.programs)
-        weights = torch.empty((sequences, heads, splits), dtype=torch.float32, device=cache.device)
+        slots, prefixes, sharers = splits, None, None
+        if batch.shared is not None and spec.window is None:
+            slots, prefixes, sharers = SLOTS.value * splits, batch.shared.tokens, batch.shared.sharers
+        weights = torch.empty((sequences, heads, slots), dtype=torch.float32, device=cache.device)
         partial = torch.empty((*weights.shape, head_dim), dtype=torch.float32, device=cache.device)
         merge_heads = next_power_of_two(group)
-        kernel: Any = decode
-        scales: tuple[Tensor | None, ...] = ()
-        options: dict[str, int] = {}
-        if tuning.by_warps:
-            kernel, options = decode_by_warps, {"WARPS": tuning.warps}
-            scales = (None if self._scales is None else self._scales[layer],)
+        kernel, scales, options = self._kernel(tuning, layer)
         kernel[(kv_heads, splits, sequences)](
             query, key, value, cos, sin, sinks, cache, *scales,
-            batch.rows, batch.positions, batch.tables, partial, weights, self._arrivals_of(batch), output,
+            batch.rows, batch.positions, batch.tables, prefixes, sharers,
+            partial, weights, self._arrivals_of(batch), output,
             query.stride(0), key.stride(0), value.stride(0), batch.tables.stride(0), cache.stride(0),
             layer * cache.stride(1), cache.stride(2), spec.scale * LOG2_E,
             GROUP=group, GROUP_TILE=max(merge_heads, 16), KV_HEADS=kv_heads, HEAD_DIM=head_dim,
@@ -141,6 +141,13 @@ class DecodeAttention:
             # what is read of the cache ahead of time is not to be of this step
             **options, **launch_options(cache.device, overlapped=not batch.redone),
         )  # fmt: skip
+
+    def _kernel(self, tuning: Tuning, layer: int) -> tuple[Any, tuple[Tensor | None, ...], dict[str, int]]:
+        """(kernel, scales of the layer if it asks for them, further options)."""
+        if not tuning.by_warps:
+            return decode, (), {}
+        scales = None if self._scales is None else self._scales[layer]
+        return decode_by_warps, (scales,), {"WARPS": tuning.warps}
 
     def _tuning_for(self, query: Tensor, kv_heads: int) -> Tuning:
         """The tuning for the queries of a step."""

@@ -21,13 +21,12 @@ from server.ops.paged_attention import PagedBatch
 from server.ops.triton.decode_attention import DecodeAttention
 from server.ops.triton.decode_kernel import (
     add_sink,
-    angles_of,
     attend_tile,
     begin_with,
     blocks_of,
     load_tile,
-    take_token,
 )
+from server.ops.triton.decode_tokens import angles_of, take_token
 
 _PIECES = 32
 """Pieces of a context at most."""

@@ -14,16 +14,18 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from server.device.triton_support import fetch_ahead
-from server.ops.triton.decode_kernel import (
-    add_sink,
-    angles_of,
-    blocks_of,
-    cap_scores,
-    hand_in,
-    piece_of,
-    take_token,
+from server.ops.triton.decode_kernel import add_sink, blocks_of, cap_scores
+from server.ops.triton.decode_pieces import hand_in, piece_of, store_piece
+from server.ops.triton.decode_tokens import angles_of, take_queries, take_token
+from server.ops.triton.float8_cache import scales_of, to_multiply, unpack_pairs
+from server.ops.triton.shared_prefixes import (
+    SLOTS,
+    leader_of,
+    merge_sharers,
+    piece_of_prefix,
+    prefix_of,
+    store_own,
 )
-from server.ops.triton.float8_cache import scales_of, unpack_pairs
 
 
 @triton.jit
@@ -123,9 +125,55 @@ def add_token(q, k, v, present, best, total, acc, scale, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def _hand_in(
+    acc, scale_of_acc, query, query_stride, cos_table, sin_table, positions, sharers, base, tables, rows,
+    cache_scales, v_scale, partial, scales, arrivals, output,
+    sequence, kv_head, split, live, prefix, sharing, table_stride, block_stride, value_offset, scale,
+    GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, SOFTCAP: tl.constexpr,
+    TILE: tl.constexpr, SPLITS: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
+    WARPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """As that of `decode_kernel`."""
+    if sharers is None:
+        hand_in(
+            acc, scale_of_acc, partial, scales, arrivals, output, sequence * KV_HEADS + kv_head, split, live,
+            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+        )  # fmt: skip
+    else:
+        TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
+        leader, count = leader_of(sharers, sequence, sharing)
+        begin, end, slot, pieces = piece_of_prefix(prefix, sequence - leader, count, split, SPLITS)
+        store_own(
+            acc, scale_of_acc, partial, scales, output, sequence * KV_HEADS + kv_head, pieces + split,
+            sharing, split < live, GROUP, KV_HEADS, HEAD_DIM, SPLITS,
+        )  # fmt: skip
+        if begin < end:
+            q = take_queries(
+                query, query_stride, cos_table, sin_table, positions, leader, count, kv_head,
+                GROUP, GROUP_TILE, HEAD_DIM, DIM_TILE, ROTARY_DIM,
+            )  # fmt: skip
+            table = tables + tl.load(rows + leader).to(tl.int64) * table_stride
+            block = blocks_of(table, begin + tokens_of(TILE, WARPS), end, BLOCK_SIZE)
+            best, total, of_prefix = attend_piece(
+                to_multiply(q, cache_scales), base, cache_scales, table, block, begin, end,
+                block_stride, value_offset, scale,
+                BLOCK_SIZE, TOKEN, HEAD_DIM, SOFTCAP, TILE, WARPS, PRECISION,
+            )  # fmt: skip
+            store_piece(
+                of_prefix * (v_scale / total)[:, None], best + tl.log2(total), partial, scales,
+                leader * KV_HEADS + kv_head, count, slot, True, GROUP, KV_HEADS, HEAD_DIM, SLOTS * SPLITS,
+            )  # fmt: skip
+        merge_sharers(
+            partial, scales, arrivals, output, positions, leader, count, kv_head, prefix, pieces, live,
+            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, TILE, MERGE_HEADS, MERGE_TILE,
+        )  # fmt: skip
+
+
+@triton.jit
 def decode_by_warps(
-    query, key, value, cos_table, sin_table, sinks, cache, cache_scales, rows, positions, tables,
-    partial, scales, arrivals, output,
+    query, key, value, cos_table, sin_table, sinks, cache, cache_scales,
+    rows, positions, tables, prefixes, sharers, partial, scales, arrivals, output,
     query_stride, key_stride, value_stride, table_stride, block_stride, layer_offset, value_offset, scale,
     GROUP: tl.constexpr, GROUP_TILE: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     DIM_TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr, ROTARY_DIM: tl.constexpr, WINDOW: tl.constexpr,
@@ -140,7 +188,8 @@ def decode_by_warps(
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + sequence)
     row = tl.load(rows + sequence).to(tl.int64)
-    start = 0 if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
+    prefix, sharing = prefix_of(prefixes, sharers, sequence)
+    start = prefix if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
     piece, live = piece_of(position - start, SPLITS, TILE)
     begin = start + split * piece
     end = tl.minimum(begin + piece, position)
@@ -155,7 +204,7 @@ def decode_by_warps(
         fetch_ahead(at, n < end)
         fetch_ahead(at + value_offset, n < end)
         gdc_wait()
-    if (position < 0) | (split >= live):
+    if (position < 0) | ((sharing == 1) & (split >= live)):
         return
 
     sequence = sequence.to(tl.int64)
@@ -172,8 +221,11 @@ def decode_by_warps(
     )  # fmt: skip
     best, total, acc = add_token(q, k_new, v_new, split == 0, best, total, acc, scale, SOFTCAP)
     best, total, acc = add_sink(sinks, kv_head, split == 0, best, total, acc, GROUP, GROUP_TILE)
-    hand_in(
-        acc * (v_scale / total)[:, None], best + tl.log2(total), partial, scales, arrivals, output,
-        sequence * KV_HEADS + kv_head, split, live,
-        GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+    acc, best = acc * (v_scale / total)[:, None], best + tl.log2(total)
+    _hand_in(
+        acc, best, query, query_stride, cos_table, sin_table, positions, sharers, base, tables, rows,
+        cache_scales, v_scale, partial, scales, arrivals, output,
+        sequence, kv_head, split, live, prefix, sharing, table_stride, block_stride, value_offset, scale,
+        GROUP, GROUP_TILE, KV_HEADS, HEAD_DIM, DIM_TILE, BLOCK_SIZE, ROTARY_DIM, SOFTCAP,
+        TILE, SPLITS, MERGE_HEADS, MERGE_TILE, WARPS, PRECISION,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from server.layers.spec import AttentionSpec
-from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch
+from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch, SharedPrefixes
 from server.ops.triton.attention import TritonAttention
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import relative_error
@@ -54,6 +54,23 @@ def paged_batch(
         tables.to(device),
         described if chunks else None,
     )
+
+
+def share(batch: PagedBatch, runs: list[tuple[int, int]], block_size: int) -> None:
+    """Let decodes of a step begin with the same blocks.
+
+    Args:
+        runs: of those that follow each other, from the first on: how many, and tokens of their prefix.
+    """
+    tokens: list[int] = []
+    sharers: list[int] = []
+    for count, prefix in runs:
+        rows = batch.rows[len(tokens) : len(tokens) + count].long()
+        batch.tables[rows[1:], : prefix // block_size] = batch.tables[rows[0], : prefix // block_size]
+        tokens += [prefix] * count
+        sharers += [count, *(-behind for behind in range(1, count))]
+    numbers = torch.tensor([tokens, sharers], dtype=torch.int32, device=batch.rows.device)
+    batch.shared = SharedPrefixes(*numbers)
 
 
 def rotated(x: Tensor, rotary: SimpleNamespace, batch: PagedBatch) -> Tensor:

@@ -16,19 +16,34 @@ from server.ops.triton.decode_attention import Tuning
 from tests.float8 import rounding
 from tests.ops.shapes import attention_shape, attention_spec
 from tests.ops.triton.checks import HALF, relative_error
-from tests.ops.triton.scenes import attend_over, paged_batch, reference, rotary_of, rotated
+from tests.ops.triton.scenes import attend_over, paged_batch, reference, rotary_of, rotated, share
 
-pytestmark = pytest.mark.usefixtures(rounding.__name__)
+pytestmark = [
+    pytest.mark.usefixtures(rounding.__name__),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.*"),  # of pieces that have no tokens
+]
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 FLOAT8 = torch.float8_e4m3fn
 
 
 def check(
-    device: torch.device, dtype: torch.dtype, spec: AttentionSpec, decodes: list[int], *, scaled: bool = True
+    device: torch.device,
+    dtype: torch.dtype,
+    spec: AttentionSpec,
+    decodes: list[int],
+    *,
+    scaled: bool = True,
+    shares: list[tuple[int, int]] | None = None,
 ) -> None:
-    """New tokens are stored rounded, and attend to what is stored, themselves included."""
+    """New tokens are stored rounded, and attend to what is stored, themselves included.
+
+    Args:
+        shares: what decodes begin with, as of `share`.
+    """
     num_heads, kv_heads, head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
     batch = paged_batch(decodes, [(0, 5), (33, 70)], 16, device)
+    if shares is not None:
+        share(batch, shares, 16)
     scales = torch.ones(2, 2, kv_heads, device=device)
     if scaled:
         scales.uniform_(0.005, 0.02)
@@ -67,12 +82,17 @@ def test_mixed_steps(
 
 
 @pytest.mark.parametrize("fields", [{}, {"window": 50, "sinks": True}, {"softcap": 2.0, "sinks": True}])
+@pytest.mark.parametrize("shares", [None, [(1, 0), (2, 16), (3, 48), (1, 0), (4, 64)]])
 def test_contexts_in_many_pieces_and_tiles(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    shares: list[tuple[int, int]] | None,
 ) -> None:
+    decodes = [0, 31, 32, 50, 49, 48, 33, 64, 65, 130, 199]
     for programs in (1, 4096):
         monkeypatch.setattr(triton_decode, "FLOAT8", {0: Tuning(2048, programs, warps=2)})
-        check(device, HALF, attention_spec(4, 2, 64, **fields), [0, 31, 32, 33, 49, 50, 64, 65, 130, 199])
+        check(device, HALF, attention_spec(4, 2, 64, **fields), decodes, shares=shares)
 
 
 def test_what_is_too_large_becomes_the_greatest(device: torch.device) -> None:

@@ -1,0 +1,54 @@
+"""Attention of decodes alone, over a cache of random numbers."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from benchmarks.checkpoints import LlamaShape
+from server.layers.spec import AttentionSpec
+from server.ops.paged_attention import PagedBatch
+from server.ops.triton.decode_attention import DecodeAttention, Tuning
+
+DEVICE = torch.device("cuda")
+
+
+class DecodeScene:
+    """The attention of some layers for decodes of one length, each with blocks of its own.
+
+    Args:
+        sizes: of the model.
+        count: decodes.
+        length: tokens before the new one of each.
+        float8: the cache is in FP8.
+
+    Attributes:
+        batch: the step, which may be changed.
+        elements: of the keys of a token.
+    """
+
+    LAYERS: ClassVar[int] = 4
+
+    def __init__(self, sizes: LlamaShape, count: int, length: int, *, float8: bool = False) -> None:
+        dim, width = sizes.hidden // sizes.heads, length // 16 + 2
+        positions = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
+        rows = torch.arange(count, dtype=torch.int32, device=DEVICE)
+        tables = torch.randperm(count * width, device=DEVICE).int().view(count, width)
+        self.batch = PagedBatch(count, rows, positions, tables)
+        self.elements = sizes.kv_heads * dim
+        self._spec = AttentionSpec(sizes.heads, sizes.kv_heads, dim, dim, dim**-0.5, rotary=None)
+        self._query = torch.randn(count, sizes.heads, dim, device=DEVICE, dtype=torch.bfloat16)
+        self._new = torch.randn(2, count, sizes.kv_heads, dim, device=DEVICE, dtype=torch.bfloat16)
+        room = (count * width, self.LAYERS, 2, 16, sizes.kv_heads, dim)
+        cache = torch.randn(room, device=DEVICE, dtype=torch.bfloat16)
+        scales = torch.ones(self.LAYERS, 2, sizes.kv_heads, device=DEVICE) if float8 else None
+        self._attend = DecodeAttention(cache.to(torch.float8_e4m3fn) if float8 else cache, scales)
+
+    def launch(self, tuning: Tuning | None = None) -> torch.Tensor:
+        """Attend in every layer, as divided by `tuning`; what the last one attended to."""
+        self._attend.tuning = tuning
+        output = torch.empty_like(self._query)
+        for layer in range(self.LAYERS):
+            self._attend(layer, self._spec, None, self.batch, self._query, *self._new, output)
+        return output
