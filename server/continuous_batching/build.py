@@ -108,7 +108,8 @@ def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:
     policy = POLICIES[config.batcher_config.policy]
     speculator = Speculator() if built.drafter is None else ModelSpeculator(built.drafter)
     target = config.batcher_config.target_step_ms
-    times = StepTime(None if target is None else target / 1e3)
+    replayed = built.worker.runner.replayed_tokens
+    times = StepTime(None if target is None else target / 1e3, replayed)
     return Scheduler(limits, cache, cost, policy, speculator, step_time=times, redecodes=redecodes)
 
 

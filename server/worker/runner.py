@@ -39,6 +39,7 @@ class ModelRunner:
     Attributes:
         timings: of copies and prompts, for the reader to take away.
         short_prompts: how they are computed and why, for the operator.
+        replayed_tokens: of the longest step with prompts that is replayed; 0: none is.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class ModelRunner:
         self._read_layers = read_layers
         self.timings = Timings()
         self.short_prompts = {"name": "launched", "reason": "there is no GPU"}
+        self.replayed_tokens = 0
         self._stopwatch = Stopwatch(storage.place)
 
     def swap(self, step: StepInput) -> None:
@@ -181,7 +183,7 @@ class PagedModelRunner(ModelRunner):
             read_layers=self._read_layers,
         )
         prompts.capture()
-        self._prompts = prompts
+        self._prompts, self.replayed_tokens = prompts, prompts.longest
         self.short_prompts = {"name": "replayed", "reason": f"steps of up to {prompts.longest} tokens"}
 
     @torch.inference_mode()

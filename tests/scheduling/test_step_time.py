@@ -35,7 +35,7 @@ def test_chunks_grow_to_what_fits_and_never_far_beyond() -> None:
     times = StepTime(target=0.02)
     sizes = []
     for _ in range(200):
-        size = times.chunk_tokens(16, 8192)
+        size = times.chunk_tokens(16, 8192, 8192)
         sizes.append(size)
         times.observe(plan(16, size), seconds(16, size))
     assert sizes[0] == LEAST_CHUNK
@@ -50,23 +50,23 @@ def test_chunks_shrink_where_steps_take_longer() -> None:
     slow = 1.0
     for number in range(400):
         slow = 1.0 if number < 200 else 3.0
-        size = times.chunk_tokens(16, 8192)
+        size = times.chunk_tokens(16, 8192, 8192)
         times.observe(plan(16, size), slow * seconds(16, size))
-    assert slow * seconds(16, times.chunk_tokens(16, 8192)) < 1.3 * 0.02
+    assert slow * seconds(16, times.chunk_tokens(16, 8192, 8192)) < 1.3 * 0.02
 
 
 def test_prompts_go_on_where_even_decodes_take_too_long() -> None:
     times = StepTime(target=0.001)
     for _ in range(20):
-        size = times.chunk_tokens(16, 8192)
+        size = times.chunk_tokens(16, 8192, 8192)
         assert size == LEAST_CHUNK
         times.observe(plan(16, size), seconds(16, size))
 
 
 def test_without_decodes_or_without_a_target_there_is_no_limit() -> None:
-    assert StepTime(target=0.001).chunk_tokens(0, 8192) == 8192
-    assert StepTime().chunk_tokens(16, 8192) == 8192
-    assert StepTime(target=0.001).chunk_tokens(16, 64) == 64
+    assert StepTime(target=0.001).chunk_tokens(0, 8192, 8192) == 8192
+    assert StepTime().chunk_tokens(16, 8192, 8192) == 8192
+    assert StepTime(target=0.001).chunk_tokens(16, 64, 8192) == 64
 
 
 def test_the_scheduler_cuts_prompts_beside_decodes_alone() -> None:
@@ -86,3 +86,13 @@ def test_which_policies_mix() -> None:
         "first_come",
         "shortest_prompt_first",
     }
+
+
+def test_few_prompts_are_computed_in_steps_that_are_replayed() -> None:
+    times = StepTime(replayed=2048)
+    assert times.chunk_tokens(48, 8144, waiting=3_000) == 2000
+    assert times.chunk_tokens(48, 1000, waiting=3_000) == 1000
+    assert times.chunk_tokens(48, 8144, waiting=8_001) == 8144, "many take less time in large steps"
+    assert times.chunk_tokens(0, 8192, waiting=3_000) == 8192, "no stream waits for it"
+    assert times.chunk_tokens(2000, 6192, waiting=3_000) == 6192, "next to no prompt would fit"
+    assert StepTime().chunk_tokens(48, 8144, waiting=3_000) == 8144

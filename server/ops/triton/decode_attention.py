@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Tuning:
         warps: of a program.
         stages: tiles that are read ahead, itself and the reading of their places included.
         by_warps: each warp has tokens of its own (`warp_decode`).
+        registers: of a thread, at most; None: as many as the compiler takes.
     """
 
     elements: int
@@ -40,11 +41,14 @@ class Tuning:
     warps: int = 4
     stages: int = 3
     by_warps: bool = True
+    registers: int | None = None
 
 
 SHARED = Tuning(4096, 512, by_warps=False)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
-PLAIN = {0: SHARED, 128: Tuning(2048, 1024, 1), 256: SHARED, 2048: Tuning(2048, 1024, 1)}
+_FIVE = replace(SHARED, registers=96)
+"""Five programs share a multiprocessor."""
+PLAIN = {0: _FIVE, 128: Tuning(2048, 1024, 1), 256: _FIVE, 2048: Tuning(2048, 1024, 1)}
 """Pairs of sequence and key head, from which on → tuning, measured on an H200. Programs of one warp wait
 for no other warp: they read 1,024 contexts of 300 tokens at 4.2 TB/s, those of four at 3.8."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
@@ -136,7 +140,7 @@ class DecodeAttention:
             WINDOW=spec.window or 0, SOFTCAP=(spec.softcap or 0.0) * LOG2_E,
             TILE=tile, SPLITS=splits, MERGE_HEADS=merge_heads,
             MERGE_TILE=max(min(next_power_of_two(splits), 8192 // (merge_heads * dim_tile)), 1),
-            PRECISION="ieee", num_warps=tuning.warps,
+            PRECISION="ieee", num_warps=tuning.warps, maxnreg=tuning.registers,
             num_stages=2 if query.dtype == torch.float32 else tuning.stages,
             # what is read of the cache ahead of time is not to be of this step
             **options, **launch_options(cache.device, overlapped=not batch.redone),

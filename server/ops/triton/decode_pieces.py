@@ -7,9 +7,9 @@ import triton.language as tl
 
 
 @triton.jit
-def piece_of(length, SPLITS: tl.constexpr, TILE: tl.constexpr):
-    """(tokens of a piece, how many pieces there are) of a context of `length` tokens."""
-    piece = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), TILE), 1) * TILE
+def piece_of(length, most, unit):
+    """(tokens of a piece, how many pieces there are) of `length` tokens: `most` at most, of whole units."""
+    piece = tl.maximum(tl.cdiv(tl.cdiv(length, most), unit), 1) * unit
     return piece, tl.maximum(tl.cdiv(length, piece), 1)
 
 
@@ -31,15 +31,6 @@ def store_piece(
     at = partial + place[:, None] * HEAD_DIM + d[None, :]
     tl.store(at, acc, mask=mask[:, None] & (d < HEAD_DIM)[None, :])
     tl.store(scales + place, scale, mask=mask)
-
-
-@triton.jit
-def store_output(acc, output, pair, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """Write what the heads of a pair of decode and key head attended to."""
-    row, d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
-    at = output + (pair * GROUP + row)[:, None] * HEAD_DIM + d[None, :]
-    mask = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-    tl.store(at, acc.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -78,17 +69,20 @@ def merge_pieces(
 def hand_in(
     acc, scale, partial, scales, arrivals, output, pair, split, live,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
-    SPLITS: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, SLOTS: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Write down a piece of a pair of decode and key head; the last of its `live` pieces merges them."""
     if SPLITS == 1:
-        store_output(acc, output, pair, GROUP, HEAD_DIM)
+        row, d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
+        at = output + (pair * GROUP + row)[:, None] * HEAD_DIM + d[None, :]
+        mask = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+        tl.store(at, acc.to(output.dtype.element_ty), mask=mask)
     else:
-        store_piece(acc, scale, partial, scales, pair, 1, split, True, GROUP, KV_HEADS, HEAD_DIM, SPLITS)
+        store_piece(acc, scale, partial, scales, pair, 1, split, True, GROUP, KV_HEADS, HEAD_DIM, SLOTS)
         tl.debug_barrier()  # every thread has stored before one of them says so
         if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == live - 1:
             merge_pieces(
                 partial, scales, output, pair, live,
-                GROUP, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+                GROUP, HEAD_DIM, DIM_TILE, SLOTS, MERGE_HEADS, MERGE_TILE,
             )  # fmt: skip
             tl.store(arrivals + pair, 0)

@@ -10,29 +10,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from server.ops.triton.decode_pieces import merge_pieces, piece_of, store_output, store_piece
+from server.ops.triton.decode_pieces import merge_pieces, piece_of
 
 _HELPERS = tl.constexpr(4)
 """Decodes whose programs divide a prefix among them, at most."""
-_SMALLEST = tl.constexpr(128)
-"""Tokens of a piece of a prefix, at least: of smaller ones there is more to merge than to read."""
-SLOTS = tl.constexpr(5)
-"""Pieces that a decode may be merged from, for each that its own context is split into."""
+_LEAST = tl.constexpr(128)
+"""Tokens of a piece, at least: of smaller ones there is more to merge than to read."""
+SLOTS = tl.constexpr(1 + 4)
+"""Pieces that a decode may be merged from, for each that a context alone would be split into."""
 
 
 @triton.jit
-def prefix_of(prefixes, sharers, decode):
-    """(tokens of a decode's prefix, what `SharedPrefixes.sharers` says of it); it is alone where nothing is
-    shared at all (`sharers` is None)."""
-    prefix, sharing = 0, 1
+def prefix_of(prefixes, sharers, decode, TILE: tl.constexpr):
+    """(tokens of a decode's prefix, what `SharedPrefixes.sharers` says of it, tokens that pieces of what is
+    behind the prefix are multiples of); where nothing is shared at all, `sharers` is None."""
+    prefix, sharing, unit = 0, 1, TILE
     if sharers is not None:
         prefix, sharing = tl.load(prefixes + decode), tl.load(sharers + decode)
-    return prefix, sharing
+        unit = tl.where(sharing == 1, TILE, _LEAST)
+    return prefix, sharing, unit
 
 
 @triton.jit
 def leader_of(sharers, decode, sharing):
-    """(the leader of a decode, how many share its prefix); of one alone itself and 1."""
+    """(the leader of a decode that shares its prefix, how many share it)."""
     leader = decode + tl.minimum(sharing, 0)
     return leader, tl.load(sharers + leader)
 
@@ -46,48 +47,29 @@ def piece_of_prefix(prefix, place, count, split, SPLITS: tl.constexpr):
         place: of the program's decode among the `count` that share the prefix.
         split: which of the SPLITS programs of its decode.
     """
-    programs = tl.minimum(count, _HELPERS) * SPLITS
-    piece = tl.maximum(tl.cdiv(prefix, programs * _SMALLEST), 1) * _SMALLEST
-    index = place * SPLITS + split
+    helpers = tl.minimum(count, _HELPERS)
+    piece, pieces = piece_of(prefix, helpers * SPLITS, _LEAST)
+    # the last of a decode's programs come first: the first ones have its own context to attend to
+    index = tl.where(place < helpers, (SPLITS - 1 - split) * helpers + place, pieces)
     begin = tl.minimum(index * piece, prefix)
-    return begin, tl.minimum(begin + piece, prefix), index, tl.cdiv(prefix, piece)
-
-
-@triton.jit
-def store_own(
-    acc, scale, partial, scales, output, pair, slot, sharing, present,
-    GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Write down a piece of a decode's own context where it is `present`; the output, if it is all."""
-    if (SPLITS == 1) & (sharing == 1):
-        store_output(acc, output, pair, GROUP, HEAD_DIM)
-    else:
-        store_piece(
-            acc, scale, partial, scales, pair, 1, slot, present, GROUP, KV_HEADS, HEAD_DIM, SLOTS * SPLITS
-        )  # fmt: skip
+    return begin, tl.minimum(begin + piece, prefix), index, pieces
 
 
 @triton.jit
 def merge_sharers(
-    partial, scales, arrivals, output, positions, leader, count, kv_head, prefix, pieces, live,
+    partial, scales, arrivals, output, positions, leader, count, kv_head, prefix, pieces,
     GROUP: tl.constexpr, KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_TILE: tl.constexpr,
-    SPLITS: tl.constexpr, TILE: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
+    SPLITS: tl.constexpr, MERGE_HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the pieces of all that share a prefix, or of one alone, in the last of their programs.
-
-    Args:
-        pieces: of the prefix.
-        live: of the own context of one that is alone.
-    """
-    if (SPLITS > 1) | (count > 1):
-        awaited = tl.where(count > 1, count * SPLITS, live)
-        arrived = arrivals + leader * KV_HEADS + kv_head
-        tl.debug_barrier()  # every thread has stored before one of them says so
-        if tl.atomic_add(arrived, 1, sem="acq_rel") == awaited - 1:
-            for each in range(leader, leader + count):
-                _, own = piece_of(tl.load(positions + each) - prefix, SPLITS, TILE)
-                merge_pieces(
-                    partial, scales, output, each * KV_HEADS + kv_head, pieces + own,
-                    GROUP, HEAD_DIM, DIM_TILE, SLOTS * SPLITS, MERGE_HEADS, MERGE_TILE,
-                )  # fmt: skip
-            tl.store(arrived, 0)
+    """Merge the pieces of all that share a prefix, which has `pieces`, in the last of their programs."""
+    TILE: tl.constexpr = max(2048 // (MERGE_HEADS * DIM_TILE), 1)  # as much as the registers of a warp hold
+    arrived = arrivals + leader * KV_HEADS + kv_head
+    tl.debug_barrier()  # every thread has stored before one of them says so
+    if tl.atomic_add(arrived, 1, sem="acq_rel") == count * SPLITS - 1:
+        for decode in range(leader, leader + count):
+            _, own = piece_of(tl.load(positions + decode) - prefix, SPLITS, _LEAST)
+            merge_pieces(
+                partial, scales, output, decode * KV_HEADS + kv_head, pieces + own,
+                GROUP, HEAD_DIM, DIM_TILE, SLOTS * SPLITS, MERGE_HEADS, TILE,
+            )  # fmt: skip
+        tl.store(arrived, 0)

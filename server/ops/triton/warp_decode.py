@@ -18,14 +18,7 @@ from server.ops.triton.decode_kernel import add_sink, blocks_of, cap_scores
 from server.ops.triton.decode_pieces import hand_in, piece_of, store_piece
 from server.ops.triton.decode_tokens import angles_of, take_queries, take_token
 from server.ops.triton.float8_cache import scales_of, to_multiply, unpack_pairs
-from server.ops.triton.shared_prefixes import (
-    SLOTS,
-    leader_of,
-    merge_sharers,
-    piece_of_prefix,
-    prefix_of,
-    store_own,
-)
+from server.ops.triton.shared_prefixes import SLOTS, leader_of, merge_sharers, piece_of_prefix, prefix_of
 
 
 @triton.jit
@@ -135,18 +128,24 @@ def _hand_in(
     WARPS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """As that of `decode_kernel`."""
+    pair = sequence * KV_HEADS + kv_head
     if sharers is None:
         hand_in(
-            acc, scale_of_acc, partial, scales, arrivals, output, sequence * KV_HEADS + kv_head, split, live,
-            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS, MERGE_TILE,
+            acc, scale_of_acc, partial, scales, arrivals, output, pair, split, live,
+            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, SPLITS, MERGE_HEADS, MERGE_TILE,
+        )  # fmt: skip
+    elif sharing == 1:
+        hand_in(
+            acc, scale_of_acc, partial, scales, arrivals, output, pair, split, live,
+            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, SLOTS * SPLITS, MERGE_HEADS, MERGE_TILE,
         )  # fmt: skip
     else:
         TOKEN: tl.constexpr = KV_HEADS * HEAD_DIM
         leader, count = leader_of(sharers, sequence, sharing)
         begin, end, slot, pieces = piece_of_prefix(prefix, sequence - leader, count, split, SPLITS)
-        store_own(
-            acc, scale_of_acc, partial, scales, output, sequence * KV_HEADS + kv_head, pieces + split,
-            sharing, split < live, GROUP, KV_HEADS, HEAD_DIM, SPLITS,
+        store_piece(
+            acc, scale_of_acc, partial, scales, pair, 1, pieces + split, split < live,
+            GROUP, KV_HEADS, HEAD_DIM, SLOTS * SPLITS,
         )  # fmt: skip
         if begin < end:
             q = take_queries(
@@ -165,8 +164,8 @@ def _hand_in(
                 leader * KV_HEADS + kv_head, count, slot, True, GROUP, KV_HEADS, HEAD_DIM, SLOTS * SPLITS,
             )  # fmt: skip
         merge_sharers(
-            partial, scales, arrivals, output, positions, leader, count, kv_head, prefix, pieces, live,
-            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, TILE, MERGE_HEADS, MERGE_TILE,
+            partial, scales, arrivals, output, positions, leader, count, kv_head, prefix, pieces,
+            GROUP, KV_HEADS, HEAD_DIM, DIM_TILE, SPLITS, MERGE_HEADS,
         )  # fmt: skip
 
 
@@ -188,9 +187,9 @@ def decode_by_warps(
     kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + sequence)
     row = tl.load(rows + sequence).to(tl.int64)
-    prefix, sharing = prefix_of(prefixes, sharers, sequence)
+    prefix, sharing, unit = prefix_of(prefixes, sharers, sequence, TILE)
     start = prefix if WINDOW == 0 else tl.maximum(position - WINDOW + 1, 0)
-    piece, live = piece_of(position - start, SPLITS, TILE)
+    piece, live = piece_of(position - start, SPLITS, unit)
     begin = start + split * piece
     end = tl.minimum(begin + piece, position)
     table = tables + row * table_stride

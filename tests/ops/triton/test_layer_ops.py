@@ -68,7 +68,9 @@ def test_gate_mul(device: torch.device, dtype: torch.dtype, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize(("inputs", "outputs"), [(256, 64), (96, 48), (3072, 24), (5120, 20), (5632, 32), (8192, 12), (14336, 16)])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(256, 64), (96, 48), (3072, 24), (5120, 20), (5632, 32), (8192, 12), (14336, 16)]
+)
 def test_gemv(device: torch.device, dtype: torch.dtype, inputs: int, outputs: int) -> None:
     options = {"device": device, "dtype": dtype}
     x, norm = torch.randn(1, inputs, **options), torch.randn(inputs, **options)
