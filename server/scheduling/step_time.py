@@ -10,7 +10,7 @@ LEAST_CHUNK = 128
 nothing beside the weights, which are read anyway."""
 
 _FEW_STEPS = 4
-"""Prompts that so many replayed steps can compute are computed in such steps. A longer step is launched kernel
+"""Prompts that so many replayed steps can compute are computed in such steps. A longer one is launched kernel
 by kernel, which takes the host 24 ms with an 8b, and it reads no tokens meanwhile."""
 
 _GROWTH = 1.25
