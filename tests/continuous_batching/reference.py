@@ -27,6 +27,8 @@ class Reference:
             self.model.set_experts_implementation("eager")  # the others do not take odd sizes
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.vocab_size = self.model.config.vocab_size
+        self._known: dict[tuple[Any, ...], list[list[int]]] = {}
+        """Answers by all that they depend on: the same requests are put to engines of many settings."""
 
     def contradicted(
         self, requests: Sequence[tuple[list[int], GenerationConfig]], generations: Sequence[Generation]
@@ -60,6 +62,22 @@ class Reference:
 
     def answers(self, prompt: list[int], config: GenerationConfig) -> list[list[int]]:
         """Generated tokens of each answer; padding behind the end is cut off."""
+        options = self._options(config)
+        key = (tuple(prompt), repr(options), repr(config.allowed_token_ids), repr(config.stop))
+        if key not in self._known:
+            if config.allowed_token_ids is not None:
+                allowed = config.allowed_token_ids
+                options["prefix_allowed_tokens_fn"] = lambda *_: allowed
+            if config.stop:
+                options |= {"stop_strings": config.stop, "tokenizer": self.tokenizer}
+            ids = torch.tensor([prompt])
+            output = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+            rows = output[:, len(prompt) :].tolist()
+            self._known[key] = [[token for token in row if token != PADDING] for row in rows]
+        return [[*answer] for answer in self._known[key]]
+
+    def _options(self, config: GenerationConfig) -> dict[str, Any]:
+        """What of `config` transformers takes as it is."""
         options: dict[str, Any] = {
             "max_new_tokens": config.max_new_tokens,
             "min_new_tokens": config.min_new_tokens or None,
@@ -74,15 +92,7 @@ class Reference:
         }
         if config.num_beams > 1:
             options |= {"early_stopping": config.early_stopping, "length_penalty": config.length_penalty}
-        if config.allowed_token_ids is not None:
-            allowed = config.allowed_token_ids
-            options["prefix_allowed_tokens_fn"] = lambda *_: allowed
-        if config.stop:
-            options |= {"stop_strings": config.stop, "tokenizer": self.tokenizer}
-        ids = torch.tensor([prompt])
-        output = self.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        rows = output[:, len(prompt) :].tolist()
-        return [[token for token in row if token != PADDING] for row in rows]
+        return options
 
 
 def mixed_requests(
