@@ -20,7 +20,7 @@ from client.routing.router import RANKS
 from server.api.app import create_app as create_server
 from tests.api.fake import FakeService
 from tests.client.stub import Stub
-from tests.serving import HTTP, eventually, serving
+from tests.serving import HTTP, Server, eventually, serving
 
 if TYPE_CHECKING:
     from server.text.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ async def running_gateway(servers: Iterable[Stub] = (), **config: Any) -> AsyncI
 async def serving_here(app: Any) -> AsyncIterator[str]:
     """Serve `app` in the running loop, on a free port."""
     config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2, **HTTP)
-    server = uvicorn.Server(config)
+    server = Server(config)
     # not `serve`, which would take the signals of the test runner
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started or task.done())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tests.serving import HTTP, eventually
+from tests.serving import HTTP, Server, eventually
 from utils.http_limits import HttpLimits
 from utils.http_server import HttpProtocol
 
@@ -77,7 +77,7 @@ def limits() -> HttpLimits:
 async def served(limits: HttpLimits) -> AsyncIterator[Served]:
     app = App()
     http = HTTP | {"http": type("Limited", (HttpProtocol,), {"limits": limits})}
-    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", **http))
+    server = Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical", **http))
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started)
     yield Served(app, server)

@@ -13,7 +13,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from tests.raw_http import connected
-from tests.serving import eventually
+from tests.serving import Server, eventually
 from utils.http_pieces import PIECES
 from utils.http_server import HttpProtocol
 
@@ -42,7 +42,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture
 async def port() -> AsyncIterator[int]:
     config = uvicorn.Config(app, port=0, http=HttpProtocol, lifespan="off", log_level="warning")
-    server = uvicorn.Server(config)
+    server = Server(config)
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started)
     yield server.servers[0].sockets[0].getsockname()[1]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tests.serving import eventually
+from tests.serving import Server, eventually
 from utils import http_server
 from utils.http_server import HttpProtocol, JoiningTransport, allow_open_files
 
@@ -34,7 +34,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.3)
     config = uvicorn.Config(app, port=0, http=HttpProtocol, lifespan="off", log_level="warning")
-    server = uvicorn.Server(config)
+    server = Server(config)
     task = asyncio.create_task(server._serve())
     await eventually(lambda: server.started)
     yield server.servers[0].sockets[0].getsockname()[1]
