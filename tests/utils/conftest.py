@@ -46,7 +46,7 @@ class App:
         for _ in range(400):
             data = b"x" if slowly else b"x" * 100_000
             await send({"type": "http.response.body", "body": data, "more_body": True})
-            await asyncio.sleep(0.02 if slowly else 0)
+            await asyncio.sleep(0.01 if slowly else 0)
         await send({"type": "http.response.body", "body": b""})
         self.ends.append((await receive())["type"])
 

@@ -139,6 +139,7 @@ async def test_a_password_is_sent_and_never_shown(
         accounts = [{"api_key": "k-1234", "base_url": urls[0], "models": ["far"]}]
         await gone.kill()
         config = {"continuous_batching_server_urls": urls, "openai_jumper_configs": accounts}
+        config |= {"replica_wait_seconds": 0.3}  # which runs out
         async with make_gateway(**config) as client:
             await client.ready()
             await client.complete()
@@ -209,7 +210,8 @@ async def test_a_refusal_by_a_server_says_why(make_gateway: MakeGateway) -> None
 
 
 async def test_redirections_are_not_followed(make_gateway: MakeGateway) -> None:
-    async with stubs(server := Stub(), other := Stub()), make_gateway([server]) as client:
+    config = {"replica_wait_seconds": 0.3}  # which runs out
+    async with stubs(server := Stub(), other := Stub()), make_gateway([server], **config) as client:
         redirection = f"HTTP/1.1 307 X\r\nLocation: {other.url}/x\r\nContent-Type: application/json\r\n"
         server.raw = server.raw_status = f"{redirection}Content-Length: 2\r\n\r\n{{}}".encode()
         assert (await client.post())[0] == 503

@@ -63,7 +63,8 @@ async def test_metrics_account_for_every_request(make_gateway: MakeGateway) -> N
 
 async def test_status(make_gateway: MakeGateway) -> None:
     server, other = Stub(), Stub(model="s", kind="static_batching")
-    async with stubs(server, other), make_gateway([server, other]) as client:
+    config = {"replica_wait_seconds": 0.3}  # which runs out
+    async with stubs(server, other), make_gateway([server, other], **config) as client:
         await client.complete("x", 5)
         async with client.session.get("/status") as response:
             status = GatewayStatus.model_validate_json(await response.read())
@@ -157,7 +158,8 @@ async def told(client: GatewayClient, route: str, server: Stub) -> tuple[int, by
 
 async def test_servers_join_and_drain_with_the_token(make_gateway: MakeGateway) -> None:
     server = Stub()
-    async with stubs(server), make_gateway(event_token="shared") as client:
+    config = {"event_token": "shared", "replica_wait_seconds": 0.3}  # which runs out
+    async with stubs(server), make_gateway(**config) as client:
         for token in (None, "wrong"):
             assert await announce(client, routes.EVENT_SERVER_STARTUP, server, token) == 401
         assert await announce(client, routes.EVENT_SERVER_STARTUP, server, "shared") == 200

@@ -115,7 +115,8 @@ async def test_the_server_is_chosen_that_takes_the_request(make_gateway: MakeGat
     small = Stub(accepts=Accepts(routes=both, refusals=(few,)))
     large = Stub(accepts=Accepts(routes=both), others=BUSY)
     texts = Stub(kind="static_batching", accepts=Accepts(routes=both[:1]))
-    async with stubs(small, large, texts), make_gateway([small, large, texts]) as client:
+    servers, config = [small, large, texts], {"replica_wait_seconds": 0.3}  # which runs out
+    async with stubs(*servers), make_gateway(servers, **config) as client:
         assert (await ask(client, "/v1/completions", TEXT))[0] == 200 and len(small.calls) == 1
         assert (await ask(client, "/v1/completions", TEXT | {"n": 3}))[0] == 200 and len(large.calls) == 1
         await small.kill()
