@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +14,7 @@ from benchmarks.ports import free_port
 
 if TYPE_CHECKING:  # tests of the gateway do without torch
     import torch
+    from xdist.scheduler import LoadFileScheduling
 
     from tests.continuous_batching.reference import Reference
 
@@ -29,6 +30,26 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # a machine that is busy with other tests is slow: that is no failure
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+OWN_SERVICES = [f"tests/e2e/test_{name}.py" for name in ("readme", "fleet", "failed_starts")]
+"""Files of that directory which start services of their own, and none that the others share."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """A worker takes a file at a time, but all those that share a stack: it is started once."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            shares = file.startswith("tests/e2e/") and file not in OWN_SERVICES
+            return "tests/e2e" if shares else file
+
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup() -> None:
