@@ -7,19 +7,24 @@ gunicorn "static_batching_server_app:create_app()"     options in INFERENCE_STAC
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
-from server.api.serve import leave_for_restart, serve, served_model_id
-from server.static_batching.config import ServerConfig
-from server.static_batching.service import StaticBatchingService
 from utils.apps import exit_on_config_error, run_in_foreground
-from utils.config import load_config
-from utils.logs import configure_logging
 from utils.options import SbServerAppOptions, from_environment, parse_arguments
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def build(options: SbServerAppOptions) -> FastAPI:
     """The app that these options describe."""
+    # seconds of imports: help, and what is wrong with the options, is said without them
+    from server.api.serve import leave_for_restart, serve, served_model_id
+    from server.static_batching.config import ServerConfig
+    from server.static_batching.service import StaticBatchingService
+    from utils.config import load_config
+    from utils.logs import configure_logging
+
     configure_logging(options.debug)
     with exit_on_config_error():
         config = load_config(options.server_config_file_path, ServerConfig)
