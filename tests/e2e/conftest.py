@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.stack import Stack
+from utils.config import read_file
+from utils.options import CONFIGS
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Gateway, continuous-batching and static-batching server on the demo model, ready."""
     stack = Stack(tmp_path_factory.mktemp("stack"))
-    started = stack.start_app("--all")
+    # a server that was killed is waited for in vain, and shortly
+    config = read_file(CONFIGS / "client_config.json") | {"replica_wait_seconds": 2}
+    path = stack.directory / "client.json"
+    path.write_text(json.dumps(config))
+    started = stack.start_app("--all", "--client_config_file_path", str(path))
     try:
         assert started.code == 0, started.errors
         yield stack

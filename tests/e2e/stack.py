@@ -18,6 +18,12 @@ from utils.running import Directories, Running, find
 ROOT = CONFIGS.parent
 MODEL_DIRECTORY = ROOT / "demo_model" / "checkpoint"
 MODEL = "demo"
+IN_FOREGROUND = {
+    "client_app.py": "/health",
+    "continuous_batching_server_app.py": "/ready",
+    "static_batching_server_app.py": "/ready",
+}
+"""Scripts that serve until Ctrl-C, each with the route that says when it does."""
 TIMEOUT_SECONDS = 120
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.ports import free_port
-from tests.e2e.stack import MODEL, MODEL_DIRECTORY, ROOT, Stack, call
+from tests.e2e.stack import IN_FOREGROUND, MODEL, MODEL_DIRECTORY, ROOT, Stack, call
 from utils.config import read_file
 from utils.options import CONFIGS
 from utils.process import processes, wait_until
@@ -114,32 +114,7 @@ def test_one_service_can_live_alone(empty_stack: Stack) -> None:
     assert empty_stack.start_app("--stop").errors == "nothing is running\n"
 
 
-def test_a_server_joins_a_gateway_that_does_not_list_it(empty_stack: Stack) -> None:
-    directory = empty_stack.directory
-    client_config, server_config = directory / "client.json", directory / "server.json"
-    client_config.write_text('{"event_token": "hello"}')
-    config = read_file(CONFIGS / "cb_server_config.json") | {"event_token": "hello"}
-    config["model_loading_config"]["model_name_or_path"] = str(MODEL_DIRECTORY)
-    server_config.write_text(json.dumps(config))
-    started = empty_stack.start_app("--start_client_app", "--client_config_file_path", str(client_config))
-    assert started.code == 0, started.errors
-    assert call(empty_stack.gateway, "/completion/v2", BODY).status == 404
-    started = empty_stack.start_app(
-        *("--start_cb_server_app", "--cb_server_config_file_path", str(server_config)),
-        *("--client_url", empty_stack.gateway),
-    )
-    assert started.code == 0, started.errors
-    assert poll(empty_stack.gateway, "/completion/v2", BODY, 200, seconds=30)
-
-
-@pytest.mark.parametrize(
-    ("script", "ready"),
-    [
-        ("client_app.py", "/health"),
-        ("continuous_batching_server_app.py", "/ready"),
-        ("static_batching_server_app.py", "/ready"),
-    ],
-)
+@pytest.mark.parametrize(("script", "ready"), IN_FOREGROUND.items())
 def test_an_app_runs_in_the_foreground_until_ctrl_c(script: str, ready: str) -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / script), "--port", str(port)]
@@ -175,6 +150,7 @@ def test_a_server_that_may_not_join_says_so_and_joins_with_the_token(empty_stack
     client_config.write_text("{}")
     started = empty_stack.start_app("--start_client_app", "--client_config_file_path", str(client_config))
     assert started.code == 0, started.errors
+    assert call(empty_stack.gateway, "/completion/v2", BODY).status == 404
 
     server = ["--start_cb_server_app", "--client_url", empty_stack.gateway]
     refused = empty_stack.start_app(*server)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import ROOT
+from tests.e2e.stack import IN_FOREGROUND, ROOT
 
 PLAIN = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 """The environment of a plain shell: no virtual environment is active."""
@@ -27,6 +27,7 @@ with socket.socket() as any_socket:  # SIOCSIFFLAGS: IFF_UP
     fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh14x", b"lo", 1))
 """
 STEP = "@@ step"
+START = ".venv/bin/python start_app.py"
 
 
 def steps() -> list[str]:
@@ -36,19 +37,14 @@ def steps() -> list[str]:
     for language, block in re.findall(r"```(shell|python)\n(.*?)```", text, re.S):
         if language == "python":
             found.append(f".venv/bin/python - <<'END'\n{block}END")
-        elif "client_app.py --port" in block:
-            found += [in_foreground(line) for line in block.splitlines()]
+        elif "client_app.py --port" in block:  # they run until Ctrl-C: tests/e2e/test_life.py starts them
+            scripts = [[".venv/bin/python", script, "--port"] for script in IN_FOREGROUND]
+            assert [line.split()[:-1] for line in block.splitlines()] == scripts
         else:
             found.append(block.rstrip())
     # what the first block stops, those behind it ask
     assert "make stop" in found[0] and "make stop" in "".join(found[1:])
     return [found[0].replace("make stop", ": make stop"), *found[1:]]
-
-
-def in_foreground(command: str) -> str:
-    """A command that runs until Ctrl-C: it is ended when it is ready."""
-    ready = f"http://127.0.0.1:{command.split()[-1]}/ready"
-    return f"{command} & until curl -fsS {ready}; do kill -0 $! && sleep 0.2; done; kill $!; wait $! || true"
 
 
 @pytest.fixture
@@ -110,8 +106,8 @@ def test_every_command_works_as_printed(clone: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_make_stop_works_with_any_environment_and_port(clone: Path) -> None:
-    first, second = "make serve PORT_BASE=18400", "make serve PORT_BASE=18410"
-    status = ".venv/bin/python start_app.py --status || true"
+    first, second = "make serve PORT_BASE=18400", f"{START} --start_client_app --client_port 18410"
+    status = f"{START} --status || true"
     printed = follow(
         clone,
         [
@@ -120,6 +116,6 @@ def test_make_stop_works_with_any_environment_and_port(clone: Path) -> None:
             f"mv .venv away; make stop VENV=nowhere PYTHON=python3; mv away .venv; {status}",
         ],
     )
-    names = ["client_app-18410", "cb_server_app-18411", "sb_server_app-18412"]
+    names = ["client_app-18410"]
     assert [line.split()[0] for line in printed[1].splitlines() if " pid " in line] == names
     assert printed[2].splitlines()[-1] == "nothing is running"
