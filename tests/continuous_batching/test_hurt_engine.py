@@ -24,7 +24,6 @@ from tests.continuous_batching.hurt import Hurt
 from utils.process import wait_until
 
 HURTS = [
-    "kill",
     "stop",
     "raise Add",
     "raise Report",
@@ -32,13 +31,14 @@ HURTS = [
     "refuse",
     "hang Add",
     "kill loading",
+    "kill",
     "raise Cancel",
     "raise Ready",
     "raise Refused",
     "loop Add",
 ]
-DIFFERENT = 8
-"""So many come first; the others are the same by other messages, and wait for the long run."""
+DIFFERENT = 7
+"""So many come first; the others are parts of these, or the same by other messages: for the long run."""
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,10 @@ def is_at_rest(pid: int) -> bool:
     return used() == before
 
 
-@pytest.mark.parametrize("state", ["loading", "busy", "hang Add", "stopped", "full queue"])
+@pytest.mark.parametrize(
+    "state",  # where those end that hang or are stopped, one that works does
+    ["loading", pytest.param("busy", marks=pytest.mark.slow), "hang Add", "stopped", "full queue"],
+)
 async def test_an_engine_ends_with_its_server(tiny_model: Path, tmp_path: Path, state: str) -> None:
     """The HTTP process is killed, and can neither close nor say anything."""
     hurt = Hurt(tmp_path, tiny_model)
