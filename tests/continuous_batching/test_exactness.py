@@ -37,7 +37,7 @@ def test_long_prompts_in_an_ample_cache(tiny_model: Path, reference: Reference) 
 
 @pytest.mark.parametrize(
     ("count", "preempted"),
-    [(50, 20), pytest.param(140, 100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
+    [(60, 30), pytest.param(140, 100, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],
 )
 def test_mixed_requests_under_pressure(
     tiny_model: Path, reference: Reference, count: int, preempted: int
