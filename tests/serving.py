@@ -21,8 +21,8 @@ HTTP: dict[str, Any] = Worker.CONFIG_KWARGS | {"loop": "auto"}
 class Server(uvicorn.Server):
     """uvicorn's, which ends as soon as it is asked to and nothing is open.
 
-    uvicorn itself looks ten times a second whether it shall end, and then rests for a tenth: in two thousand
-    tests that is minutes.
+    uvicorn polls for its end ten times a second and then sleeps for another tenth: over two thousand tests
+    that adds up to minutes.
     """
 
     async def main_loop(self) -> None:

@@ -2,8 +2,8 @@
 
 ``.venv/bin/python -m benchmarks.gpu.shared_prefixes OUT.json``
 
-Microseconds of a layer of the 8b where each decode reads its context alone, where it asks first whether any
-is shared, and where the prefix is read once for four; the results of the last two are compared.
+Microseconds of a layer of the 8b where each decode reads its context alone, where it first asks whether any
+of it is shared, and where the prefix is read once for four. The results of all are compared with the first.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks.gpu.decode_scene import DEVICE, DecodeScene
 from benchmarks.gpu.fp8_kernels import tried
 from benchmarks.gpu.versions import versions
 from server.ops.paged_attention import SharedPrefixes
+from utils.commands import with_interpreter
 
 SHARERS = 4
 PREFIXES = {"beams": (208, 352, 400), "prompts": (512, 2_048, 2_176), "long": (4, 16_000, 16_064)}
@@ -68,7 +69,7 @@ def measure(count: int, length: int, prefix: int, launches: int) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=with_interpreter(__doc__))
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     results: dict[str, Any] = {"versions": versions()}

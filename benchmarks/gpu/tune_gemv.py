@@ -83,7 +83,7 @@ class Product(NamedTuple):
         return {in_use, *candidates(self.inputs, self.outputs)}
 
     def launcher(self, copies: int) -> Callable[[Tiling | None], None]:
-        """Multiplies by each of so many weights."""
+        """A function that multiplies one token by `copies` different weights, one after the other."""
         floats = {"device": "cuda", "dtype": torch.bfloat16}
         weights = [torch.randn(self.size, self.inputs, **floats) for _ in range(copies)]
         x, scale, y = (torch.randn(1, n, **floats) for n in (self.inputs, self.inputs, self.size))

@@ -141,7 +141,7 @@ def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
 
 
 def _empty(inputs: int, columns: int) -> float:
-    """What of a row is read in tiles of so many columns without being there, as a share of what is."""
+    """Padding of a weight's rows when they are read in tiles of `columns`, as a share of `inputs`."""
     return -inputs % columns / inputs
 
 

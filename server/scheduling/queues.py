@@ -55,6 +55,10 @@ class Queues:
             tokens += 0 if request.held else request.prompt_work
         return min(tokens, most)
 
+    def backlog(self, started: list[Request], most: int) -> int:
+        """Tokens of prompts still to be computed: of `started` requests, and of waiting ones up to `most`."""
+        return sum(request.prompt_work for request in started) + self.waiting_tokens(most)
+
     def _by_order(self, request: Request) -> tuple[float, str]:
         return self._policy.order(request), request.id
 

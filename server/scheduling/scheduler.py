@@ -95,7 +95,7 @@ class Scheduler:
         if mix is not Mix.PROMPTS_FIRST:
             decodes = len(plan.decodes)
             tokens = min(self.limits.max_tokens - decodes, self.limits.chunk_tokens)
-            waiting = self.queues.waiting_tokens(self.limits.max_tokens) + sum(r.prompt_work for r in prompts)
+            waiting = self.queues.backlog(prompts, self.limits.max_tokens) if self.step_time.replayed else 0
             tokens = self.step_time.chunk_tokens(decodes, tokens, waiting)
             budget = self._continue_prompts(prompts, plan, tokens)
             if mix is Mix.TOGETHER and len(running) == running_before and budget is not None:

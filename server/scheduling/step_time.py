@@ -10,8 +10,8 @@ LEAST_CHUNK = 128
 nothing beside the weights, which are read anyway."""
 
 _FEW_STEPS = 4
-"""Prompts that so many replayed steps can compute are computed in such steps. A longer one is launched kernel
-by kernel, which takes the host 24 ms with an 8b, and it reads no tokens meanwhile."""
+"""A backlog of prompts that fits in this many replayed steps is split into them. A longer step is launched
+kernel by kernel: with an 8b that takes the host 24 ms, in which it reads no tokens."""
 
 _GROWTH = 1.25
 """From one size that is considered to the next."""
@@ -22,12 +22,12 @@ class StepTime:
 
     Args:
         target: seconds that a step shall take at most where prompts go on beside decodes; None: any time.
-        replayed: tokens of the longest step with prompts that is launched as one; 0: there is none.
+        replayed: tokens of the longest step with prompts that is replayed as CUDA graphs; 0: none is.
     """
 
     def __init__(self, target: float | None = None, replayed: int = 0) -> None:
         self.target = target
-        self._replayed = replayed
+        self.replayed = replayed
         self._decodes = StepCost()
         self._prompts = StepCost()
 
@@ -54,7 +54,7 @@ class StepTime:
         A size that was not seen lately is taken to cost in proportion to the last one that was. That is more
         than it will, so that sizes are approached from below.
         """
-        replayed = self._replayed - decodes
+        replayed = self.replayed - decodes
         if decodes and replayed >= LEAST_CHUNK and waiting <= _FEW_STEPS * replayed:
             most = min(most, replayed)
         if self.target is None or not decodes or most <= LEAST_CHUNK:

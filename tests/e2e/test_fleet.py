@@ -1,4 +1,4 @@
-"""Two models on three servers of one machine: one is restarted under load, and nobody notices."""
+"""Two models on three servers of one machine: one is restarted under load, and no request fails."""
 
 from __future__ import annotations
 

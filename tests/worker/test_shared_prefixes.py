@@ -17,7 +17,7 @@ def integers(values: Sequence[int]) -> np.ndarray:
 
 
 def finder(tables: list[list[int]], most: int = 4) -> PrefixFinder:
-    """Blocks of 32 tokens; the tables of a second group of layers are those of nobody's concern."""
+    """Finder with blocks of 32 tokens, for the second of two groups of layers; it must ignore the first."""
     found = PrefixFinder(1, len(tables) + 1, 64, 32, most)
     for slot, blocks in enumerate(tables):
         for group in (0, 1):

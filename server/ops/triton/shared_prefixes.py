@@ -16,7 +16,7 @@ _HELPERS = tl.constexpr(4)
 """Decodes whose programs divide a prefix among them, at most."""
 _LEAST = tl.constexpr(128)
 """Tokens of a piece, at least: of smaller ones there is more to merge than to read."""
-SLOTS = tl.constexpr(1 + 4)
+SLOTS = tl.constexpr(1 + _HELPERS.value)
 """Pieces that a decode may be merged from, for each that a context alone would be split into."""
 
 
