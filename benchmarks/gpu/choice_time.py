@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.tune_gemv import graph_us
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.versions import versions
 from protocol.generation import GenerationConfig
 from server.sampling.choice import choose_by_torch, choose_tokens

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints import LlamaShape
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.skinny import Product, products
-from benchmarks.gpu.tune_gemv import graph_us
 from server.ops.triton.fixed_product import product as fixed_product
 from server.quantization.gemv import gemv
 

@@ -27,8 +27,8 @@ from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu import own
 from benchmarks.gpu.fp8_kernels import attention, gemvs, profiled, quantizing, row_products
 from benchmarks.gpu.fp8_models import SMALL, WAYS, load_large, make_pair
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.step_time import replay_ms
-from benchmarks.gpu.tune_gemv import graph_us
 from benchmarks.gpu.versions import versions
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 from protocol.generation import GenerationConfig

@@ -16,8 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu.decode_scene import DEVICE, DecodeScene
 from benchmarks.gpu.fp8_models import load_large
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.replays import place_decodes, replay_decodes
-from benchmarks.gpu.tune_gemv import graph_us
 from server.ops.triton.decode_attention import Tuning
 from server.quantization.fp8.product import Tiling as RowsTiling
 from server.quantization.fp8.product import product

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from benchmarks.checkpoints import SHAPES, LlamaShape, describe_llama
 from benchmarks.gptq_kernels import random_weight
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.own import load as load_float
 from benchmarks.gpu.step_time import replay_ms
-from benchmarks.gpu.tune_gemv import graph_us
 from benchmarks.gpu.versions import versions
 from server.checkpoints.files import StoredTensor
 from server.models.decoder import Decoder

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
-from benchmarks.gpu.tune_gemv import graph_us
+from benchmarks.gpu.graph_time import graph_us
 from server.device.triton_support import launch_options, next_power_of_two
 from server.ops.triton.gates import gate_mul
 from server.ops.triton.norm import rms_norm

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu import experts as shapes
+from benchmarks.gpu.graph_time import graph_us
 from benchmarks.gpu.step_gaps import REPLAYS, kernels
-from benchmarks.gpu.tune_gemv import graph_us
 from benchmarks.gpu.versions import versions
 from server.layers.expert_stack import ExpertStack
 from server.layers.microscaled import Microscaled

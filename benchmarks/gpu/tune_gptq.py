@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gptq_kernels import random_weight
 from benchmarks.gpu.gptq import GROUP, layer_sizes
-from benchmarks.gpu.tune_gemv import graph_us
+from benchmarks.gpu.graph_time import graph_us
 from server.device.triton_support import gpu_of
 from server.quantization.gptq.kernels.triton import TritonKernel
 from server.quantization.gptq.kernels.triton_product import Tiling, product, stage_bytes, tiling

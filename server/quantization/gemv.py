@@ -64,14 +64,35 @@ def _multiplied(w, value, scales, first, k, K: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
-def _finished(acc, shrink, scales, bias, n, BLOCK: tl.constexpr):
-    """Sums of products as numbers of the result: by the norm and the rows' scales, with bias."""
-    out = tl.sum(acc, 1) * shrink
+def _sums(acc, acc_up, square, eps, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr):
+    """(sums of the columns, of those of up, by what the norm multiplies them); the warps meet but once."""
+    up, shrink = 0.0, 1.0
+    if NORM:
+        square = tl.broadcast_to(square[None, :], acc.shape)
+        if GATED:
+            sums = tl.sum(tl.join(tl.join(acc, acc_up), tl.join(square, square)), 1)
+            both, squares = tl.split(sums)
+            out, up = tl.split(both)
+            square, _ = tl.split(squares)
+        else:
+            out, square = tl.split(tl.sum(tl.join(acc, square), 1))
+        shrink = tl.rsqrt(square / K + eps)
+    elif GATED:
+        out, up = tl.split(tl.sum(tl.join(acc, acc_up), 1))
+    else:
+        out = tl.sum(acc, 1)
+    return out, up, shrink
+
+
+@triton.jit
+def _scale_and_bias(scales, bias, n, BLOCK: tl.constexpr):
+    """Of outputs `n`: 1 and 0 where there are none, or where the scales are those of blocks."""
+    scale, offset = 1.0, 0.0
     if scales is not None and BLOCK == 0:
-        out *= tl.load(scales + n)
+        scale = tl.load(scales + n)
     if bias is not None:
-        out += tl.load(bias + n).to(tl.float32)
-    return out
+        offset = tl.load(bias + n).to(tl.float32)
+    return scale, offset
 
 
 @triton.jit
@@ -90,10 +111,14 @@ def _gemv(
     n = first + tl.arange(0, ROWS)
     k = tl.arange(0, TILE)
     tiles = _first_tiles(weight, n, k, K, TILE, AHEAD)
+    scale, offset = _scale_and_bias(scales, bias, n, BLOCK)
     if GATED:
         up_tiles = _first_tiles(weight, n + N, k, K, TILE, AHEAD)
+        up_scale, up_offset = _scale_and_bias(scales, bias, n + N, BLOCK)
     if PDL:
         gdc_wait()
+    if residual is not None:  # asked for with x: behind the sums its way would be one more to wait for
+        add = tl.load(residual + n).to(tl.float32)
     acc = tl.zeros([ROWS, TILE], tl.float32)
     acc_up = acc
     square = tl.zeros([TILE], tl.float32)
@@ -108,36 +133,57 @@ def _gemv(
         if GATED:
             w = up_tiles[i] if i < AHEAD else _tile(weight, n + N, kk, K, K % TILE == 0)
             acc_up += _multiplied(w, value, scales, first + N, kk, K, BLOCK)
-    shrink = 1.0
-    if norm is not None:
-        shrink = tl.rsqrt(tl.sum(square, 0) / K + eps)
-    out = _finished(acc, shrink, scales, bias, n, BLOCK)
+    out, up, shrink = _sums(acc, acc_up, square, eps, K, norm is not None, GATED)
+    out = out * (scale * shrink) + offset
     if GATED:
-        out = out / (1.0 + tl.exp(-out)) * _finished(acc_up, shrink, scales, bias, n + N, BLOCK)
+        out = out / (1.0 + tl.exp(-out)) * (up * (up_scale * shrink) + up_offset)
     if residual is not None:
-        out += tl.load(residual + n).to(tl.float32)
+        out += add
     tl.store(y + n, out.to(y.dtype.element_ty))
 
 
 def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
     """Of floats; None: such a weight is not taken.
 
-    From `benchmarks.gpu.tune_gemv` on an H200: 32 to 64 weights a thread in flight keep its memory busy, if
+    From `benchmarks.gpu.one_token` on an H200: 32 to 96 weights a thread in flight keep its memory busy, if
     nearly every column has a weight.
     """
     if inputs % 16 or inputs > 32768:
         return None
-    if inputs <= 2048:
-        found = Tiling(2 if gated else 4, next_power_of_two(inputs), 8 if inputs > 1024 and not gated else 4)
-    elif _empty(inputs, 4096) < 0.04 and not (gated and inputs > 4096):
-        found = Tiling(1 if gated else 2, 4096, 8)
-    elif _empty(inputs, 2048) < 0.1:
-        found = Tiling(2 if gated else 4, 2048, 8)
-    elif inputs <= 4096:
-        found = Tiling(4, 512, 2, ahead=2)
-    else:
-        found = Tiling(2, 1024, 4, ahead=4) if gated else Tiling(4, 1024, 4, ahead=2)
+    found = _gated_tiling(inputs) if gated else _plain_tiling(outputs, inputs)
     return replace(found, rows=gcd(found.rows, outputs))
+
+
+def _plain_tiling(outputs: int, inputs: int) -> Tiling:
+    if inputs <= 1024:
+        return Tiling(4, next_power_of_two(inputs), 4)
+    if inputs <= 2048:
+        return Tiling(2, 2048, 4)
+    if inputs > 4096 and _empty(inputs, 4096) < 0.04:
+        return Tiling(2, 4096, 8)
+    if _empty(inputs, 2048) < 0.1:
+        return Tiling(2, 2048, 4) if 4096 < inputs <= 6144 else Tiling(4, 2048, 8, ahead=2)
+    if inputs > 4096:
+        return Tiling(4, 1024, 4, ahead=2)
+    if outputs * inputs <= 10 << 20:  # all of it has room in a GPU's registers
+        return Tiling(2, 512, 2, ahead=-(-inputs // 512))
+    return Tiling(4, 512, 2, ahead=2)
+
+
+def _gated_tiling(inputs: int) -> Tiling:
+    if inputs <= 1024:
+        return Tiling(2, next_power_of_two(inputs), 4)
+    if inputs <= 2048:
+        return Tiling(1, 2048, 4)
+    if inputs <= 4096 and _empty(inputs, 4096) < 0.04:
+        return Tiling(1, 4096, 8)
+    if _empty(inputs, 2048) < 0.1:
+        return Tiling(2, 2048, 8)
+    if inputs > 4096:
+        return Tiling(1, 1024, 4, ahead=5)
+    if _empty(inputs, 1024) < 0.1:
+        return Tiling(2, 1024, 4, ahead=3)
+    return Tiling(1, 512, 2, ahead=-(-inputs // 512))
 
 
 def _empty(inputs: int, columns: int) -> float:

@@ -72,11 +72,10 @@ def hand_in(
     SPLITS: tl.constexpr, SLOTS: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Write down a piece of a pair of decode and key head; the last of its `live` pieces merges them."""
-    if SPLITS == 1:
-        row, d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
-        at = output + (pair * GROUP + row)[:, None] * HEAD_DIM + d[None, :]
-        mask = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
-        tl.store(at, acc.to(output.dtype.element_ty), mask=mask)
+    if SPLITS == 1:  # noqa: SIM114 (the compiler knows this one)
+        _write_whole(acc, output, pair, GROUP, HEAD_DIM)
+    elif live == 1:
+        _write_whole(acc, output, pair, GROUP, HEAD_DIM)
     else:
         store_piece(acc, scale, partial, scales, pair, 1, split, True, GROUP, KV_HEADS, HEAD_DIM, SLOTS)
         tl.debug_barrier()  # every thread has stored before one of them says so
@@ -86,3 +85,12 @@ def hand_in(
                 GROUP, HEAD_DIM, DIM_TILE, SLOTS, MERGE_HEADS, MERGE_TILE,
             )  # fmt: skip
             tl.store(arrivals + pair, 0)
+
+
+@triton.jit
+def _write_whole(acc, output, pair, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Write what the heads of a pair attended to, whose context is one piece."""
+    row, d = tl.arange(0, acc.shape[0]), tl.arange(0, acc.shape[1])
+    at = output + (pair * GROUP + row)[:, None] * HEAD_DIM + d[None, :]
+    mask = (row < GROUP)[:, None] & (d < HEAD_DIM)[None, :]
+    tl.store(at, acc.to(output.dtype.element_ty), mask=mask)
