@@ -14,7 +14,8 @@ from docs.tutorial.figures.svg import Svg
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results"
-GPU = "gpu-h100-2026-11-23-sorted.json"
+GPU = "gpu-h200-2026-12-02-beside-vllm.json"
+SERVED = "gpu-served-h200-2026-12-02.json"
 CPUS = {
     "cpu.svg": ("cpu-125m-2026-11-23.json", "two CPU cores with AMX"),
     "cpu-avx512.svg": ("cpu-125m-2026-12-01.json", "two CPU cores without AMX"),
@@ -32,7 +33,7 @@ def bars(title: str, groups: list[tuple[str, list[tuple[str, float, str]]]]) -> 
     """Groups of bars, each as long as its share of the group's longest.
 
     Args:
-        groups: (heading, (name, value that is the better the greater, label) of each bar).
+        groups: (heading, (name, value, label) of each bar).
     """
     rows = sum(len(each) for _, each in groups)
     svg = Svg(640, 20 + 26 * len(groups) + 20 * rows, title)
@@ -50,32 +51,45 @@ def bars(title: str, groups: list[tuple[str, list[tuple[str, float, str]]]]) -> 
 
 
 def gpu() -> Svg:
-    """Workloads on an H100 beside vLLM."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in json.loads((RESULTS / GPU).read_text())["results"]:
-        found.setdefault((result["shape"], result["engine"].split()[0]), {}).update(result["workloads"])
+    """Workloads of the 8B on an H200 beside vLLM."""
+    found = {
+        result["engine"].split()[0]: result["workloads"]
+        for result in json.loads((RESULTS / GPU).read_text())["results"]
+        if result["shape"] == "8b"
+    }
     what = {
-        "W1": "256 requests",
+        "W1": "256 requests, in and out 100 to 1,024 tokens",
         "W2": "one request",
-        "W3": "32 requests",
-        "W4": "prompts",
-        "FULL": "a full cache",
+        "W4": "32 prompts of 2,048 tokens",
+        "L1": "16 requests, 16,000 tokens in, 256 out",
+        "H1": "1,024 requests, in 64 to 256 tokens, out 64 to 512",
     }
     groups = []
-    for shape, size in (("1b", "1.1B"), ("8b", "8B")):
-        for workload, words in what.items():
-            lines = []
-            for engine, name in (("own", "this project"), ("vllm", "vLLM 0.26")):
-                figures = found[shape, engine].get(workload)
-                if figures is None:
-                    break
-                (value,) = (number for key, number in figures.items() if key != "seconds")
-                slower = workload == "W2"
-                label = f"{value:.2f} ms a token" if slower else f"{value:,.0f} tokens/s"
-                lines.append((name, 1 / value if slower else value, label))
-            if lines:
-                groups.append((f"{size}, {words}", lines))
-    return bars("Tokens per second on an H100, beside vLLM", groups)
+    for workload, words in what.items():
+        lines = []
+        for engine, name in (("own", "this project"), ("vllm", "vLLM 0.26")):
+            (value,) = (number for key, number in found[engine][workload].items() if key != "seconds")
+            slower = workload == "W2"
+            label = f"{value:.2f} ms a token" if slower else f"{value:,.0f} tokens/s"
+            lines.append((name, 1 / value if slower else value, label))
+        groups.append((words, lines))
+    return bars("Tokens per second of the 8B on an H200, beside vLLM", groups)
+
+
+def served() -> Svg:
+    """First tokens and gaps at some loads, beside vLLM."""
+    found: dict[int, dict[str, Any]] = {}  # a later run of a load stands for those before
+    for run in json.loads((RESULTS / SERVED).read_text())["runs"]:
+        for load, figures in run["own"]["served"].items():
+            of_both = {"this project": figures, "vLLM 0.26": run["vllm"]["served"][load]}
+            found[int(load.removeprefix("AT"))] = of_both
+    groups = []
+    for what, words in (("ttft_ms", "first token"), ("itl_ms", "between tokens")):
+        for load in sorted(found):
+            values = {name: figures[what]["p99"] for name, figures in found[load].items()}
+            lines = [(name, value, f"{value:.0f} ms") for name, value in values.items()]
+            groups.append((f"{words}, {load} requests a second", lines))
+    return bars("The 8B served from an H200: 99th percentiles, the shorter the better", groups)
 
 
 def cpu(file: str, where: str) -> Svg:
@@ -95,7 +109,8 @@ def cpu(file: str, where: str) -> Svg:
 
 def drawn() -> dict[Path, str]:
     """Every file and its content."""
-    return {HERE / "gpu.svg": str(gpu())} | {HERE / name: str(cpu(*what)) for name, what in CPUS.items()}
+    gpus = {HERE / "gpu.svg": str(gpu()), HERE / "served.svg": str(served())}
+    return gpus | {HERE / name: str(cpu(*what)) for name, what in CPUS.items()}
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class Measured:
 
 def command_for(tmp_path: Path, **more: Any) -> argparse.Namespace:
     options = {
-        "engines": ["own", "vllm"], "shapes": ["1b"], "workloads": ["W2"], "rounds": 3, "repeats": 1,
+        "engines": ["own", "vllm"], "shapes": ["8b"], "workloads": ["W2"], "rounds": 3, "repeats": 1,
         "minutes": 90.0, "vllm": tmp_path, "out": tmp_path, "resume": False,
     }  # fmt: skip
     return argparse.Namespace(**options | more)
@@ -202,11 +202,11 @@ def test_a_call_goes_on_where_another_one_ended(tmp_path: Path, measured: Measur
 
     def result(module: str, *names: str) -> dict[str, Any]:
         seconds = {name: {"seconds": [1.0], "ms_per_token": 1.0} for name in names}
-        return {"shape": "1b", "engine": module, "workloads": seconds}
+        return {"shape": "8b", "engine": module, "workloads": seconds}
 
-    (tmp_path / "own-1b.json").write_text(json.dumps(result("own", "W2", "W3")))
-    (tmp_path / "peer_vllm-1b.json").write_text(json.dumps(result("peer_vllm", "W2")))
-    (tmp_path / "over_http-1b-1.json").write_text(json.dumps(result("over_http", "HTTP")))
+    (tmp_path / "own-8b.json").write_text(json.dumps(result("own", "W2", "W3")))
+    (tmp_path / "peer_vllm-8b.json").write_text(json.dumps(result("peer_vllm", "W2")))
+    (tmp_path / "over_http-8b-1.json").write_text(json.dumps(result("over_http", "HTTP")))
     asked = command_for(tmp_path, workloads=["W2", "W3", "HTTP"], rounds=2, resume=True)
     own, vllm, http = command.measure_all(asked)
     assert [did for did in measured.did if did[1] != "end"] == [
