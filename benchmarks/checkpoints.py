@@ -38,6 +38,7 @@ SHAPES = {
     "1b": LlamaShape(2_048, 22, 32, 4, 5_632, max_length=4_096),
     "8b": LlamaShape(4_096, 32, 32, 8, 14_336, vocab=128_256, max_length=8_192),
     "3b": LlamaShape(3_072, 28, 24, 8, 8_192, vocab=128_256, max_length=8_192),
+    "7b": LlamaShape(3_584, 28, 28, 4, 18_944, vocab=152_064, max_length=8_192),
     "14b": LlamaShape(5_120, 48, 40, 8, 13_824, vocab=152_064, max_length=8_192),
     "32b": LlamaShape(5_120, 64, 40, 8, 27_648, vocab=152_064, max_length=8_192),
     "70b": LlamaShape(8_192, 80, 64, 8, 28_672, vocab=128_256, max_length=8_192),

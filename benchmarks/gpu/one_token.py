@@ -15,7 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,19 +56,26 @@ class Layer(NamedTuple):
 
 
 class Layers:
-    """Layers of random weights, 8 GB at most, and the decode of one token behind a context.
+    """Layers of random weights, 8 GB at most, and decodes of sequences of one length.
 
     Args:
         sizes: of the model.
         most: layers.
+        rows: sequences.
+
+    Attributes:
+        count: layers.
+        positions: int32 [rows], of the new tokens, below `LENGTH`.
     """
 
-    def __init__(self, sizes: LlamaShape, most: int) -> None:
+    LENGTH: ClassVar[int] = 4_096
+
+    def __init__(self, sizes: LlamaShape, most: int, rows: int = 1) -> None:
         hidden, dim = sizes.hidden, sizes.hidden // sizes.heads
         room = int(8e9 // (sizes.bytes_per_token / sizes.layers))
         self.count = min(sizes.layers, room, most)
         self._queries, self._keys = sizes.heads * dim, sizes.kv_heads * dim
-        self._layers = [
+        self.layers = [
             Layer(
                 torch.ones(hidden, **FLOATS),
                 0.02 * torch.randn(self._queries + 2 * self._keys, hidden, **FLOATS),
@@ -79,38 +86,38 @@ class Layers:
             )
             for _ in range(self.count)
         ]
-        blocks = sizes.max_length // 16
+        width = self.LENGTH // 16
         self._heads = (sizes.heads, sizes.kv_heads, dim)
         self._spec = AttentionSpec(*self._heads, dim, dim**-0.5, rotary=None)
-        self._attend = DecodeAttention(torch.randn(blocks, self.count, 2, 16, *self._heads[1:], **FLOATS))
-        self.position = torch.zeros(1, dtype=torch.int32, device="cuda")
-        row = torch.zeros(1, dtype=torch.int32, device="cuda")
-        table = torch.randperm(blocks, device="cuda").int().view(1, blocks)
-        self._batch = PagedBatch(1, row, self.position, table)
-        self._x = torch.randn(1, hidden, **FLOATS)
+        self._attend = DecodeAttention(
+            torch.randn(rows * width, self.count, 2, 16, *self._heads[1:], **FLOATS)
+        )
+        self.positions = torch.zeros(rows, dtype=torch.int32, device="cuda")
+        numbers = torch.arange(rows, dtype=torch.int32, device="cuda")
+        tables = torch.randperm(rows * width, device="cuda").int().view(rows, width)
+        self._batch = PagedBatch(rows, numbers, self.positions, tables)
+        self.x = torch.randn(rows, hidden, **FLOATS)
 
     def launch(self, change: Change) -> Tensor:
         """[1, hidden]: what comes out of the last layer, one part of all divided as `change` says."""
         shapes = {change.part: change.division} if isinstance(change.division, Tiling) else {}
         self._attend.tuning = change.division if isinstance(change.division, Tuning) else None
-        x = self._x.clone()
-        for number, layer in enumerate(self._layers):
+        x = self.x.clone()
+        for number, layer in enumerate(self.layers):
             qkv = gemv(x, layer.qkv, norm=layer.attention_norm, eps=1e-5, shape=shapes.get("qkv"))
-            attended = self._attended(number, qkv)
-            x = gemv(attended, layer.output, residual=x, shape=shapes.get("output"))
+            x = gemv(self.attended(number, qkv), layer.output, residual=x, shape=shapes.get("output"))
             inner = gemv(x, layer.gate_up, norm=layer.norm, eps=1e-5, gated=True, shape=shapes.get("gate_up"))
             x = gemv(inner, layer.down, residual=x, shape=shapes.get("down"))
         return x
 
-    def _attended(self, number: int, qkv: Tensor) -> Tensor:
+    def attended(self, number: int, qkv: Tensor) -> Tensor:
+        """[rows, hidden]: what the new tokens attend to in a layer."""
         heads, kv_heads, dim = self._heads
         query, key, value = qkv.split([self._queries, self._keys, self._keys], 1)
-        attended = torch.empty(1, heads, dim, **FLOATS)
-        self._attend(
-            number, self._spec, None, self._batch,
-            query.view(1, heads, dim), key.view(1, kv_heads, dim), value.view(1, kv_heads, dim), attended,
-        )  # fmt: skip
-        return attended.view(1, -1)
+        found = torch.empty(len(qkv), heads, dim, **FLOATS)
+        views = query.unflatten(1, (heads, dim)), *(x.unflatten(1, (kv_heads, dim)) for x in (key, value))
+        self._attend(number, self._spec, None, self._batch, *views, found)
+        return found.flatten(1)
 
 
 def changes(sizes: LlamaShape) -> Iterator[Change]:
@@ -163,7 +170,7 @@ def measure(sizes: LlamaShape, contexts: Sequence[int]) -> dict[int, dict[Change
     graphs = {change: captured(partial(layers.launch, change)) for change in changes(sizes)}
     found = {}
     for context in contexts:
-        layers.position.fill_(context)
+        layers.positions.fill_(context)
         times: dict[Change, list[float]] = {change: [] for change in graphs}
         for _ in range(TURNS):
             for change, graph in graphs.items():
