@@ -10,6 +10,7 @@ import torch
 
 def captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
     """A graph of what `launch` does, which is done once before."""
+    torch.cuda.synchronize()  # what `launch` reads may still be under way
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         launch()

@@ -1,8 +1,8 @@
 """Finds how the work of one token is best divided: ``.venv/bin/python -m benchmarks.gpu.one_token SHAPE...``.
 
 Layers follow each other in a graph as they do in a model, because each kernel loads its first weights while
-the one in front ends: a tiling that is fastest alone can be slower there. One part at a time is divided
-otherwise than `server.quantization.gemv.tiling` and `server.ops.triton.decode_attention` say.
+the previous one ends: a tiling that is fastest alone can be slower there. Each run changes the tiling of one
+part; the others are as `server.quantization.gemv.tiling` and `server.ops.triton.decode_attention` say.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TURNS = 5
 
 
 class Change(NamedTuple):
-    """A part of the layers, and how it is divided; None: as it is in use."""
+    """A part of the layers, and how it is divided; None: the default."""
 
     part: str
     division: Tiling | Tuning | None
@@ -56,26 +56,25 @@ class Layer(NamedTuple):
 
 
 class Layers:
-    """Layers of random weights, 8 GB at most, and decodes of sequences of one length.
+    """Layers of random weights, 8 GB at most, and the decode of one token behind a context.
 
     Args:
         sizes: of the model.
         most: layers.
-        rows: sequences.
 
     Attributes:
         count: layers.
-        positions: int32 [rows], of the new tokens, below `LENGTH`.
+        position: int32 [1], of the token, below `LENGTH`.
     """
 
     LENGTH: ClassVar[int] = 4_096
 
-    def __init__(self, sizes: LlamaShape, most: int, rows: int = 1) -> None:
+    def __init__(self, sizes: LlamaShape, most: int) -> None:
         hidden, dim = sizes.hidden, sizes.hidden // sizes.heads
         room = int(8e9 // (sizes.bytes_per_token / sizes.layers))
         self.count = min(sizes.layers, room, most)
         self._queries, self._keys = sizes.heads * dim, sizes.kv_heads * dim
-        self.layers = [
+        self._layers = [
             Layer(
                 torch.ones(hidden, **FLOATS),
                 0.02 * torch.randn(self._queries + 2 * self._keys, hidden, **FLOATS),
@@ -89,29 +88,26 @@ class Layers:
         width = self.LENGTH // 16
         self._heads = (sizes.heads, sizes.kv_heads, dim)
         self._spec = AttentionSpec(*self._heads, dim, dim**-0.5, rotary=None)
-        self._attend = DecodeAttention(
-            torch.randn(rows * width, self.count, 2, 16, *self._heads[1:], **FLOATS)
-        )
-        self.positions = torch.zeros(rows, dtype=torch.int32, device="cuda")
-        numbers = torch.arange(rows, dtype=torch.int32, device="cuda")
-        tables = torch.randperm(rows * width, device="cuda").int().view(rows, width)
-        self._batch = PagedBatch(rows, numbers, self.positions, tables)
-        self.x = torch.randn(rows, hidden, **FLOATS)
+        self._attend = DecodeAttention(torch.randn(width, self.count, 2, 16, *self._heads[1:], **FLOATS))
+        self.position = torch.zeros(1, dtype=torch.int32, device="cuda")
+        row = torch.zeros(1, dtype=torch.int32, device="cuda")
+        table = torch.randperm(width, device="cuda").int().view(1, width)
+        self._batch = PagedBatch(1, row, self.position, table)
+        self._x = torch.randn(1, hidden, **FLOATS)
 
     def launch(self, change: Change) -> Tensor:
         """[1, hidden]: what comes out of the last layer, one part of all divided as `change` says."""
         shapes = {change.part: change.division} if isinstance(change.division, Tiling) else {}
         self._attend.tuning = change.division if isinstance(change.division, Tuning) else None
-        x = self.x.clone()
-        for number, layer in enumerate(self.layers):
+        x = self._x.clone()
+        for number, layer in enumerate(self._layers):
             qkv = gemv(x, layer.qkv, norm=layer.attention_norm, eps=1e-5, shape=shapes.get("qkv"))
-            x = gemv(self.attended(number, qkv), layer.output, residual=x, shape=shapes.get("output"))
+            x = gemv(self._attended(number, qkv), layer.output, residual=x, shape=shapes.get("output"))
             inner = gemv(x, layer.gate_up, norm=layer.norm, eps=1e-5, gated=True, shape=shapes.get("gate_up"))
             x = gemv(inner, layer.down, residual=x, shape=shapes.get("down"))
         return x
 
-    def attended(self, number: int, qkv: Tensor) -> Tensor:
-        """[rows, hidden]: what the new tokens attend to in a layer."""
+    def _attended(self, number: int, qkv: Tensor) -> Tensor:
         heads, kv_heads, dim = self._heads
         query, key, value = qkv.split([self._queries, self._keys, self._keys], 1)
         found = torch.empty(len(qkv), heads, dim, **FLOATS)
@@ -122,7 +118,7 @@ class Layers:
 
 def changes(sizes: LlamaShape) -> Iterator[Change]:
     """Everything as it is, then what is worth a try."""
-    yield Change("nothing", None)
+    yield Change("baseline", None)
     yield from (Change("attention", tuning) for tuning in ATTENTION)
     hidden, dim = sizes.hidden, sizes.hidden // sizes.heads
     all_heads = (sizes.heads + 2 * sizes.kv_heads) * dim
@@ -170,7 +166,7 @@ def measure(sizes: LlamaShape, contexts: Sequence[int]) -> dict[int, dict[Change
     graphs = {change: captured(partial(layers.launch, change)) for change in changes(sizes)}
     found = {}
     for context in contexts:
-        layers.positions.fill_(context)
+        layers.position.fill_(context)
         times: dict[Change, list[float]] = {change: [] for change in graphs}
         for _ in range(TURNS):
             for change, graph in graphs.items():
@@ -187,10 +183,12 @@ def main() -> None:
         "--contexts", type=lambda text: [int(each) for each in text.split(",")], default=[384]
     )
     arguments = parser.parse_args()
+    if max(arguments.contexts) >= Layers.LENGTH:
+        parser.error(f"--contexts: at most {Layers.LENGTH - 1}")
     for name in arguments.shapes:
         compile_all(SHAPES[name])
         for context, times in measure(SHAPES[name], arguments.contexts).items():
-            in_use = times[Change("nothing", None)]
+            in_use = times[Change("baseline", None)]
             print(f"{name}, context {context}: {in_use:.2f} us a layer", flush=True)
             for part in PARTS:
                 tried = [change for change in times if change.part == part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.gpu.room import BLOCK_TOKENS, gigabytes_of
@@ -75,14 +75,15 @@ def stages(shape: str, engines: Collection[str]) -> list[Stage]:
             if stage.engine in engines
         ]
     large = shape == "8b"
+    small = not large  # vLLM launched steps of 2 ms more slowly beside three idle engines
     own = [*PLAIN, *SAMPLED, "SWAP", *(["BEAM"] if large else [])]
     room = _room(PLAIN)
     found = [
-        Stage("own", own, *((60, 75) if large else (45, 15)), flags=room | {"host_blocks": 1000}),
-        Stage("peer_vllm", [*PLAIN, *SAMPLED], *((100, 65) if large else (100, 30)), flags=room),
+        Stage(
+            "own", own, *((60, 75) if large else (45, 15)), flags=room | {"host_blocks": 1000}, alone=small
+        ),
+        Stage("peer_vllm", [*PLAIN, *SAMPLED], *((100, 65) if large else (100, 30)), flags=room, alone=small),
     ]
-    if not large:  # vLLM launched its steps of 2 ms slower beside three idle engines
-        found = [replace(stage, alone=True) for stage in found]
     if large:
         blocks = peak_blocks(workload("FULL"), BLOCK_TOKENS) // 4
         found.append(Stage("own", ["FULL"], 30, 30, "-full", {"blocks": blocks, "host_blocks": 4000}))

@@ -65,7 +65,7 @@ def _multiplied(w, value, scales, first, k, K: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def _sums(acc, acc_up, square, eps, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr):
-    """(sums of the columns, of those of up, by what the norm multiplies them); the warps meet but once."""
+    """(sum of each row, of each row of up, factor of the norm), in one reduction: warps synchronise once."""
     up, shrink = 0.0, 1.0
     if NORM:
         square = tl.broadcast_to(square[None, :], acc.shape)
@@ -86,7 +86,7 @@ def _sums(acc, acc_up, square, eps, K: tl.constexpr, NORM: tl.constexpr, GATED: 
 
 @triton.jit
 def _scale_and_bias(scales, bias, n, BLOCK: tl.constexpr):
-    """Of outputs `n`: 1 and 0 where there are none, or where the scales are those of blocks."""
+    """(scale, bias) of outputs `n`; 1 without scales or with those of blocks, 0 without bias."""
     scale, offset = 1.0, 0.0
     if scales is not None and BLOCK == 0:
         scale = tl.load(scales + n)
@@ -117,7 +117,7 @@ def _gemv(
         up_scale, up_offset = _scale_and_bias(scales, bias, n + N, BLOCK)
     if PDL:
         gdc_wait()
-    if residual is not None:  # asked for with x: behind the sums its way would be one more to wait for
+    if residual is not None:  # loaded with x: after the sums its latency would come on top
         add = tl.load(residual + n).to(tl.float32)
     acc = tl.zeros([ROWS, TILE], tl.float32)
     acc_up = acc
@@ -165,8 +165,8 @@ def _plain_tiling(outputs: int, inputs: int) -> Tiling:
         return Tiling(2, 2048, 4) if 4096 < inputs <= 6144 else Tiling(4, 2048, 8, ahead=2)
     if inputs > 4096:
         return Tiling(4, 1024, 4, ahead=2)
-    if outputs * inputs <= 10 << 20:  # all of it has room in a GPU's registers
-        return Tiling(2, 512, 2, ahead=-(-inputs // 512))
+    if outputs * inputs <= 10 << 20:  # the whole weight fits a GPU's registers
+        return Tiling(2, 512, 2, ahead=min(-(-inputs // 512), 6))
     return Tiling(4, 512, 2, ahead=2)
 
 
@@ -183,7 +183,7 @@ def _gated_tiling(inputs: int) -> Tiling:
         return Tiling(1, 1024, 4, ahead=5)
     if _empty(inputs, 1024) < 0.1:
         return Tiling(2, 1024, 4, ahead=3)
-    return Tiling(1, 512, 2, ahead=-(-inputs // 512))
+    return Tiling(1, 512, 2, ahead=min(-(-inputs // 512), 6))
 
 
 def _empty(inputs: int, columns: int) -> float:

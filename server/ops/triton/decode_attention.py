@@ -47,13 +47,14 @@ class Tuning:
 SHARED = Tuning(4096, 512, by_warps=False)
 """Four programs share a multiprocessor, and about as many as there are run at once on a data-centre GPU."""
 _LONG = Tuning(8192, 512, stages=2, by_warps=False)
-"""Fewer, longer pieces: each that is not alone costs what it takes to merge it, 1 to 2 µs."""
+"""Fewer, longer pieces: to merge several takes 1 to 2 µs."""
 _FIVE = replace(SHARED, registers=96)
 """Five programs share a multiprocessor."""
 PLAIN = {0: _FIVE, 8: _LONG, 1024: _FIVE, 2048: Tuning(2048, 1024, 1)}
-"""Pairs of sequence and key head, from which on → tuning, measured on an H200. Small programs leave room for
-the weights of the product behind, which counts for the lone token of a small model. Those of one warp wait
-for no other warp: they read 1,024 contexts of 300 tokens at 4.2 TB/s, those of four at 3.8."""
+"""Pairs of sequence and key head, from which on → tuning, measured on an H200. Small tiles
+leave registers for the weights that the next product loads early, which matters for one sequence of a small
+model. Programs of one warp wait for no other warp: they read 1,024 contexts of 300 tokens at 4.2 TB/s, those
+of four at 3.8."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
 """The same for a cache in FP8, by `benchmarks.gpu.fp8` (part `attention`): 64 contexts of 1,000 tokens at
 3.25 TB/s, with four warps at 2.4. The borders are powers of two, as `_MANY` is."""

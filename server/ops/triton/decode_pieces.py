@@ -72,7 +72,7 @@ def hand_in(
     SPLITS: tl.constexpr, SLOTS: tl.constexpr, MERGE_HEADS: tl.constexpr, MERGE_TILE: tl.constexpr,
 ):  # fmt: skip
     """Write down a piece of a pair of decode and key head; the last of its `live` pieces merges them."""
-    if SPLITS == 1:  # noqa: SIM114 (the compiler knows this one)
+    if SPLITS == 1:  # noqa: SIM114 (decided when compiled; the next one at run time)
         _write_whole(acc, output, pair, GROUP, HEAD_DIM)
     elif live == 1:
         _write_whole(acc, output, pair, GROUP, HEAD_DIM)
