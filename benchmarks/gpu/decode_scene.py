@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from benchmarks.checkpoints import LlamaShape
 from server.layers.spec import AttentionSpec
@@ -21,16 +22,20 @@ class DecodeScene:
         sizes: of the model.
         count: decodes.
         length: tokens before the new one of each.
+        layers: how many.
         float8: the cache is in FP8.
 
     Attributes:
+        attention: of all layers; its tuning may be changed.
         batch: the step, which may be changed.
         elements: of the keys of a token.
     """
 
     LAYERS: ClassVar[int] = 4
 
-    def __init__(self, sizes: LlamaShape, count: int, length: int, *, float8: bool = False) -> None:
+    def __init__(
+        self, sizes: LlamaShape, count: int, length: int, *, layers: int = LAYERS, float8: bool = False
+    ) -> None:
         dim, width = sizes.hidden // sizes.heads, length // 16 + 2
         positions = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
         rows = torch.arange(count, dtype=torch.int32, device=DEVICE)
@@ -40,15 +45,19 @@ class DecodeScene:
         self._spec = AttentionSpec(sizes.heads, sizes.kv_heads, dim, dim, dim**-0.5, rotary=None)
         self._query = torch.randn(count, sizes.heads, dim, device=DEVICE, dtype=torch.bfloat16)
         self._new = torch.randn(2, count, sizes.kv_heads, dim, device=DEVICE, dtype=torch.bfloat16)
-        room = (count * width, self.LAYERS, 2, 16, sizes.kv_heads, dim)
+        room = (count * width, layers, 2, 16, sizes.kv_heads, dim)
         cache = torch.randn(room, device=DEVICE, dtype=torch.bfloat16)
-        scales = torch.ones(self.LAYERS, 2, sizes.kv_heads, device=DEVICE) if float8 else None
-        self._attend = DecodeAttention(cache.to(torch.float8_e4m3fn) if float8 else cache, scales)
+        scales = torch.ones(layers, 2, sizes.kv_heads, device=DEVICE) if float8 else None
+        self.attention = DecodeAttention(cache.to(torch.float8_e4m3fn) if float8 else cache, scales)
 
-    def launch(self, tuning: Tuning | None = None) -> torch.Tensor:
+    def launch(self, tuning: Tuning | None = None) -> Tensor:
         """Attend in every layer, as divided by `tuning`; what the last one attended to."""
-        self._attend.tuning = tuning
+        self.attention.tuning = tuning
         output = torch.empty_like(self._query)
         for layer in range(self.LAYERS):
-            self._attend(layer, self._spec, None, self.batch, self._query, *self._new, output)
+            self.attend(layer, self._query, *self._new, output)
         return output
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+        """As `DecodeAttention` does."""
+        self.attention(layer, self._spec, None, self.batch, query, key, value, output)

@@ -31,8 +31,7 @@ class Weight:
         torch.manual_seed(1)
         options: dict[str, Any] = {"device": "cuda", "dtype": torch.bfloat16}
         self.product = product
-        size = product.outputs * (2 if product.gated else 1)
-        self.weight = torch.randn(size, product.inputs, **options) * product.inputs**-0.5
+        self.weight = torch.randn(product.size, product.inputs, **options) * product.inputs**-0.5
         self.x = torch.randn(max(TIMED), product.inputs, **options)
         self.norm = torch.rand(product.inputs, **options) + 0.5
 

@@ -1,4 +1,4 @@
-"""Times of launches within CUDA graphs, so that the host's part is not in them."""
+"""Times on the GPU, of launches in a row or within CUDA graphs, so that the host's part is not in them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,20 @@ def captured(launch: Callable[[], object]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def replay_us(graph: torch.cuda.CUDAGraph, launches: int, replays: int = 10) -> float:
-    """Microseconds of each of the `launches` in `graph`, the mean of some replays."""
+def mean_ms(launch: Callable[[], object], count: int) -> float:
+    """Milliseconds of each of `count` launches in a row."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     begin.record()
-    for _ in range(replays):
-        graph.replay()
+    for _ in range(count):
+        launch()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / replays * 1e3 / launches
+    return begin.elapsed_time(end) / count
+
+
+def replay_us(graph: torch.cuda.CUDAGraph, launches: int, replays: int = 10) -> float:
+    """Microseconds of each of the `launches` in `graph`, the mean of some replays."""
+    return 1e3 * mean_ms(graph.replay, replays) / launches
 
 
 def graph_us(launch: Callable[[], object], launches: int, replays: int = 10) -> float:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints import SHAPES, LlamaShape
+from benchmarks.gpu.decode_scene import DecodeScene
 from benchmarks.gpu.graph_time import captured, replay_us
-from server.layers.spec import AttentionSpec
-from server.ops.paged_attention import PagedBatch
-from server.ops.triton.decode_attention import DecodeAttention, Tuning
+from benchmarks.gpu.skinny import Product, products
+from server.ops.triton.decode_attention import Tuning
 from server.quantization.gemv import Tiling, gemv, tiling
 from utils.commands import with_interpreter
 
-PARTS = ("attention", "qkv", "output", "gate_up", "down")
+PARTS = ("attention", "qkv", "output", "gate-up", "down")
 ATTENTION = [
     Tuning(elements, programs, warps, stages=2, by_warps=False)
     for elements, programs, warps in product((4096, 8192, 16384), (256, 512), (4, 8))
@@ -48,9 +48,9 @@ class Layer(NamedTuple):
     """Weights of a layer."""
 
     attention_norm: Tensor
+    norm: Tensor
     qkv: Tensor
     output: Tensor
-    norm: Tensor
     gate_up: Tensor
     down: Tensor
 
@@ -64,73 +64,62 @@ class Layers:
 
     Attributes:
         count: layers.
-        position: int32 [1], of the token, below `LENGTH`.
+        position: int32 [1], tokens before the new one, `LONGEST` at most.
     """
 
-    LENGTH: ClassVar[int] = 4_096
+    LONGEST: ClassVar[int] = 4_064
 
     def __init__(self, sizes: LlamaShape, most: int) -> None:
-        hidden, dim = sizes.hidden, sizes.hidden // sizes.heads
         room = int(8e9 // (sizes.bytes_per_token / sizes.layers))
         self.count = min(sizes.layers, room, most)
-        self._queries, self._keys = sizes.heads * dim, sizes.kv_heads * dim
+        weights = _products(sizes)
         self._layers = [
             Layer(
-                torch.ones(hidden, **FLOATS),
-                0.02 * torch.randn(self._queries + 2 * self._keys, hidden, **FLOATS),
-                0.02 * torch.randn(hidden, self._queries, **FLOATS),
-                torch.ones(hidden, **FLOATS),
-                0.02 * torch.randn(2 * sizes.inner, hidden, **FLOATS),
-                0.02 * torch.randn(hidden, sizes.inner, **FLOATS),
+                *torch.ones(2, sizes.hidden, **FLOATS),
+                *(0.02 * torch.randn(each.size, each.inputs, **FLOATS) for each in weights),
             )
             for _ in range(self.count)
         ]
-        width = self.LENGTH // 16
-        self._heads = (sizes.heads, sizes.kv_heads, dim)
-        self._spec = AttentionSpec(*self._heads, dim, dim**-0.5, rotary=None)
-        self._attend = DecodeAttention(torch.randn(width, self.count, 2, 16, *self._heads[1:], **FLOATS))
-        self.position = torch.zeros(1, dtype=torch.int32, device="cuda")
-        row = torch.zeros(1, dtype=torch.int32, device="cuda")
-        table = torch.randperm(width, device="cuda").int().view(1, width)
-        self._batch = PagedBatch(1, row, self.position, table)
-        self._x = torch.randn(1, hidden, **FLOATS)
+        dim = sizes.hidden // sizes.heads
+        self._heads = (sizes.heads, dim), (sizes.kv_heads, dim), (sizes.kv_heads, dim)
+        self._scene = DecodeScene(sizes, 1, self.LONGEST, layers=self.count)
+        self.position = self._scene.batch.positions
+        self._x = torch.randn(1, sizes.hidden, **FLOATS)
 
     def launch(self, change: Change) -> Tensor:
         """[1, hidden]: what comes out of the last layer, one part of all divided as `change` says."""
         shapes = {change.part: change.division} if isinstance(change.division, Tiling) else {}
-        self._attend.tuning = change.division if isinstance(change.division, Tuning) else None
+        self._scene.attention.tuning = change.division if isinstance(change.division, Tuning) else None
         x = self._x.clone()
         for number, layer in enumerate(self._layers):
             qkv = gemv(x, layer.qkv, norm=layer.attention_norm, eps=1e-5, shape=shapes.get("qkv"))
             x = gemv(self._attended(number, qkv), layer.output, residual=x, shape=shapes.get("output"))
-            inner = gemv(x, layer.gate_up, norm=layer.norm, eps=1e-5, gated=True, shape=shapes.get("gate_up"))
+            inner = gemv(x, layer.gate_up, norm=layer.norm, eps=1e-5, gated=True, shape=shapes.get("gate-up"))
             x = gemv(inner, layer.down, residual=x, shape=shapes.get("down"))
         return x
 
     def _attended(self, number: int, qkv: Tensor) -> Tensor:
-        heads, kv_heads, dim = self._heads
-        query, key, value = qkv.split([self._queries, self._keys, self._keys], 1)
-        found = torch.empty(len(qkv), heads, dim, **FLOATS)
-        views = query.unflatten(1, (heads, dim)), *(x.unflatten(1, (kv_heads, dim)) for x in (key, value))
-        self._attend(number, self._spec, None, self._batch, *views, found)
+        parts = qkv.split([heads * dim for heads, dim in self._heads], 1)
+        query, *new = (part.unflatten(1, heads) for part, heads in zip(parts, self._heads, strict=True))
+        found = torch.empty(query.shape, **FLOATS)
+        self._scene.attend(number, query, *new, found)
         return found.flatten(1)
+
+
+def _products(sizes: LlamaShape) -> list[Product]:
+    """Those of a layer."""
+    return [each for each in products(sizes) if each.name in PARTS]
 
 
 def changes(sizes: LlamaShape) -> Iterator[Change]:
     """Everything as it is, then what is worth a try."""
     yield Change("baseline", None)
     yield from (Change("attention", tuning) for tuning in ATTENTION)
-    hidden, dim = sizes.hidden, sizes.hidden // sizes.heads
-    all_heads = (sizes.heads + 2 * sizes.kv_heads) * dim
-    for part, outputs, inputs in (
-        ("qkv", all_heads, hidden),
-        ("output", hidden, sizes.heads * dim),
-        ("gate_up", sizes.inner, hidden),
-        ("down", hidden, sizes.inner),
-    ):
-        in_use = tiling(outputs, inputs, gated=part == "gate_up")
-        found = [each for each in tilings(inputs, gated=part == "gate_up") if each != in_use]
-        yield from (Change(part, each) for each in found if outputs % each.rows == 0)
+    for each in _products(sizes):
+        in_use = tiling(each.outputs, each.inputs, gated=each.gated)
+        for found in tilings(each.inputs, gated=each.gated):
+            if found != in_use and each.outputs % found.rows == 0:
+                yield Change(each.name, found)
 
 
 def tilings(inputs: int, *, gated: bool) -> Iterator[Tiling]:
@@ -183,8 +172,8 @@ def main() -> None:
         "--contexts", type=lambda text: [int(each) for each in text.split(",")], default=[384]
     )
     arguments = parser.parse_args()
-    if max(arguments.contexts) >= Layers.LENGTH:
-        parser.error(f"--contexts: at most {Layers.LENGTH - 1}")
+    if max(arguments.contexts) > Layers.LONGEST:
+        parser.error(f"--contexts: at most {Layers.LONGEST}")
     for name in arguments.shapes:
         compile_all(SHAPES[name])
         for context, times in measure(SHAPES[name], arguments.contexts).items():

@@ -145,6 +145,11 @@ class Product:
     norm: bool = False
     gated: bool = False
 
+    @property
+    def size(self) -> int:
+        """Rows of the weight."""
+        return self.outputs * (2 if self.gated else 1)
+
 
 def products(shape: LlamaShape) -> list[Product]:
     """Those of a model."""
@@ -161,7 +166,7 @@ def products(shape: LlamaShape) -> list[Product]:
 def measure(product: Product, rows: int) -> None:
     """Print what a product takes at that many rows."""
     options = {"device": "cuda", "dtype": torch.bfloat16}
-    size, inputs = product.outputs * (2 if product.gated else 1), product.inputs
+    size, inputs = product.size, product.inputs
     copies = max(3, int(3e8 / (2 * size * inputs)))  # together they do not fit the L2 cache
     weights = [torch.randn(size, inputs, **options) * inputs**-0.5 for _ in range(copies)]
     x, norm = torch.randn(rows, inputs, **options), torch.randn(inputs, **options)

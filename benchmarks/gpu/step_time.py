@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.checkpoints import SHAPES
+from benchmarks.gpu.graph_time import mean_ms
 from benchmarks.gpu.own import load
 from benchmarks.gpu.replays import place_decodes, replay_decodes
 from utils.commands import with_interpreter
@@ -22,16 +23,7 @@ from utils.commands import with_interpreter
 def replay_ms(llm: Any, rows: int, context: int, replays: int = 30) -> float:
     """Median milliseconds of a step of `rows` decodes, each at position `context`."""
     place_decodes(llm, rows, context)
-    times = []
-    for _ in range(5):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(replays):
-            replay_decodes(llm, rows)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / replays)
-    return statistics.median(times)
+    return statistics.median(mean_ms(lambda: replay_decodes(llm, rows), replays) for _ in range(5))
 
 
 def main() -> None:

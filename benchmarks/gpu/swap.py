@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.graph_time import mean_ms
 from benchmarks.gpu.replays import place_decodes, replay_decodes
 
 BLOCKS = 900
@@ -62,20 +62,9 @@ def _shoot(llm: Any, rows: int, pairs: tuple[Moves, Moves]) -> tuple[float, floa
         if pairs[0] or pairs[1]:
             runner._storage.swap(*pairs, (), lambda _, seconds, heard=heard: heard.append(1e3 * seconds))
         if rows:
-            steps.append(_timed(lambda: replay_decodes(llm, rows), 3))
+            steps.append(mean_ms(lambda: replay_decodes(llm, rows), 3))
         torch.cuda.synchronize()
         runner._storage._stopwatch.start()  # tells what is over
         runner._storage.settle()
         copies += heard
     return (statistics.median(steps) if steps else 0.0, statistics.median(copies) if copies else 0.0)
-
-
-def _timed(launch: Callable[[], object], count: int) -> float:
-    """Milliseconds of each of `count` launches in a row."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    for _ in range(count):
-        launch()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / count

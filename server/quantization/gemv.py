@@ -64,23 +64,33 @@ def _multiplied(w, value, scales, first, k, K: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def _stacked(a, b):
+    """The rows of two tiles, one tile above the other."""
+    return tl.reshape(tl.permute(tl.join(a, b), (2, 0, 1)), (2 * a.shape[0], a.shape[1]))
+
+
+@triton.jit
+def _halves(sums):
+    """What belongs to each of two stacked tiles."""
+    return tl.split(tl.permute(tl.reshape(sums, (2, sums.shape[0] // 2)), (1, 0)))
+
+
+@triton.jit
 def _sums(acc, acc_up, square, eps, K: tl.constexpr, NORM: tl.constexpr, GATED: tl.constexpr):
     """(sum of each row, of each row of up, factor of the norm), in one reduction: warps synchronise once."""
-    up, shrink = 0.0, 1.0
+    tile, up, shrink = acc, 0.0, 1.0
+    if GATED:
+        tile = _stacked(acc, acc_up)
     if NORM:
-        square = tl.broadcast_to(square[None, :], acc.shape)
-        if GATED:
-            sums = tl.sum(tl.join(tl.join(acc, acc_up), tl.join(square, square)), 1)
-            both, squares = tl.split(sums)
-            out, up = tl.split(both)
-            square, _ = tl.split(squares)
-        else:
-            out, square = tl.split(tl.sum(tl.join(acc, square), 1))
-        shrink = tl.rsqrt(square / K + eps)
-    elif GATED:
-        out, up = tl.split(tl.sum(tl.join(acc, acc_up), 1))
+        out, square = _halves(tl.sum(_stacked(tile, tl.broadcast_to(square[None, :], tile.shape)), 1))
     else:
-        out = tl.sum(acc, 1)
+        out = tl.sum(tile, 1)
+    if GATED:
+        out, up = _halves(out)
+    if NORM:
+        if GATED:
+            square, _ = _halves(square)
+        shrink = tl.rsqrt(square / K + eps)
     return out, up, shrink
 
 
