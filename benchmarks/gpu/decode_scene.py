@@ -1,4 +1,4 @@
-"""Attention of decodes alone, over a cache of random numbers."""
+"""Attention of decodes, over a cache of random numbers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.checkpoints import LlamaShape
-from server.layers.spec import AttentionSpec
-from server.ops.paged_attention import PagedBatch
+from server.layers.rotary import Rotary
+from server.layers.spec import AttentionSpec, RotarySpec
+from server.ops.paged_attention import PagedBatch, SharedPrefixes
 from server.ops.triton.decode_attention import DecodeAttention, Tuning
 
 DEVICE = torch.device("cuda")
@@ -17,6 +18,9 @@ DEVICE = torch.device("cuda")
 
 class DecodeScene:
     """The attention of some layers for decodes of one length, each with blocks of its own.
+
+    It is launched as engines do: queries and keys are rotated, several decodes ask whether they share a
+    prefix.
 
     Args:
         sizes: of the model.
@@ -40,9 +44,12 @@ class DecodeScene:
         positions = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
         rows = torch.arange(count, dtype=torch.int32, device=DEVICE)
         tables = torch.randperm(count * width, device=DEVICE).int().view(count, width)
-        self.batch = PagedBatch(count, rows, positions, tables)
+        shared = SharedPrefixes(torch.zeros_like(rows), torch.ones_like(rows)) if count > 1 else None
+        self.batch = PagedBatch(count, rows, positions, tables, shared=shared)
         self.elements = sizes.kv_heads * dim
-        self._spec = AttentionSpec(sizes.heads, sizes.kv_heads, dim, dim, dim**-0.5, rotary=None)
+        self._spec = AttentionSpec(sizes.heads, sizes.kv_heads, dim, dim, dim**-0.5, rotary=0)
+        rotary = RotarySpec(10_000.0, dim)
+        self._rotary = Rotary(rotary, length + 1, dtype=torch.bfloat16, device=DEVICE)
         self._query = torch.randn(count, sizes.heads, dim, device=DEVICE, dtype=torch.bfloat16)
         self._new = torch.randn(2, count, sizes.kv_heads, dim, device=DEVICE, dtype=torch.bfloat16)
         room = (count * width, layers, 2, 16, sizes.kv_heads, dim)
@@ -60,4 +67,4 @@ class DecodeScene:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
         """As `DecodeAttention` does."""
-        self.attention(layer, self._spec, None, self.batch, query, key, value, output)
+        self.attention(layer, self._spec, self._rotary, self.batch, query, key, value, output)

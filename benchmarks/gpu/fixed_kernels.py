@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.checkpoints import LlamaShape
 from benchmarks.gpu.graph_time import graph_us
-from benchmarks.gpu.skinny import Product, products
+from benchmarks.gpu.products import Product, products
 from server.ops.triton.fixed_product import product as fixed_product
 from server.quantization.gemv import gemv
 

@@ -155,7 +155,7 @@ def _gemv(
 def tiling(outputs: int, inputs: int, *, gated: bool) -> Tiling | None:
     """Of floats; None: such a weight is not taken.
 
-    From `benchmarks.gpu.one_token` on an H200: 32 to 96 weights a thread in flight keep its memory busy, if
+    From `benchmarks.gpu.divisions` on an H200: 32 to 96 weights a thread in flight keep its memory busy, if
     nearly every column has a weight.
     """
     if inputs % 16 or inputs > 32768:

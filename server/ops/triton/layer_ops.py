@@ -1,4 +1,4 @@
-"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for one token, in
+"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for up to 64 tokens, in
 place of them."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from server.ops.layer_ops import LayerOps, between
 from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.few_experts import ROWS as FEW_ROWS
 from server.ops.triton.few_experts import few_inward, few_outward
+from server.ops.triton.few_rows import few_rows, takes
 from server.ops.triton.gates import SILU, gate_mul, gate_of
 from server.ops.triton.norm import head_norm, rms_norm
 from server.ops.triton.routing import assign, route
@@ -26,7 +27,7 @@ lets its successor start early, as products of own kernels do and cuBLAS's other
 
 
 class TritonLayerOps(LayerOps):
-    """Norms and activations in one pass each; a batch of one token never leaves Triton.
+    """Norms and activations in one pass each; a batch of a few tokens never leaves Triton.
 
     What has no kernel here (other norms than RMS, other activations than SiLU) is done by torch.
     """
@@ -34,7 +35,11 @@ class TritonLayerOps(LayerOps):
     name = "triton"
 
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
-        return gemv(x, linear.weight, bias=linear.bias) if _single(x, linear) else super().linear(x, linear)
+        if _single(x, linear):
+            return gemv(x, linear.weight, bias=linear.bias)
+        if _few(x, linear):
+            return few_rows(x, linear.weight, bias=linear.bias)
+        return super().linear(x, linear)
 
     def norm(self, x: Tensor, norm: Norm) -> Tensor:
         if not norm.rms:
@@ -64,6 +69,9 @@ class TritonLayerOps(LayerOps):
             return super().norm_feed_forward(x, norm, gate_up, spec)
         if gate == SILU and _single(x, gate_up):
             return gemv(x, gate_up.weight, bias=gate_up.bias, norm=norm.weight, eps=norm.spec.eps, gated=True)
+        if gate == SILU and _few(x, gate_up, gated=True):
+            x = rms_norm(x, norm.weight, norm.spec.eps)
+            return few_rows(x, gate_up.weight, bias=gate_up.bias, gated=True)
         return gate_mul(self.norm_linear(x, norm, gate_up), gate, overlapped=not gate_up.dense)
 
     def linear_add(
@@ -83,6 +91,8 @@ class TritonLayerOps(LayerOps):
             return comm.reduce(self.linear_add(x, linear, residual))
         if _single(x, linear):
             return gemv(x, linear.weight, bias=linear.bias, residual=residual)
+        if _few(x, linear):
+            return few_rows(x, linear.weight, bias=linear.bias, residual=residual)
         if _plain(linear):
             return residual.addmm_(x, linear.weight.t())  # the sum is the product's own epilogue
         return linear.add_to(x, residual)
@@ -113,3 +123,8 @@ def _plain(linear: LinearLayer) -> bool:
 def _single(x: Tensor, linear: LinearLayer) -> bool:
     """Whether the product is one token's with a weight that the kernel takes."""
     return x.shape[0] == 1 and linear.dense and tiling(1, linear.weight.shape[1], gated=False) is not None
+
+
+def _few(x: Tensor, linear: LinearLayer, *, gated: bool = False) -> bool:
+    """Whether the product is one of few rows with a weight that the kernel takes."""
+    return linear.dense and takes(x, linear.weight, gated=gated)

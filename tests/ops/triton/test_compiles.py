@@ -37,7 +37,6 @@ run, JITFunction.run = JITFunction.run, compile_only
 triton_support.overlaps_launches = lambda device: True
 triton_support.gpu_of = lambda device: triton_support.Gpu(132, 227 * 1024)
 
-from benchmarks.gpu.skinny import Tiling, skinny
 from server.device.peer_collectives import PeerCollectives
 from server.device.two_shot_sums import TwoShotSums
 from server.ops.attention import AttentionShape
@@ -55,6 +54,7 @@ from server.quantization.fp8.stack import ScaledStack
 from tests.quantization.stacks import random_stack
 from server.ops.triton.routing import assign, route
 from server.ops.triton.few_experts import few_inward, few_outward
+from server.ops.triton.few_rows import few_rows
 from server.ops.triton.gates import SILU, Gate, gate_mul
 from server.ops.triton.norm import rms_norm
 from server.quantization.fp8.product import product
@@ -139,8 +139,15 @@ attention = TritonAttention(shape, [rotary_of(24, dtype, cpu)], cache)
 attention.prepare(batch)
 attention.forward(0, *(tensor(len(batch.rows), count, 64) for count in (4, 2, 2)), tensor(4))
 if dtype != torch.float32:
-    x, weight, y = tensor(8, 256), tensor(128, 256), tensor(8, 64)
-    skinny(x, weight, y, Tiling(16, 128, 4, 4), norm=tensor(256), gated=True)
+    first = len(compiled)
+    for rows in (2, 32, 64):
+        few_rows(tensor(rows, 4096), tensor(6144, 4096), bias=tensor(6144))
+        few_rows(tensor(rows, 4096), tensor(2048, 4096), residual=tensor(rows, 2048))
+        few_rows(tensor(rows, 4096), tensor(4096, 4096), gated=True)
+    for _, ptx, _ in compiled[first:]:
+        # some weights are asked for before the wait, x is behind it
+        asked = ptx.split("griddepcontrol.wait")[0].count("cp.async.bulk.tensor")
+        assert 1 <= asked <= 2 and "wgmma.mma_async" in ptx
     first = len(compiled)
     weight = tensor(128, 512)
     for rows in (1, 32, 64, 65, 9000):
