@@ -45,17 +45,19 @@ class Tuning:
 
 
 SHARED = Tuning(4096, 512, by_warps=False)
-_LONG = Tuning(8192, 512, stages=2, by_warps=False, registers=128)
-"""Fewer, longer pieces: to merge several takes 1 to 2 µs. Four programs share a multiprocessor, and about as
-many as there are run at once on a data-centre GPU."""
-_FIVE, _FOUR = replace(SHARED, registers=96), replace(SHARED, registers=112)
+_FIVE = replace(SHARED, registers=96)
+_FOUR = replace(SHARED, registers=112)
 """As many programs share a multiprocessor."""
+_LONG = Tuning(8192, 512, stages=2, by_warps=False)
+_LONG_FOUR = replace(_LONG, registers=128)
+"""Fewer, longer pieces: to merge several takes 1 to 2 µs. Where it is asked for shared prefixes, which needs
+registers, only three programs would share a multiprocessor without the limit."""
 _ONE_WARP = Tuning(2048, 512, 1)
 """Eight programs share a multiprocessor; none of their warps waits for another."""
-PLAIN = {0: _FIVE, 8: _LONG, 256: _ONE_WARP, 1024: _FOUR, 2048: _ONE_WARP}
-"""Pairs of sequence and key head, from which on → tuning, measured on an H200 by `benchmarks.gpu.divisions`:
-as engines launch it, with angles and asking for shared prefixes, and at the clocks of a GPU that works at its
-limit of power. Small tiles leave registers for the weights that the next product loads early, which matters
+PLAIN = {0: _FIVE, 8: _LONG, 16: _LONG_FOUR, 256: _ONE_WARP, 1024: _FOUR, 2048: _ONE_WARP}
+"""Pairs of sequence and key head, from which on → tuning, measured on an H200 as
+`benchmarks.gpu.divisions` does: as engines launch it, with angles and asking for shared prefixes, and at the
+clocks of a GPU that works at its limit of power. Small tiles leave registers for the weights that the next product loads early, which matters
 for one sequence of a small model. From 1,024 pairs on a context is one piece: with less than two for each
 program that runs at once, four warps end the longest sooner."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
