@@ -30,6 +30,7 @@ __all__ = [
     "Gpu",
     "fetch_ahead",
     "gpu_of",
+    "is_hopper",
     "jit",
     "launch_options",
     "next_power_of_two",
@@ -76,7 +77,20 @@ def overlaps_launches(device: torch.device) -> bool:
     predecessor (loading weights), waits (`gdc_wait`), and only then reads what others wrote. It
     tells its own successor at its very start that it may do the same.
     """
-    return not INTERPRETED and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+    return _generation(device) >= 9
+
+
+@functools.cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether kernels run that were measured on Hopper and take most of its shared memory, which later
+    GPUs of workstations do not have."""
+    return _generation(device) == 9
+
+
+def _generation(device: torch.device) -> int:
+    """The major compute capability; 0 where kernels do not run on a GPU."""
+    on_gpu = not INTERPRETED and device.type == "cuda"
+    return torch.cuda.get_device_capability(device)[0] if on_gpu else 0
 
 
 def launch_options(device: torch.device, *, overlapped: bool = True) -> dict[str, bool]:

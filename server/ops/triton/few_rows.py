@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from server.device.triton_support import gpu_of, launch_options, next_power_of_two, overlaps_launches
+from server.device.triton_support import gpu_of, is_hopper, launch_options, next_power_of_two
 
 MOST_ROWS = 64
 _LINES = 64
@@ -132,7 +132,7 @@ def _few_rows(
 
 
 def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
-    """Whether this is the faster product: of 16 bits, on Hopper or later.
+    """Whether this is the faster product: of 16 bits, on Hopper.
 
     With 33 to 64 rows cuBLAS is as fast for weights of few outputs (`benchmarks.gpu.divisions`).
     """
@@ -140,7 +140,9 @@ def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
     if not 1 < rows <= MOST_ROWS or inputs % 8 or weight.dtype not in (torch.float16, torch.bfloat16):
         return False
     wanted = gated or (4_096 if rows > 32 else 0) <= outputs <= _MOST_OUTPUTS
-    return wanted and x.dtype == weight.dtype and x.is_contiguous() and overlaps_launches(x.device)
+    if not wanted or x.dtype != weight.dtype or not is_hopper(x.device):
+        return False
+    return x.is_contiguous() and weight.is_contiguous()
 
 
 def cut_for(rows: int, outputs: int, inputs: int, *, gated: bool, multiprocessors: int) -> Cut:

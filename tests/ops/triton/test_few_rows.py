@@ -66,7 +66,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
             seen.append((len(x), gated))
         return found
 
-    monkeypatch.setattr(few, "overlaps_launches", lambda device: True)
+    monkeypatch.setattr(few, "is_hopper", lambda device: True)
     monkeypatch.setattr("server.ops.triton.layer_ops.takes", noted)
     return seen
 
@@ -93,12 +93,12 @@ def test_which_products_go_there(
 
 
 def test_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few, "overlaps_launches", lambda device: True)
+    monkeypatch.setattr(few, "is_hopper", lambda device: True)
     x, weight = torch.zeros(4, 64, dtype=HALF), torch.zeros(64, 64, dtype=HALF)
     assert takes(x, weight)
     assert not takes(x.float(), weight.float()), "sums of float32 are not those of its matrix units"
     assert not takes(torch.zeros(64, 4, dtype=HALF).T, weight), "rows lie apart"
     assert not takes(x[:, :60].contiguous(), weight[:, :60].contiguous()), "rows of other than 16 bytes"
     assert not takes(x, torch.zeros(32_000, 64, dtype=HALF)), "a head"
-    monkeypatch.setattr(few, "overlaps_launches", lambda device: False)
-    assert not takes(x, weight), "a GPU without descriptors of tiles"
+    monkeypatch.setattr(few, "is_hopper", lambda device: False)
+    assert not takes(x, weight), "another GPU than those it was measured on"
