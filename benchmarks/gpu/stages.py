@@ -24,6 +24,11 @@ ENGINES = {
     "peer_transformers": "transformers",
 }
 """Which engine each module of this package measures; ``served`` measures the one that its flag says."""
+LASTS = {
+    **dict.fromkeys(("W1", "TOPP", "OPTIONS", "FULL", "HTTP", "STREAM"), 5), "SWAP": 3, "BEAM": 2,
+    "L1": 4, "H1": 5, "P1": 3, "AT4": 7, "AT12": 2,
+}  # fmt: skip
+"""How many times as long a workload takes as W2 does, about; 1: those that are not here."""
 DRAFTING_GIGABYTES = 20.0
 """Of a draft model or head, and its cache."""
 
@@ -56,6 +61,11 @@ class Stage:
         """What it takes of a GPU's memory at most, if it is not `alone`."""
         drafting = DRAFTING_GIGABYTES if self.module in ("draft_head", "draft_model") else 0.0
         return gigabytes_of(SHAPES[shape], int(self.flags.get("blocks", 0))) + drafting
+
+    def seconds(self, names: Iterable[str]) -> float:
+        """What it takes, about, to run some of its workloads once."""
+        lasts, every = (sum(LASTS.get(name, 1) for name in each) for each in (names, self.workloads))
+        return self.repeat * lasts / every
 
     @property
     def engine(self) -> str:

@@ -52,7 +52,7 @@ class Task:
 
     def seconds(self, arguments: argparse.Namespace) -> float:
         """About, of a turn."""
-        return float(arguments.repeats * self.stage.repeat)
+        return float(arguments.repeats * self.stage.seconds(_names(self.stage, arguments)))
 
 
 def measure(tasks: Sequence[Task], arguments: argparse.Namespace, end: float) -> Iterator[None]:

@@ -18,7 +18,7 @@ from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import tasks
 from benchmarks.gpu.child import Child
 from benchmarks.gpu.report import pool, table
-from benchmarks.gpu.stages import DRAFTS, ENGINES, EXTRA, LONG, PLAIN, SAMPLED, SERVED, stages
+from benchmarks.gpu.stages import DRAFTS, ENGINES, EXTRA, LASTS, LONG, PLAIN, SAMPLED, SERVED, stages
 from benchmarks.gpu.timing import DONE, READY
 from benchmarks.gpu.workloads import figures, peak_blocks, workload
 
@@ -41,6 +41,14 @@ def test_engines_are_chosen_and_every_peer_runs_what_its_bars_ask_for() -> None:
         assert {name for stage in chosen for name in stage.workloads} == {*PLAIN, *SAMPLED, *extra}
         every = [stage.module for stage in stages(shape, ENGINES.values())]
         assert len(every) == len(stages(shape, ["own", "vllm"])) + 1 and "peer_transformers" in every
+
+
+def test_what_is_not_asked_for_takes_no_time() -> None:
+    assert set(LASTS) < MEASURED
+    for stage in stages("8b", ENGINES.values()):
+        assert sum(stage.seconds([name]) for name in stage.workloads) == pytest.approx(stage.repeat)
+    own = stages("8b", ["own"])[0]
+    assert own.seconds(["W2", "W4"]) < own.seconds(["W1"]) < own.repeat / 4
 
 
 def test_the_full_cache_is_a_quarter_of_what_w1_needs() -> None:
