@@ -36,14 +36,17 @@ class DecodeScene:
     """
 
     LAYERS: ClassVar[int] = 4
+    ROOM: ClassVar[int] = 4_096
+    """Tokens that block tables have room for: how many programs there are follows it."""
 
     def __init__(
         self, sizes: LlamaShape, count: int, length: int, *, layers: int = LAYERS, float8: bool = False
     ) -> None:
         dim, width = sizes.hidden // sizes.heads, length // 16 + 2
+        tables = torch.zeros((count, max(width, self.ROOM // 16)), dtype=torch.int32, device=DEVICE)
+        tables[:, :width] = torch.randperm(count * width, device=DEVICE).view(count, width)
         positions = torch.full((count,), length, dtype=torch.int32, device=DEVICE)
         rows = torch.arange(count, dtype=torch.int32, device=DEVICE)
-        tables = torch.randperm(count * width, device=DEVICE).int().view(count, width)
         shared = SharedPrefixes(torch.zeros_like(rows), torch.ones_like(rows)) if count > 1 else None
         self.batch = PagedBatch(count, rows, positions, tables, shared=shared)
         self.elements = sizes.kv_heads * dim
