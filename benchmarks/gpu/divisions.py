@@ -14,13 +14,14 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -30,10 +31,12 @@ from benchmarks.checkpoints import SHAPES, LlamaShape
 from benchmarks.gpu.graph_time import captured
 from benchmarks.gpu.layers import Layers
 from benchmarks.gpu.products import Product
+from server.layers.linear import Linear
+from server.layers.spec import FeedForwardSpec
+from server.ops.triton import layer_ops
 from server.ops.triton.decode_attention import Tuning
-from server.ops.triton.few_rows import MOST_ROWS, Cut, few_rows, takes
-from server.ops.triton.gates import gate_mul
-from server.ops.triton.norm import rms_norm
+from server.ops.triton.few_rows import MOST_ROWS, Cut, few_rows
+from server.ops.triton.layer_ops import TritonLayerOps
 from server.quantization.gemv import Tiling, gemv, tiling
 from utils.commands import with_interpreter
 
@@ -49,8 +52,8 @@ SEVERAL = [
     *(Tuning(2048, programs, 1) for programs in (512, 1024)),
 ]
 """Ways to divide attention."""
+NEVER = mock.Mock(return_value=False)
 SECONDS = 2.0
-EPS = 1e-5
 
 Division = Tiling | Cut | Tuning | str | None
 
@@ -68,34 +71,38 @@ class Way:
     def __init__(self, layers: Layers, change: Change) -> None:
         self._layers = layers
         self._change = change
+        self._ops = TritonLayerOps()
 
     def launch(self) -> Tensor:
         """[rows, hidden]: what comes out of the last layer."""
         layers, division = self._layers, self._change.division
         layers.scene.attention.tuning = division if isinstance(division, Tuning) else None
         x = layers.x.clone()
-        for number in range(layers.count):
-            attended = layers.attended(number, self._multiplied(number, 0, x))
-            x = self._multiplied(number, 1, attended, x)
-            x = self._multiplied(number, 3, self._multiplied(number, 2, x), x)
+        for number, linears in enumerate(layers.linears):
+            attended = layers.attended(number, self._multiplied(linears, "qkv", x))
+            x = self._multiplied(linears, "output", attended, x)
+            x = self._multiplied(linears, "down", self._multiplied(linears, "gate-up", x), x)
         return x
 
-    def _multiplied(self, number: int, which: int, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        made = self._layers.products[which]
-        weight, norm = self._layers.weights[number][made.name], self._layers.norm if made.norm else None
-        division = self._change.division if self._change.part == made.name else None
-        if len(x) == 1:
-            shape = division if isinstance(division, Tiling) else None
-            return gemv(x, weight, norm=norm, eps=EPS, gated=made.gated, residual=residual, shape=shape)
-        if norm is not None:
-            x = rms_norm(x, norm, EPS, overlapped=len(x) <= MOST_ROWS)
-        if isinstance(division, Cut) or (division is None and takes(x, weight, gated=made.gated)):
-            cut = division if isinstance(division, Cut) else None
-            return few_rows(x, weight, gated=made.gated, residual=residual, cut=cut)
-        if residual is not None:
-            return residual.addmm_(x, weight.t())
-        y = x @ weight.t()
-        return gate_mul(y, overlapped=False) if made.gated else y
+    def _multiplied(
+        self, linears: Mapping[str, Linear], part: str, x: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        ops, linear, norm = self._ops, linears[part], self._layers.norm
+        division = self._change.division if self._change.part == part else None
+        if isinstance(division, Tiling | Cut):
+            gated = part == "gate-up"
+            if isinstance(division, Tiling):
+                weight = norm.weight if residual is None else None
+                shape: dict[str, Any] = {"norm": weight, "eps": norm.eps, "shape": division}
+                return gemv(x, linear.weight, gated=gated, residual=residual, **shape)
+            x = ops.norm(x, norm) if residual is None else x
+            return few_rows(x, linear.weight, gated=gated, residual=residual, cut=division)
+        with mock.patch.object(layer_ops, "takes", NEVER) if division == CUBLAS else nullcontext():
+            if residual is not None:
+                return ops.linear_add(x, linear, residual)
+            if part == "gate-up":
+                return ops.norm_feed_forward(x, norm, linear, FeedForwardSpec(len(linear.weight) // 2))
+            return ops.norm_linear(x, norm, linear)
 
 
 def changes(made: Sequence[Product], rows: int) -> Iterator[Change]:
@@ -105,12 +112,9 @@ def changes(made: Sequence[Product], rows: int) -> Iterator[Change]:
     for each in made:
         if rows == 1:
             in_use = tiling(each.outputs, each.inputs, gated=each.gated)
-            tried = [
-                found
-                for found in tilings(each.inputs, gated=each.gated)
-                if found != in_use and each.outputs % found.rows == 0
-            ]
-            yield from (Change(each.name, found) for found in tried)
+            for found in tilings(each.inputs, gated=each.gated):
+                if found != in_use and each.outputs % found.rows == 0:
+                    yield Change(each.name, found)
         elif rows <= MOST_ROWS:
             yield Change(each.name, CUBLAS)
             yield from (Change(each.name, cut) for cut in cuts(gated=each.gated))
@@ -176,7 +180,7 @@ def measure(sizes: LlamaShape, rows: int, context: int) -> dict[Change, float]:
             graph.replay()
             border.record()
         torch.cuda.synchronize()
-        for found, begin, finish in zip(times.values(), borders, borders[1:], strict=False):
+        for found, (begin, finish) in zip(times.values(), pairwise(borders), strict=True):
             found.append(1e3 * begin.elapsed_time(finish) / layers.count)
     return {change: statistics.median(found[len(found) // 2 :]) for change, found in times.items()}
 

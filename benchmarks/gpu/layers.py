@@ -1,4 +1,4 @@
-"""The layers of a step of decodes, in a row as a model has them."""
+"""The layers of a step of decodes, one after the other as in a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor
 
 from benchmarks.checkpoints import LlamaShape
 from benchmarks.gpu.decode_scene import DEVICE, DecodeScene
-from benchmarks.gpu.products import products
+from benchmarks.gpu.products import Product, products
+from server.layers.linear import Linear
+from server.layers.norm import RMSNorm
+from server.layers.spec import NormSpec
 
 FLOATS: dict[str, Any] = {"device": DEVICE, "dtype": torch.bfloat16}
 
@@ -27,8 +30,8 @@ class Layers:
     Attributes:
         count: layers.
         products: of a layer.
-        weights: of each layer, by product.
-        norm: ones, [hidden].
+        linears: of each layer, by the name of the product.
+        norm: of ones, for all layers.
         x: [rows, hidden], what goes in.
         scene: attention.
     """
@@ -37,18 +40,16 @@ class Layers:
         room = int(8e9 // (sizes.bytes_per_token / sizes.layers))
         self.count = min(sizes.layers, room, most)
         self.products = products(sizes)[:-1]
-        self.weights = [
-            {each.name: 0.02 * torch.randn(each.size, each.inputs, **FLOATS) for each in self.products}
-            for _ in range(self.count)
-        ]
+        self.linears = [{each.name: _linear(each) for each in self.products} for _ in range(self.count)]
+        self.norm = RMSNorm(sizes.hidden, NormSpec(1e-5), **FLOATS)
+        torch.nn.init.ones_(self.norm.weight)
         dim = sizes.hidden // sizes.heads
         self._heads = (sizes.heads, dim), (sizes.kv_heads, dim), (sizes.kv_heads, dim)
         self.scene = DecodeScene(sizes, rows, longest, layers=self.count)
-        self.norm = torch.ones(sizes.hidden, **FLOATS)
         self.x = torch.randn(rows, sizes.hidden, **FLOATS)
 
     def place(self, lengths: Sequence[int]) -> None:
-        """Let so many tokens stand before the new one of each decode, the most first."""
+        """Set the context length of each decode, in tokens, longest first."""
         self.scene.batch.positions.copy_(torch.tensor(lengths, dtype=torch.int32))
 
     def attended(self, number: int, qkv: Tensor) -> Tensor:
@@ -58,3 +59,9 @@ class Layers:
         found = torch.empty(query.shape, **FLOATS)
         self.scene.attend(number, query, *new, found)
         return found.flatten(1)
+
+
+def _linear(product: Product) -> Linear:
+    linear = Linear(product.inputs, product.size, **FLOATS)
+    torch.nn.init.normal_(linear.weight, std=0.02)
+    return linear

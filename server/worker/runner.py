@@ -191,18 +191,20 @@ class PagedModelRunner(ModelRunner):
         """Run steps of every size that has kernels of its own, so that no request waits for a compiler.
 
         These are prompts of 1, 2 and `longest` tokens, with experts also half of `longest`, a quarter and so
-        on; several prompts of one token; and decodes computed again, as many as a step may have, half of them
-        and so on.
+        on; with a small vocabulary several prompts of one token at once; and decodes computed again, as many
+        as a step may have, half of them and so on.
 
         They stand in the row of padding, whose keys and values go to a block that no sequence holds yet.
 
         Returns:
             What the last token is followed by.
         """
+        from server.ops.triton.few_rows import MOST_OUTPUTS, ROW_TILES
+
         self._storage.copy(np.zeros((1, 3), np.int64))
         most = min(self._builder.max_rows + self._builder.max_lines, longest)  # beside decodes and drafts
         for length in {most >> halvings for halvings in range(most.bit_length())}:
-            slot, start, end = np.array([[self._builder.max_rows], [0], [length]], np.int32)
+            slot, start, end = np.array([[self._builder.idle_slot], [0], [length]], np.int32)
             self._compute(
                 self._builder.build(StepInput(redone_slots=slot, redone_starts=start, redone_ends=end))
             )
@@ -210,20 +212,19 @@ class PagedModelRunner(ModelRunner):
         if any(layer.feed_forward.experts for layer in self.model.spec.layers):
             # how their products are divided follows the rows that each gets
             lengths |= {longest >> halvings for halvings in range(longest.bit_length())}
-        for lines in (
-            16,
-            32,
-            64,
-        ):  # tiles of rows in which the output layer of a small vocabulary is computed
-            self._compute(self._prompts_of(min(lines, self._builder.max_lines), 1))
+        if (
+            self.model.shard.rows(self.model.spec.vocab_size) <= MOST_OUTPUTS
+        ):  # else cuBLAS computes the logits
+            for lines in ROW_TILES:
+                self._compute(self._prompts_of(min(lines, self._builder.max_lines), 1))
         for length in sorted(lengths):
             batch = self._prompts_of(1, length)
             logits = self._compute(batch)
         return StepLogits(logits, batch.sample_rows, batch.sample_positions)
 
     def _prompts_of(self, count: int, length: int) -> ForwardBatch:
-        """A step of so many prompts, all in the row of padding."""
-        slots, samples = np.full(count, self._builder.max_rows, np.int32), np.ones(count, bool)
+        """A step of `count` prompts of `length` tokens each, in the slot that no sequence has."""
+        slots, samples = np.full(count, self._builder.idle_slot, np.int32), np.ones(count, bool)
         starts, ends = np.zeros(count, np.int32), np.full(count, length, np.int32)
         return self._builder.build(
             StepInput(chunk_slots=slots, chunk_starts=starts, chunk_ends=ends, chunk_samples=samples)

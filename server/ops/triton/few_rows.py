@@ -19,14 +19,16 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from server.device.triton_support import gpu_of, is_hopper, launch_options, next_power_of_two
+from server.device.triton_support import gpu_of, is_hopper, launch_options
+from server.ops.triton.gates import gated_value
 
-MOST_ROWS = 64
+ROW_TILES = (16, 32, 64)
+"""Rows that are computed: the next of these, the rest is padding. Each has compiled kernels of its own."""
+MOST_ROWS = ROW_TILES[-1]
+MOST_OUTPUTS = 24_576
+"""Of a product that is not gated: the rule was measured on layers, and an output layer mostly has more."""
 _LINES = 64
 """Outputs of a program; where gate and up are joined, of each."""
-_MOST_OUTPUTS = 24_576
-"""Of a product that is not gated: the rule was measured with the products of layers, a head has more."""
-_MOST_TILES = _MOST_OUTPUTS // _LINES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Cut:
 
     Attributes:
         depth: inputs that a program multiplies at a time.
-        stages: tiles of so many inputs under way at the same time.
+        stages: of the software pipeline, each with a tile of weights and one of inputs in shared memory.
         parts: of the inputs, each of a program of its own.
     """
 
@@ -81,7 +83,7 @@ def _finish(out, up, bias, residual, y, m, n, rows, N: tl.constexpr, GATED: tl.c
     if GATED:
         if bias is not None:
             up += tl.load(bias + N + n, mask=inside, other=0.0).to(tl.float32)[None, :]
-        out = out / (1.0 + tl.exp(-out)) * up
+        out = gated_value(out, up, 1.0, None)
     at = m.to(tl.int64)[:, None] * N + n[None, :]
     mask = (m < rows)[:, None] & inside[None, :]
     if residual is not None:
@@ -139,7 +141,7 @@ def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
     rows, (outputs, inputs) = len(x), weight.shape
     if not 1 < rows <= MOST_ROWS or inputs % 8 or weight.dtype not in (torch.float16, torch.bfloat16):
         return False
-    wanted = gated or (4_096 if rows > 32 else 0) <= outputs <= _MOST_OUTPUTS
+    wanted = gated or (4_096 if rows > 32 else 0) <= outputs <= MOST_OUTPUTS
     if not wanted or x.dtype != weight.dtype or not is_hopper(x.device):
         return False
     return x.is_contiguous() and weight.is_contiguous()
@@ -162,7 +164,7 @@ def cut_for(rows: int, outputs: int, inputs: int, *, gated: bool, multiprocessor
 @functools.cache
 def _arrivals(device: torch.device) -> Tensor:
     """int32, for each tile: parts that have ended; 0 between launches, which follow each other."""
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
+    return torch.zeros(MOST_OUTPUTS // _LINES, dtype=torch.int32, device=device)
 
 
 def few_rows(
@@ -194,7 +196,7 @@ def few_rows(
     y = residual
     if y is None:
         y = torch.empty((rows, outputs), dtype=x.dtype, device=x.device)
-    padded, tiles = max(next_power_of_two(rows), 16), -(-outputs // _LINES)
+    padded, tiles = next(tile for tile in ROW_TILES if rows <= tile), -(-outputs // _LINES)
     sums, arrivals = None, None
     if cut.parts > 1:
         size = (tiles * cut.parts, padded, len(weight) // outputs * _LINES)
