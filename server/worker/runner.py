@@ -212,9 +212,8 @@ class PagedModelRunner(ModelRunner):
         if any(layer.feed_forward.experts for layer in self.model.spec.layers):
             # how their products are divided follows the rows that each gets
             lengths |= {longest >> halvings for halvings in range(longest.bit_length())}
-        if (
-            self.model.shard.rows(self.model.spec.vocab_size) <= MOST_OUTPUTS
-        ):  # else cuBLAS computes the logits
+        outputs = self.model.shard.rows(self.model.spec.vocab_size)
+        if outputs <= MOST_OUTPUTS:  # logits of a larger vocabulary come from cuBLAS
             for lines in ROW_TILES:
                 self._compute(self._prompts_of(min(lines, self._builder.max_lines), 1))
         for length in sorted(lengths):
