@@ -1,4 +1,4 @@
-"""Products of 2 to 64 rows: weights read at the memory's bandwidth, what stands behind fused in.
+"""Products of 2 to 128 rows: weights read at the memory's bandwidth, what stands behind fused in.
 
 Matrix units take 64 lines on one side and as few as 16 on the other: outputs are the lines. Each program asks
 for its first weights before it waits for the kernel in front, as `server.quantization.gemv` does for one row;
@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from server.device.triton_support import gpu_of, is_hopper, launch_options
 from server.ops.triton.gates import gated_value
 
-ROW_TILES = (16, 32, 64)
+ROW_TILES = (16, 32, 64, 128)
 """Rows that are computed: the next of these, the rest is padding. Each has compiled kernels of its own."""
 MOST_ROWS = ROW_TILES[-1]
 MOST_OUTPUTS = 24_576
@@ -136,7 +136,7 @@ def _few_rows(
 def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
     """Whether this is the faster product: of 16 bits, on Hopper.
 
-    With 33 to 64 rows cuBLAS is as fast for weights of few outputs (`benchmarks.gpu.divisions`).
+    With more than 32 rows cuBLAS is as fast for weights of few outputs (`benchmarks.gpu.divisions`).
     """
     rows, (outputs, inputs) = len(x), weight.shape
     if not 1 < rows <= MOST_ROWS or inputs % 8 or weight.dtype not in (torch.float16, torch.bfloat16):
@@ -150,15 +150,21 @@ def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
 def cut_for(rows: int, outputs: int, inputs: int, *, gated: bool, multiprocessors: int) -> Cut:
     """From `benchmarks.gpu.divisions` on an H200.
 
-    Up to 32 rows a program fills most of a multiprocessor's shared memory. With more, two share one.
+    Up to 32 rows a program fills most of a multiprocessor's shared memory. With up to 64, two share one. With
+    more, they do where there are more tiles than multiprocessors.
     """
+    tiles = -(-outputs // _LINES)
     if gated:
+        if rows > 64:
+            return Cut(64, 6 if tiles <= multiprocessors else 3)
         return Cut(128, 4 if rows <= 32 else 3)
-    depth, programs, least = (256, 1, 1_024) if rows <= 32 else (128, 2, 2_048)
-    parts, tiles = 1, -(-outputs // _LINES)
+    depth, stages, programs, least = (256, 3, 1, 1_024) if rows <= 32 else (128, 3, 2, 2_048)
+    if rows > 64:
+        depth, stages, programs, least = 64, 6, 1, 4_096
+    parts = 1
     while 2 * parts * tiles <= programs * multiprocessors and inputs >= 2 * parts * least:
         parts *= 2
-    return Cut(depth, 3, parts)
+    return Cut(depth, stages, parts)
 
 
 @functools.cache

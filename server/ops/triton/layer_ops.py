@@ -1,5 +1,5 @@
-"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for up to 64 tokens, in
-place of them."""
+"""Layer arithmetic on NVIDIA GPUs: cuBLAS for the products, own kernels around and, for up to 128 tokens and
+gated products of prompts, in place of them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from torch import Tensor
 from server.layers.linear import LinearLayer
 from server.layers.norm import Norm
 from server.layers.spec import ExpertsSpec, FeedForwardSpec
-from server.layers.weights import ExpertsWeights
+from server.layers.weights import DecoderWeights, ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
 from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.few_experts import ROWS as FEW_ROWS
 from server.ops.triton.few_experts import few_inward, few_outward
-from server.ops.triton.few_rows import few_rows, takes
+from server.ops.triton.few_rows import few_rows
+from server.ops.triton.few_rows import takes as few_rows_takes
+from server.ops.triton.gated_product import gated_product, suits
+from server.ops.triton.gated_product import takes as gated_product_takes
 from server.ops.triton.gates import SILU, gate_mul, gate_of
 from server.ops.triton.norm import head_norm, rms_norm
 from server.ops.triton.routing import assign, route
@@ -33,6 +36,12 @@ class TritonLayerOps(LayerOps):
     """
 
     name = "triton"
+
+    def prepare(self, model: DecoderWeights, dtype: torch.dtype) -> dict[str, str] | None:
+        found = super().prepare(model, dtype)
+        if any(gate_of(layer.feed_forward) == SILU for layer in model.spec.layers):
+            _compile_gated_products(model, dtype)
+        return found
 
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
         if _single(x, linear):
@@ -72,6 +81,8 @@ class TritonLayerOps(LayerOps):
         if gate == SILU and _few(x, gate_up, gated=True):
             x = rms_norm(x, norm.weight, norm.spec.eps)
             return few_rows(x, gate_up.weight, bias=gate_up.bias, gated=True)
+        if gate == SILU and _plain(gate_up) and gated_product_takes(x, gate_up.weight):
+            return gated_product(rms_norm(x, norm.weight, norm.spec.eps), gate_up.weight)
         return gate_mul(self.norm_linear(x, norm, gate_up), gate, overlapped=not gate_up.dense)
 
     def linear_add(
@@ -127,4 +138,16 @@ def _single(x: Tensor, linear: LinearLayer) -> bool:
 
 def _few(x: Tensor, linear: LinearLayer, *, gated: bool = False) -> bool:
     """Whether the product is one of few rows with a weight that the kernel takes."""
-    return linear.dense and takes(x, linear.weight, gated=gated)
+    return linear.dense and few_rows_takes(x, linear.weight, gated=gated)
+
+
+def _compile_gated_products(model: DecoderWeights, dtype: torch.dtype) -> None:
+    """No request waits for a compiler: which prompts need the kernel follows their number of tokens."""
+    seen: set[torch.Size] = set()
+    for name, linear in model.named_modules():
+        if not name.endswith(".gate_up") or not isinstance(linear, LinearLayer) or not _plain(linear):
+            continue
+        x = torch.zeros((1, linear.weight.shape[1]), dtype=dtype, device=linear.weight.device)
+        if linear.weight.shape not in seen and suits(x, linear.weight):
+            gated_product(x, linear.weight)
+        seen.add(linear.weight.shape)

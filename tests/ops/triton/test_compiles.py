@@ -140,7 +140,7 @@ attention.prepare(batch)
 attention.forward(0, *(tensor(len(batch.rows), count, 64) for count in (4, 2, 2)), tensor(4))
 if dtype != torch.float32:
     first = len(compiled)
-    for rows in (2, 32, 64):
+    for rows in (2, 32, 64, 128):
         few_rows(tensor(rows, 4096), tensor(6144, 4096), bias=tensor(6144))
         few_rows(tensor(rows, 4096), tensor(2048, 4096), residual=tensor(rows, 2048))
         few_rows(tensor(rows, 4096), tensor(4096, 4096), gated=True)

@@ -18,8 +18,8 @@ from tests.ops.triton.test_layer_ops import EPS, TOLERANCE, gated, normed
 LIMIT = TOLERANCE[HALF]
 
 
-@pytest.mark.parametrize("rows", [2, 16, 19, 64])
-@pytest.mark.parametrize("cut", [None, Cut(64, 3), Cut(64, 4, 2), Cut(128, 2, 3)], ids=str)
+@pytest.mark.parametrize("rows", [2, 16, 19, 64, 100])
+@pytest.mark.parametrize("cut", [None, Cut(64, 3), Cut(64, 4, 2), Cut(128, 2, 3), Cut(64, 6)], ids=str)
 @pytest.mark.parametrize(("inputs", "outputs"), [(384, 192), (328, 40)])
 def test_products(device: torch.device, rows: int, cut: Cut | None, inputs: int, outputs: int) -> None:
     options = {"device": device, "dtype": HALF}
@@ -67,11 +67,11 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
         return found
 
     monkeypatch.setattr(few, "is_hopper", lambda device: True)
-    monkeypatch.setattr("server.ops.triton.layer_ops.takes", noted)
+    monkeypatch.setattr("server.ops.triton.layer_ops.few_rows_takes", noted)
     return seen
 
 
-@pytest.mark.parametrize(("rows", "count"), [(1, 0), (2, 3), (32, 3), (33, 1), (64, 1), (65, 0)])
+@pytest.mark.parametrize(("rows", "count"), [(1, 0), (2, 3), (32, 3), (33, 1), (128, 1), (129, 0)])
 def test_which_products_go_there(
     device: torch.device, wanted: list[tuple[int, bool]], rows: int, count: int
 ) -> None:
