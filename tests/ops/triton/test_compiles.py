@@ -55,6 +55,7 @@ from tests.quantization.stacks import random_stack
 from server.ops.triton.routing import assign, route
 from server.ops.triton.few_experts import few_inward, few_outward
 from server.ops.triton.few_rows import few_rows
+from server.ops.triton.gated_product import gated_product
 from server.ops.triton.gates import SILU, Gate, gate_mul
 from server.ops.triton.norm import rms_norm
 from server.quantization.fp8.product import product
@@ -148,6 +149,8 @@ if dtype != torch.float32:
         # some weights are asked for before the wait, x is behind it
         asked = ptx.split("griddepcontrol.wait")[0].count("cp.async.bulk.tensor")
         assert 1 <= asked <= 2 and "wgmma.mma_async" in ptx
+    gated_product(tensor(8192, 4096), tensor(28672, 4096))
+    assert "wgmma.mma_async.sync.aligned.m64n256k16" in compiled[-1][1], "gate and up are one product"
     first = len(compiled)
     weight = tensor(128, 512)
     for rows in (1, 32, 64, 65, 9000):
