@@ -53,6 +53,12 @@ def test_as_many_programs_as_there_is_room_for() -> None:
     assert parts(16, 2_048, 5_632) == 4
     assert parts(16, 2_048, 2_048) == 2, "no less than 1,024 inputs each"
     assert parts(64, 4_096, 14_336) == 4, "two programs share a multiprocessor"
+    assert parts(100, 4_096, 14_336) == 2 and parts(100, 4_096, 4_096) == 1, "no less than 4,096 inputs each"
+
+
+@pytest.mark.parametrize(("rows", "outputs", "stages"), [(32, 5_632, 4), (100, 5_632, 6), (100, 14_336, 3)])
+def test_gated_programs_fill_a_multiprocessor_alone_or_by_twos(rows: int, outputs: int, stages: int) -> None:
+    assert cut_for(rows, outputs, 4_096, gated=True, multiprocessors=132).stages == stages
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,10 +11,13 @@ from server.device.triton_support import Gpu
 from server.layers.linear import Linear
 from server.layers.norm import RMSNorm
 from server.layers.spec import FeedForwardSpec, NormSpec
+from server.models.config import ModelConfig
+from server.models.decoder import Decoder
 from server.ops.triton import gated_product as module
 from server.ops.triton import layer_ops
 from server.ops.triton.gated_product import gated_product, takes
 from server.ops.triton.layer_ops import TritonLayerOps
+from tests.checkpoints import tiny_llama
 from tests.ops.triton.checks import HALF, relative_error
 from tests.ops.triton.test_layer_ops import EPS, TOLERANCE, gated, normed
 
@@ -68,3 +73,14 @@ def test_layers_use_it(device: torch.device, monkeypatch: pytest.MonkeyPatch, bi
     inner = TritonLayerOps().norm_feed_forward(x, norm, into, FeedForwardSpec(96))
     assert relative_error(inner, gated(expected)) < LIMIT
     assert seen == ([] if bias else [130])
+
+
+@pytest.mark.usefixtures("hopper")
+def test_models_compile_it_when_they_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each shape, although no prompt is there that needs it."""
+    spec = ModelConfig.load(tiny_llama(tmp_path, layers=3)).spec
+    model = Decoder(spec, HALF, torch.device("cpu"))
+    seen: list[torch.Size] = []
+    monkeypatch.setattr(layer_ops, "gated_product", lambda x, weight: seen.append(weight.shape))
+    TritonLayerOps().prepare(model, HALF)
+    assert seen == [model.layers[0].feed_forward.gate_up.weight.shape]
