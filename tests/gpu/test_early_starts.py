@@ -63,9 +63,10 @@ def steps_of(rows: int) -> tuple[Tensor, Tensor]:
     return torch.cat(answers), cache
 
 
-@pytest.mark.parametrize(
-    "tuning", [SHARED, replace(SHARED, programs=1), PLAIN[2048], replace(PLAIN[2048], programs=1)]
-)
+MANY = PLAIN[max(PLAIN)]
+
+
+@pytest.mark.parametrize("tuning", [SHARED, replace(SHARED, programs=1), MANY, replace(MANY, programs=1)])
 def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, tuning: Tuning) -> None:
     if not overlaps_launches(DEVICE):
         pytest.skip("kernels start early on Hopper and later")
@@ -74,7 +75,7 @@ def test_steps_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, t
     compare_with_kernels_that_wait(monkeypatch, 1)
 
 
-@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("rows", [3, 40, 100])
 def test_steps_of_several_are_those_of_kernels_that_wait(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     if not is_hopper(DEVICE):
         pytest.skip("products of few rows are for Hopper")
