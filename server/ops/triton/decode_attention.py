@@ -59,8 +59,8 @@ PLAIN = {0: _FIVE, 8: _LONG, 16: _LONG_FOUR, 256: _ONE_WARP, 1024: _FOUR, 1792: 
 does: as engines launch it, with angles and asking for shared prefixes, and at the clocks of a GPU that
 works at its limit of power. Small tiles leave registers for the weights that the next product loads early,
 which matters for one sequence of a small model. From 1,024 pairs on a context is one piece: with less than
-two for each program that runs at once, four warps end the longest sooner. With 1,536 to 1,792 pairs one warp
-is up to 3 % of a layer faster alone, but not where beams share their prompts."""
+two for each program that runs at once, four warps end the longest sooner. With 1,536 to 1,791 pairs
+one warp saves up to 3 % of a layer, but was not timed where beams share their prompts."""
 FLOAT8 = {0: Tuning(8192, 512, 2), 64: Tuning(2048, 1024, 1, 4), 512: Tuning(4096, 512, 1)}
 """The same for a cache in FP8, by `benchmarks.gpu.fp8` (part `attention`): 64 contexts of 1,000 tokens at
 3.25 TB/s, with four warps at 2.4. The borders are powers of two, as `_MANY` is."""
