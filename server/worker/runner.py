@@ -190,9 +190,9 @@ class PagedModelRunner(ModelRunner):
     def warm_up(self, longest: int) -> StepLogits:
         """Run steps of every size that has kernels of its own, so that no request waits for a compiler.
 
-        These are prompts of 1, 2, 16 to 128 and `longest` tokens, with experts also half of `longest`, a
-        quarter and so on; with a small vocabulary several prompts of one token at once; and decodes computed
-        again, as many as a step may have, half of them and so on.
+        These are prompts of 1, 2 and `longest` tokens; of 16 to 128 where decodes have no step as large; with
+        experts also of half of `longest`, a quarter and so on; with a small vocabulary several prompts of one
+        token at once; and decodes computed again, as many as a step may have, half of them and so on.
 
         They stand in the row of padding, whose keys and values go to a block that no sequence holds yet.
 
@@ -208,7 +208,9 @@ class PagedModelRunner(ModelRunner):
             self._compute(
                 self._builder.build(StepInput(redone_slots=slot, redone_starts=start, redone_ends=end))
             )
-        lengths = {1, min(2, longest), longest, *(min(rows, longest) for rows in ROW_TILES)}
+        lengths = {1, min(2, longest), longest}
+        # smaller tiles of rows were those of captured steps
+        lengths |= {min(rows, longest) for rows in ROW_TILES if rows > self._builder.max_rows}
         if any(layer.feed_forward.experts for layer in self.model.spec.layers):
             # how their products are divided follows the rows that each gets
             lengths |= {longest >> halvings for halvings in range(longest.bit_length())}

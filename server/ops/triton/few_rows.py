@@ -19,8 +19,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from server.device.triton_support import gpu_of, is_hopper, launch_options
+from server.device.triton_support import gpu_of, launch_options
 from server.ops.triton.gates import gated_value
+from server.ops.triton.tiled_products import suits
 
 ROW_TILES = (16, 32, 64, 128)
 """Rows that are computed: the next of these, the rest is padding. Each has compiled kernels of its own."""
@@ -138,13 +139,9 @@ def takes(x: Tensor, weight: Tensor, *, gated: bool = False) -> bool:
 
     With more than 32 rows cuBLAS is as fast for weights of few outputs (`benchmarks.gpu.divisions`).
     """
-    rows, (outputs, inputs) = len(x), weight.shape
-    if not 1 < rows <= MOST_ROWS or inputs % 8 or weight.dtype not in (torch.float16, torch.bfloat16):
-        return False
+    rows, outputs = len(x), len(weight)
     wanted = gated or (4_096 if rows > 32 else 0) <= outputs <= MOST_OUTPUTS
-    if not wanted or x.dtype != weight.dtype or not is_hopper(x.device):
-        return False
-    return x.is_contiguous() and weight.is_contiguous()
+    return 1 < rows <= MOST_ROWS and wanted and suits(x, weight)
 
 
 def cut_for(rows: int, outputs: int, inputs: int, *, gated: bool, multiprocessors: int) -> Cut:

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from server.ops.triton.tiled_products import place_of
+
 
 @triton.jit
 def _gate(gate, up, dtype: tl.constexpr):
@@ -65,19 +67,12 @@ def product_of_many(
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
     BIASED: tl.constexpr, GATED: tl.constexpr, RESIDUAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (tile of rows and of outputs); x and weight are descriptors of tiles.
-
-    Programs that run at the same time share rows and outputs: eight tiles of rows go with each of outputs.
-    """
+    """Program (tile of rows and of outputs); x and weight are descriptors of tiles."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
-    row_tiles, tiles = tl.cdiv(rows, ROWS), tl.cdiv(N, OUTPUTS)
-    program = tl.program_id(0)
-    first = program // (8 * tiles) * 8
-    beside = tl.minimum(row_tiles - first, 8)
-    row = (first + program % (8 * tiles) % beside) * ROWS
-    output = program % (8 * tiles) // beside * OUTPUTS
+    row, output = place_of(tl.program_id(0), tl.cdiv(rows, ROWS), tl.cdiv(N, OUTPUTS))
+    row, output = row * ROWS, output * OUTPUTS
     total = tl.zeros((ROWS, OUTPUTS), tl.float32)
     up = total
     for k in range(0, K, DEPTH):

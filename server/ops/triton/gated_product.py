@@ -14,8 +14,9 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from server.device.triton_support import INTERPRETED, gpu_of, is_hopper, launch_options
+from server.device.triton_support import INTERPRETED, gpu_of, launch_options
 from server.ops.triton.gates import gated_value
+from server.ops.triton.tiled_products import place_of, suits
 
 _ROWS, _OUTPUTS, _DEPTH, _STAGES = 128, 128, 64, 4
 """Of a tile: rows, outputs, inputs at a time; and how many of these are under way. They fill the shared
@@ -45,20 +46,15 @@ def _gated_product(
     N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr,
     STAGES: tl.constexpr, PROGRAMS: tl.constexpr, EXACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program (first tile); x, weight and y are descriptors of tiles, with zeros where there is nothing.
-
-    Programs that run at the same time share rows and outputs: eight tiles of rows go with each of outputs.
-    """
+    """Program (first tile); x, weight and y are descriptors of tiles, with zeros where there is nothing."""
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
     WIDE: tl.constexpr = (N + OUTPUTS - 1) // OUTPUTS
     high = tl.cdiv(rows, ROWS)
     for tile in tl.range(tl.program_id(0), high * WIDE, PROGRAMS, flatten=True):
-        first = tile // (8 * WIDE) * 8
-        beside = tl.minimum(high - first, 8)
-        row = (first + tile % (8 * WIDE) % beside) * ROWS
-        output = tile % (8 * WIDE) // beside * OUTPUTS
+        row, output = place_of(tile, high, WIDE)
+        row, output = row * ROWS, output * OUTPUTS
         total = tl.zeros([ROWS, 2 * OUTPUTS], tl.float32)
         for k in tl.range(0, K, DEPTH, num_stages=STAGES):
             both = weight.load([0, output, k]).reshape(2 * OUTPUTS, DEPTH)
@@ -67,11 +63,9 @@ def _gated_product(
         y.store([row, output], _gated(gate, up, EXACT).to(y.dtype))
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel can compute the product: of 16 bits, on Hopper."""
-    if x.dtype not in (torch.float16, torch.bfloat16) or x.dtype != weight.dtype or not is_hopper(x.device):
-        return False
-    return len(weight) % 16 == 0 == x.shape[1] % 8 and x.is_contiguous() and weight.is_contiguous()
+def can_take(x: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel can compute the product: its results have rows of whole 16 bytes, too."""
+    return len(weight) % 16 == 0 and suits(x, weight)
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
@@ -80,7 +74,7 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     Tiles have one size, so that some programs may have none at the end: less is lost by that than a pass over
     memory takes.
     """
-    if not len(x) or not suits(x, weight):
+    if not len(x) or not can_take(x, weight):
         return False
     programs = gpu_of(x.device).multiprocessors
     tiles = -(-len(x) // _ROWS) * -(-len(weight) // (2 * _OUTPUTS))

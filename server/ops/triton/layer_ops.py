@@ -17,7 +17,7 @@ from server.ops.triton.few_experts import ROWS as FEW_ROWS
 from server.ops.triton.few_experts import few_inward, few_outward
 from server.ops.triton.few_rows import few_rows
 from server.ops.triton.few_rows import takes as few_rows_takes
-from server.ops.triton.gated_product import gated_product, suits
+from server.ops.triton.gated_product import can_take, gated_product
 from server.ops.triton.gated_product import takes as gated_product_takes
 from server.ops.triton.gates import SILU, gate_mul, gate_of
 from server.ops.triton.norm import head_norm, rms_norm
@@ -143,11 +143,12 @@ def _few(x: Tensor, linear: LinearLayer, *, gated: bool = False) -> bool:
 
 def _compile_gated_products(model: DecoderWeights, dtype: torch.dtype) -> None:
     """No request waits for a compiler: which prompts need the kernel follows their number of tokens."""
-    seen: set[torch.Size] = set()
-    for name, linear in model.named_modules():
-        if not name.endswith(".gate_up") or not isinstance(linear, LinearLayer) or not _plain(linear):
-            continue
-        x = torch.zeros((1, linear.weight.shape[1]), dtype=dtype, device=linear.weight.device)
-        if linear.weight.shape not in seen and suits(x, linear.weight):
-            gated_product(x, linear.weight)
-        seen.add(linear.weight.shape)
+    weights = {
+        linear.weight.shape: linear.weight
+        for name, linear in model.named_modules()
+        if name.endswith(".gate_up") and isinstance(linear, LinearLayer) and _plain(linear)
+    }
+    for weight in weights.values():
+        x = torch.zeros((1, weight.shape[1]), dtype=dtype, device=weight.device)
+        if can_take(x, weight):
+            gated_product(x, weight)

@@ -9,7 +9,7 @@ from torch import Tensor
 from server.layers.linear import Linear
 from server.layers.norm import RMSNorm
 from server.layers.spec import FeedForwardSpec, NormSpec
-from server.ops.triton import few_rows as few
+from server.ops.triton import tiled_products
 from server.ops.triton.few_rows import Cut, cut_for, few_rows, takes
 from server.ops.triton.layer_ops import TritonLayerOps
 from tests.ops.triton.checks import HALF, relative_error
@@ -72,7 +72,7 @@ def wanted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
             seen.append((len(x), gated))
         return found
 
-    monkeypatch.setattr(few, "is_hopper", lambda device: True)
+    monkeypatch.setattr(tiled_products, "is_hopper", lambda device: True)
     monkeypatch.setattr("server.ops.triton.layer_ops.few_rows_takes", noted)
     return seen
 
@@ -99,12 +99,12 @@ def test_which_products_go_there(
 
 
 def test_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few, "is_hopper", lambda device: True)
+    monkeypatch.setattr(tiled_products, "is_hopper", lambda device: True)
     x, weight = torch.zeros(4, 64, dtype=HALF), torch.zeros(64, 64, dtype=HALF)
     assert takes(x, weight)
     assert not takes(x.float(), weight.float()), "sums of float32 are not those of its matrix units"
     assert not takes(torch.zeros(64, 4, dtype=HALF).T, weight), "rows lie apart"
     assert not takes(x[:, :60].contiguous(), weight[:, :60].contiguous()), "rows of other than 16 bytes"
     assert not takes(x, torch.zeros(32_000, 64, dtype=HALF)), "a head"
-    monkeypatch.setattr(few, "is_hopper", lambda device: False)
+    monkeypatch.setattr(tiled_products, "is_hopper", lambda device: False)
     assert not takes(x, weight), "another GPU than those it was measured on"

@@ -14,7 +14,7 @@ from server.layers.spec import FeedForwardSpec, NormSpec
 from server.models.config import ModelConfig
 from server.models.decoder import Decoder
 from server.ops.triton import gated_product as module
-from server.ops.triton import layer_ops
+from server.ops.triton import layer_ops, tiled_products
 from server.ops.triton.gated_product import gated_product, takes
 from server.ops.triton.layer_ops import TritonLayerOps
 from tests.checkpoints import tiny_llama
@@ -37,7 +37,7 @@ def test_products(device: torch.device, rows: int, inputs: int, outputs: int) ->
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """All devices pass for an H200."""
-    monkeypatch.setattr(module, "is_hopper", lambda device: True)
+    monkeypatch.setattr(tiled_products, "is_hopper", lambda device: True)
     monkeypatch.setattr(module, "gpu_of", lambda device: Gpu(132, 227 * 1024))
 
 
@@ -52,7 +52,7 @@ def test_which_products_go_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not taken(8192, 14_336, dtype=torch.float32), "sums of float32 are not those of its matrix units"
     assert not taken(8192, 14_336, inputs=4_092), "rows of other than 16 bytes"
     assert not taken(0, 14_336) and not taken(8192, 14_332)
-    monkeypatch.setattr(module, "is_hopper", lambda device: False)
+    monkeypatch.setattr(tiled_products, "is_hopper", lambda device: False)
     assert not taken(8192, 14_336), "another GPU than those it was measured on"
 
 
