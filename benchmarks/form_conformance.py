@@ -29,7 +29,7 @@ import jsonschema_rs
 
 from protocol.generation import GenerationConfig
 from server.continuous_batching import LLM
-from server.text.grammars.compiler import Grammar, GrammarCompiler
+from server.text.grammars.compiler import Grammar, GrammarCompiler, GrammarTokens
 from server.text.grammars.source import GrammarError
 from tests.checkpoints import tiny_llama
 
@@ -164,7 +164,7 @@ def check(forms: list[Form], llm: LLM, answers: int) -> Tally:
     """Let the model answer under each of `forms`, `answers` times."""
     tally, asked = Tally(forms=len(forms)), list[Form]()
     vocab_size = llm.engine.worker.vocab_size
-    compiler = GrammarCompiler(llm.tokenizer.hf, vocab_size, [END])
+    compiler = GrammarCompiler(GrammarTokens.of(llm.tokenizer.hf), vocab_size, [END])
     for form in forms:
         try:
             grammar = compiler.compile(form.asked, [END])

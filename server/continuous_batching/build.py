@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from server.checkpoints.fingerprint import fingerprint
+from server.checkpoints.plain_config import PlainConfig
 from server.continuous_batching.build_rank import BuiltRank
 from server.continuous_batching.collector import Collector
 from server.continuous_batching.config import ServerConfig
@@ -15,6 +15,7 @@ from server.continuous_batching.draft_head import HeadDrafter
 from server.continuous_batching.draft_model import DraftModel
 from server.continuous_batching.engine import Engine
 from server.continuous_batching.grammars import Grammars
+from server.continuous_batching.model_texts import ModelTexts
 from server.continuous_batching.phases import phase
 from server.continuous_batching.ranks.start import build_ranks
 from server.models.config import ModelConfig
@@ -29,7 +30,6 @@ from server.scheduling.speculation.speculator import Speculator
 from server.scheduling.step_builder import StepBuilder
 from server.scheduling.step_time import StepTime
 from server.text.grammars.compiler import GrammarCompiler
-from server.text.vocabulary import Vocabulary
 from server.worker.worker import Worker
 
 
@@ -49,29 +49,34 @@ class BuiltEngine:
 
 
 def build_engine(
-    config: ServerConfig, tokenizer: Any, lost: Callable[[str], None] | None = None
+    config: ServerConfig,
+    hf: PlainConfig | None,
+    texts: Callable[[], ModelTexts],
+    lost: Callable[[str], None] | None = None,
 ) -> BuiltEngine:
     """Load the model and make everything around it.
 
     Args:
         config: the server's configuration.
-        tokenizer: transformers' tokenizer of the model, for stop strings and grammars.
+        hf: that of the checkpoint; None: transformers reads it here.
+        texts: gives what is needed besides, once the model is loaded.
         lost: as of `ranks.leader.Ranks`, where the model is split.
 
     Raises:
         ModelError: the checkpoint cannot be served as configured.
     """
-    built, ranks = build_ranks(config, tokenizer, lost)
+    built, ranks = build_ranks(config, hf, lost)
     loaded, specs, limits, worker = built.loaded, built.specs, built.limits, built.worker
     loading, storage, sampling = config.model_loading_config, built.storage, built.sampling
     scheduler = _make_scheduler(config, built)
     builder = StepBuilder(longest_first=worker.overlaps)
-    vocabulary = Vocabulary(tokenizer, loaded.config.vocab_size)
-    collector = Collector(scheduler.queues, builder.moves, vocabulary)
-    with phase("fingerprint"):
-        checkpoint = fingerprint(loading.model_name_or_path, loading.tokenizer_path)
-    root = cache_root(checkpoint.encode(), loading.torch_dtype.encode(), loaded.cache_dtype_name.encode())
-    compiler = GrammarCompiler(tokenizer, loaded.config.vocab_size, loaded.config.eos_token_ids)
+    with phase("tokenizer"):
+        told = texts()
+    collector = Collector(scheduler.queues, builder.moves, told.vocabulary)
+    root = cache_root(
+        told.fingerprint.encode(), loading.torch_dtype.encode(), loaded.cache_dtype_name.encode()
+    )
+    compiler = GrammarCompiler(told.grammar_tokens, loaded.config.vocab_size, loaded.config.eos_token_ids)
     grammars = Grammars(compiler, loaded.config.vocab_size)
     engine = Engine(scheduler, builder, worker, collector, grammars, time.monotonic, cache_root=root)
     capabilities = {
@@ -93,7 +98,7 @@ def build_engine(
         "block_copies": storage.block_copies.name,
         "speculation": _speculation(built.drafter),
     }
-    return BuiltEngine(engine, loaded.config, capabilities, checkpoint)
+    return BuiltEngine(engine, loaded.config, capabilities, told.fingerprint)
 
 
 def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,12 +25,11 @@ MEMORY_SHARE = 0.1
 """Of what is free once both are loaded, for the keys and values of what drafts at most."""
 
 
-def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any) -> DraftModel | None:
+def build_draft_model(config: ServerConfig, target: LoadedModel) -> DraftModel | None:
     """The draft model of a configuration that names one.
 
     Args:
         target: the model that it drafts for, loaded already.
-        tokenizer: of that model, of transformers.
 
     Raises:
         ModelError: it cannot be loaded, or has another tokenizer.
@@ -42,10 +40,13 @@ def build_draft_model(config: ServerConfig, target: LoadedModel, tokenizer: Any)
     if holds_eagle3(Path(path)):
         raise ModelError(f"{KEY}: {path} is a draft head: name it in speculation_config.draft_head")
     with phase("tokenizer of the draft model"):
-        own = read_tokenizer(
-            Path(path), use_fast=loading.use_fast_tokenizer, trust_remote_code=loading.trust_remote_code
+        own, targets = (
+            read_tokenizer(
+                Path(place), use_fast=loading.use_fast_tokenizer, trust_remote_code=loading.trust_remote_code
+            )
+            for place in (path, loading.tokenizer_path)
         )
-        if own.get_vocab() != tokenizer.get_vocab():
+        if own.get_vocab() != targets.get_vocab():
             raise ModelError(
                 f"{KEY}: the tokenizer of {path} has other tokens than that of {loading.tokenizer_path}"
             )

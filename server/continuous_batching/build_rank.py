@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from server.checkpoints.errors import computes_nan
+from server.checkpoints.plain_config import PlainConfig
 from server.continuous_batching.build_draft import build_draft_model
 from server.continuous_batching.build_draft_head import build_draft_head
 from server.continuous_batching.build_worker import build_storage, build_worker
@@ -49,13 +49,13 @@ class BuiltRank:
 
 
 def build_rank(
-    config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None, tokenizer: Any = None
+    config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None, hf: PlainConfig | None = None
 ) -> BuiltRank:
     """Load the model, or a rank's part of it, and make what runs steps on it.
 
     Args:
         join: joins the ranks, where there are several: they do the same from then on.
-        tokenizer: of the model, which a draft model must have, too.
+        hf: configuration of the checkpoint, where it has been read.
 
     Raises:
         ModelError: the checkpoint cannot be served as configured.
@@ -65,8 +65,8 @@ def build_rank(
         torch.set_num_threads(loading.num_threads)
     elif shard.ranks > 1:  # which share the processors
         torch.set_num_threads(max(torch.get_num_threads() // shard.ranks, 1))
-    loaded = load(config, shard, join)
-    drafter = build_draft_model(config, loaded, tokenizer) or build_draft_head(config, loaded)
+    loaded = load(config, shard, join, hf)
+    drafter = build_draft_model(config, loaded) or build_draft_head(config, loaded)
     specs = cache_specs(loaded.config.spec.layers, loaded.cache_dtype_name)
     head = drafter.runner.head.head_spec if isinstance(drafter, HeadDrafter) else None
     limits = size_cache(config, loaded, specs, 0 if head is None else head.read_width)

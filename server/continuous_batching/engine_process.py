@@ -1,18 +1,19 @@
 """The engine process: ``.venv/bin/python -m server.continuous_batching.engine_process ADDRESS PARENT``.
 
 Imports torch, reads the configuration as one line of JSON from standard input, loads the model and steps
-while there is work. It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
+while there is work. What takes transformers to read comes from the HTTP process, which has it
+(`model_texts`). It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 import select
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import zmq
@@ -21,11 +22,11 @@ from server.checkpoints.errors import ModelError
 from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, reason
+from server.continuous_batching.model_texts import wants_models
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
-from server.continuous_batching.tokenizer import load_tokenizer
-from server.models.registry import may_need_modules
 from server.scheduling.request import Request
+from server.text.light_transformers import import_transformers_without_torch
 from utils.garbage import tame_collector
 from utils.parent import exit_at_end_of, signal_at_parent_death
 from utils.threads import share_interpreter
@@ -125,10 +126,10 @@ def _request(message: messages.Add, now: float) -> Request:
     )
 
 
-def _wants_models(config: ServerConfig) -> bool:
-    """Whether transformers' models may be wanted: its modules compute families without a file here."""
-    paths = (config.model_loading_config.model_name_or_path, config.speculation_config.draft_model)
-    return any(path is not None and may_need_modules(Path(path)) for path in paths)
+def _drafts(config: ServerConfig) -> bool:
+    """Whether something drafts that has a configuration of its own."""
+    speculation = config.speculation_config
+    return speculation.draft_model is not None or speculation.draft_head is not None
 
 
 def lost_rank(problem: str) -> None:
@@ -159,9 +160,12 @@ def main() -> int:
                 return 0  # the parent is gone already
             exit_at_end_of(sys.stdin.fileno())
             config = ServerConfig.model_validate_json(given)
-            with phase("tokenizer"):
-                tokenizer = load_tokenizer(config.model_loading_config, with_models=_wants_models(config))
-            built = build_engine(config, tokenizer.hf, lost_rank)
+            if _drafts(config) and not wants_models(config):
+                with phase("import of transformers"):
+                    import_transformers_without_torch()
+            with phase("configuration of the model"):
+                hf = pickle.loads(socket.recv())
+            built = build_engine(config, hf, lambda: pickle.loads(socket.recv()), lost_rank)
     except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
         socket.send(messages.encode(messages.Refused(reason(error))))
         return REFUSED_EXIT

@@ -17,6 +17,7 @@ from server.checkpoints.config_of import config_of
 from server.checkpoints.errors import ModelError
 from server.continuous_batching.build import build_engine
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.model_texts import ModelTexts, read_config
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.tokenizer import load_tokenizer
 from server.device.faults import out_of_memory
@@ -58,7 +59,11 @@ class LLM:
         config = config_of(model, options, ServerConfig, "model_loading_config").located()
         self.tokenizer = load_tokenizer(config.model_loading_config, with_models=True)
         try:
-            built = build_engine(config, self.tokenizer.hf)
+            built = build_engine(
+                config,
+                read_config(config),
+                lambda: ModelTexts.of(config.model_loading_config, self.tokenizer),
+            )
         except (MemoryError, RuntimeError) as error:  # torch's own is of the latter
             if not out_of_memory(error):
                 raise

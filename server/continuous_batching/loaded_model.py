@@ -12,6 +12,7 @@ import torch
 from server.checkpoints.cache_scales import CacheScales
 from server.checkpoints.errors import ModelError
 from server.checkpoints.lengths import warn_beyond
+from server.checkpoints.plain_config import PlainConfig
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.phases import phase
 from server.device.collectives import Group
@@ -104,11 +105,14 @@ Join = Callable[[torch.device], Group]
 """Joins the ranks of a split model, once each has read its weights."""
 
 
-def load(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None) -> LoadedModel:
+def load(
+    config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None, hf: PlainConfig | None = None
+) -> LoadedModel:
     """Read and load the model, or a rank's part of it, and choose what computes it.
 
     Args:
         join: where there are several ranks.
+        hf: configuration of the checkpoint, where it has been read.
 
     Raises:
         ModelError: the checkpoint cannot be served as configured.
@@ -117,7 +121,7 @@ def load(config: ServerConfig, shard: Shard = WHOLE, join: Join | None = None) -
     with phase("model configuration, device"):
         device, dtype = choose_device(loading.device, shard), getattr(torch, loading.torch_dtype)
         path = Path(loading.model_name_or_path)
-        checkpoint = ModelConfig.load(path, trust_remote_code=loading.trust_remote_code)
+        checkpoint = ModelConfig.load(path, trust_remote_code=loading.trust_remote_code, hf=hf)
         warn_beyond(path, checkpoint.hf, loading.model_max_length)
         max_length = loading.model_max_length or checkpoint.max_length
         checkpoint = checkpoint.served_to(max_length).split(shard.ranks)

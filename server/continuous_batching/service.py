@@ -24,13 +24,13 @@ from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.failures import api_error
 from server.continuous_batching.metrics import EngineMetrics
+from server.continuous_batching.model_texts import CheckpointReader
 from server.continuous_batching.outputs import AnswerDelta
 from server.continuous_batching.refusals import refusals
 from server.continuous_batching.spawned import SpawnedEngine
 from server.continuous_batching.stats import EngineStats
 from server.continuous_batching.stream import JobStream
 from server.continuous_batching.supervisor import EngineSupervisor
-from server.continuous_batching.tokenizer import load_tokenizer
 from server.scheduling.limits import Limits
 from server.scheduling.params import SamplingParams
 from server.text.checks import check_goes_on
@@ -84,15 +84,16 @@ class ContinuousBatchingService:
 
     async def start(self) -> None:
         self._config = await asyncio.to_thread(self._config.located)
-        engine = asyncio.create_task(self._supervisor.start(self._config))
+        reader = CheckpointReader(self._config)
+        engine = asyncio.create_task(self._supervisor.start(self._config, reader.parts))
         try:
-            loading = self._config.model_loading_config
-            self.tokenizer = await asyncio.to_thread(load_tokenizer, loading)
-            await asyncio.to_thread(lambda: self.tokenizer.vocabulary)
-            path, wanted = loading.model_name_or_path, self._config.generation_config
+            self.tokenizer = await reader.tokenizer()
+            path = self._config.model_loading_config.model_name_or_path
+            wanted = self._config.generation_config
             self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path, wanted)
         except Exception:
             engine.cancel()
+            await asyncio.gather(engine, return_exceptions=True)
             raise
         await engine
         self._loaded = True

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
 from protocol.status import ServerState
+from server.checkpoints.errors import ModelError
 from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT
@@ -24,8 +25,11 @@ from server.continuous_batching.watchdog import (
     default_step_timeout,
     is_stopped,
 )
+from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
+
+Describe = Callable[[], AsyncIterator[bytes]]
 
 
 class EngineRefusedError(Exception):
@@ -67,6 +71,8 @@ class EngineSupervisor:
         self._spawned = spawned
         self._engine: SpawnedEngine | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._config: ServerConfig
+        self._describe: Describe
         self._starts = 0
 
     @property
@@ -79,17 +85,18 @@ class EngineSupervisor:
         """Process id of the engine, while there is one."""
         return None if self._engine is None else self._engine.pid
 
-    async def start(self, config: ServerConfig) -> None:
+    async def start(self, config: ServerConfig, describe: Describe) -> None:
         """Start the first engine and wait until it is ready.
 
         Args:
             config: given to each engine.
+            describe: gives what each engine reads first of its socket, in that order.
 
         Raises:
             EngineRefusedError: it cannot serve the model, or died while loading.
         """
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._config = config
+        self._config, self._describe = config, describe
         self._keeper = asyncio.create_task(self._keep(first))
         await first
 
@@ -175,18 +182,29 @@ class EngineSupervisor:
         gone = asyncio.create_task(engine.ended())
         receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
         watcher = asyncio.create_task(self._watch(engine.pid, watchdog))
-        tasks = (gone, receiver, watcher)
+        describer = asyncio.create_task(self._tell(socket))
+        tasks = (gone, receiver, watcher, describer)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if gone.done() and not receiver.done():  # what it said last may still be on its way
                 await asyncio.wait((receiver,), timeout=0.2)
-            if receiver.done():
-                receiver.result()  # raises
+            for speaker in (receiver, describer):
+                if speaker.done():
+                    speaker.result()  # raises
             return watcher.result() if watcher.done() else _ending(gone.result(), life)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, socket: zmq.asyncio.Socket) -> None:
+        """Tell an engine what it is to know of the checkpoint; ends by raising."""
+        try:
+            async for part in self._describe():
+                await socket.send(part)
+        except (ModelError, OSError, ValueError) as error:
+            raise EngineRefusedError(one_line(error)) from error
+        await asyncio.Future()
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]

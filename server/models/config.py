@@ -27,7 +27,7 @@ class ModelConfig:
         architecture: its model.
         max_length: positions that it was trained on.
         eos_token_ids: tokens that end an answer.
-        hf: transformers' configuration.
+        hf: transformers' configuration, or its data.
     """
 
     model_type: str
@@ -37,16 +37,17 @@ class ModelConfig:
     hf: Any
 
     @classmethod
-    def load(cls, path: Path, *, trust_remote_code: bool = False) -> ModelConfig:
+    def load(cls, path: Path, *, trust_remote_code: bool = False, hf: Any = None) -> ModelConfig:
         """Read the configuration of the checkpoint at `path`.
 
         Args:
             path: its directory, or a GGUF file.
+            hf: the data of transformers' configuration; None: transformers reads it.
 
         Raises:
             ModelError: no such checkpoint, or a model that is not supported.
         """
-        hf = read_hf_config(path, trust_remote_code=trust_remote_code)
+        hf = hf or read_hf_config(path, trust_remote_code=trust_remote_code)
         ends, text = eos_token_ids(path, hf), hf.get_text_config()
         if hf.model_type not in FAMILIES and text.model_type in FAMILIES:
             hf = text  # of a model that sees images, too

@@ -31,7 +31,7 @@ from server.static_batching.options import refusals
 from server.static_batching.problems import with_reason
 from server.static_batching.quantized import load_quantized
 from server.static_batching.tryout import try_out
-from server.text.grammars.compiler import GrammarCompiler
+from server.text.grammars.compiler import GrammarCompiler, GrammarTokens
 from server.text.tokenizer import Tokenizer
 from utils.messages import one_line
 
@@ -62,7 +62,9 @@ class LoadedModel:
     grammars: GrammarCompiler = field(init=False)
 
     def __post_init__(self) -> None:
-        self.grammars = GrammarCompiler(self.tokenizer.hf, self.vocab_size, self.eos_token_ids)
+        self.grammars = GrammarCompiler(
+            GrammarTokens.of(self.tokenizer.hf), self.vocab_size, self.eos_token_ids
+        )
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:

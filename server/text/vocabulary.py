@@ -34,11 +34,10 @@ class Vocabulary:
     adds after an ordinary one. Special tokens show nothing.
 
     Args:
-        tokenizer: a ``PreTrainedTokenizerBase``.
-        size: number of rows of the model's output layer (ids past the tokenizer's are empty).
+        tokenizer: a ``PreTrainedTokenizerBase``; ids past its last one show nothing.
     """
 
-    def __init__(self, tokenizer: Any, size: int | None = None) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         count = len(tokenizer)
         tokens: list[str | None] = tokenizer.convert_ids_to_tokens(list(range(count)))
         # a special token may be named that the tokenizer does not have
@@ -46,7 +45,7 @@ class Vocabulary:
         added = {i: str(t.content) for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items()}
         special |= {i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special}
         spell = _speller(tokenizer, tokens)
-        table = [b""] * max(count, size or 0)
+        table = [b""] * count
         for token_id, token in enumerate(tokens):
             if token is not None:
                 table[token_id] = added[token_id].encode() if token_id in added else spell(token_id, token)

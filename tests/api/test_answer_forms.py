@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.api.app import create_app
-from server.text.grammars.compiler import GrammarCompiler
+from server.text.grammars.compiler import GrammarCompiler, GrammarTokens
 from tests.api.chats import BODIES, answering_service, ask
 from tests.serving import serving
 
@@ -63,7 +63,9 @@ async def test_answers_that_the_form_allows(
     assert form is not None
     tokenizer = service.tokenizer
     (end,) = tokenizer.encode("<|im_end|>", special=False)
-    grammar = GrammarCompiler(tokenizer.hf, len(tokenizer.hf), [end]).compile(form.model_dump(), [end])
+    grammar = GrammarCompiler(GrammarTokens.of(tokenizer.hf), len(tokenizer.hf), [end]).compile(
+        form.model_dump(), [end]
+    )
 
     def has_form(text: str) -> bool:
         tokens = tokenizer.encode(text, special=False)

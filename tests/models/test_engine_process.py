@@ -1,8 +1,9 @@
-"""What the engine's process makes of checkpoints: transformers finds no torch in it, unless its models are
-wanted."""
+"""What the engine's process makes of checkpoints: it does without transformers, unless
+its models are wanted."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import aiohttp
 import pytest
 
 from protocol.generation import GenerationConfig
+from server.checkpoints.hf_config import read_hf_config
+from server.checkpoints.plain_config import PlainConfig
 from server.models.config import ModelConfig
 from tests.continuous_batching.reference import Reference
 from tests.continuous_batching.server_calls import post
@@ -21,25 +24,45 @@ FOREIGN = "arcee"
 """A family without a file of ours."""
 
 _READ = """
-import sys, torch
+import pickle, sys, torch
 from pathlib import Path
-from server.text.light_transformers import import_transformers_without_torch
-
-import_transformers_without_torch()
 from server.models.config import ModelConfig
 
-for path in sys.argv[1:]:
-    print(ModelConfig.load(Path(path)).spec)
+for path in map(Path, sys.argv[1:]):
+    config = ModelConfig.load(path, hf=pickle.loads((path / "pickled").read_bytes()))
+    print(config.spec, config.eos_token_ids, config.max_length, config.architecture.limit)
+print("transformers" in sys.modules)
 """
 
 
-def test_families_are_read_alike_without_torch(tmp_path: Path) -> None:
+def test_families_are_read_alike_without_transformers(tmp_path: Path) -> None:
     paths = []
     for name, (kind, fields) in MODELS.items():
-        config(kind, fields).save_pretrained(tmp_path / name)
-        paths.append(tmp_path / name)
-    told = run_script(_READ, *map(str, paths), timeout=120).splitlines()
-    assert told == [str(ModelConfig.load(path).spec) for path in paths]
+        path = tmp_path / name
+        config(kind, fields).save_pretrained(path)
+        (path / "pickled").write_bytes(pickle.dumps(PlainConfig(read_hf_config(path))))
+        paths.append(path)
+    *told, imported = run_script(_READ, *map(str, paths), timeout=120).splitlines()
+    configs = [ModelConfig.load(path) for path in paths]
+    assert told == [
+        f"{each.spec} {each.eos_token_ids} {each.max_length} {each.architecture.limit}" for each in configs
+    ]
+    assert imported == "False"
+
+
+def test_the_text_model_of_one_that_sees_images_is_read_alike(tmp_path: Path) -> None:
+    config("gemma3", {"text_config": {"model_type": "gemma3_text"}}).save_pretrained(tmp_path)
+    hf = pickle.loads(pickle.dumps(PlainConfig(read_hf_config(tmp_path))))
+    own, plain = ModelConfig.load(tmp_path), ModelConfig.load(tmp_path, hf=hf)
+    assert (own.spec, own.model_type) == (plain.spec, plain.model_type) and own.model_type == "gemma3_text"
+
+
+def test_what_is_no_data_is_left_out(tiny_model: Path) -> None:
+    hf = read_hf_config(tiny_model)
+    hf.own_class = dict
+    plain = PlainConfig(hf)
+    assert plain.hidden_size == hf.hidden_size
+    assert not hasattr(plain, "own_class") and not hasattr(plain, "to_dict")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from server.checkpoints.errors import ModelError
 from server.continuous_batching import LLM, cache_size
 from server.continuous_batching.config import ServerConfig
+from server.continuous_batching.model_texts import CheckpointReader
 from server.continuous_batching.supervisor import EngineRefusedError, EngineSupervisor
 from server.models.config import ModelConfig
 
@@ -56,6 +57,6 @@ async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:
     supervisor = EngineSupervisor(*([lambda *_: None] * 4))
     try:
         with pytest.raises(EngineRefusedError, match="the memory does not suffice"):
-            await supervisor.start(config)
+            await supervisor.start(config, CheckpointReader(config).parts)
     finally:
         await supervisor.close()

@@ -14,7 +14,7 @@ import jsonschema_rs
 import numpy as np
 import pytest
 
-from server.text.grammars.compiler import Grammar, GrammarCompiler
+from server.text.grammars.compiler import Grammar, GrammarCompiler, GrammarTokens
 from server.text.grammars.source import MAX_BYTES, GrammarError, grammar_source
 from server.text.tokenizer import Tokenizer
 from tests.checkpoints import tiny_tokenizer
@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def compiler(tokenizer: Tokenizer) -> GrammarCompiler:
-    return GrammarCompiler(tokenizer.hf, VOCAB, [END])
+    return GrammarCompiler(GrammarTokens.of(tokenizer.hf), VOCAB, [END])
 
 
 def allowed(mask: np.ndarray) -> list[int]:

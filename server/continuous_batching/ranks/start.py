@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from server.checkpoints.errors import ModelError
+from server.checkpoints.plain_config import PlainConfig
 from server.continuous_batching.build_rank import BuiltRank, build_rank
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.ranks import messages
@@ -18,12 +19,12 @@ from server.layers.shard import Shard
 
 
 def build_ranks(
-    config: ServerConfig, tokenizer: Any, lost: Callable[[str], None] | None
+    config: ServerConfig, hf: PlainConfig | None, lost: Callable[[str], None] | None
 ) -> tuple[BuiltRank, dict[str, Any]]:
     """(what this rank has, with a worker that speaks for all; what ranks there are, for the operator).
 
     Args:
-        tokenizer: of the model, which a draft model must have, too.
+        hf: configuration of the checkpoint, where it has been read.
         lost: as of `Ranks`.
 
     Raises:
@@ -31,7 +32,7 @@ def build_ranks(
     """
     count = count_ranks(config)
     if count == 1:
-        return build_rank(config, tokenizer=tokenizer), {"count": 1}
+        return build_rank(config, hf=hf), {"count": 1}
     speculation = config.speculation_config
     for key in ("draft_model", "draft_head"):
         if getattr(speculation, key) is None:
@@ -42,7 +43,7 @@ def build_ranks(
         )
     ranks = Ranks(config, count, lost)
     try:
-        built = build_rank(config, Shard(0, count), ranks.join)
+        built = build_rank(config, Shard(0, count), ranks.join, hf)
         ranks.wait_until_loaded()
     except BaseException:
         ranks.close()

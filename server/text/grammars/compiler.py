@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from server.text.grammars.source import GrammarError, grammar_source
@@ -47,18 +49,43 @@ class Grammar:
         return GrammarState(self._matcher.deep_copy(), self._ends, self._never)
 
 
+@dataclass(frozen=True, slots=True)
+class GrammarTokens:
+    """What grammars need to know of a tokenizer.
+
+    Attributes:
+        json: the tokenizer as the library tokenizers writes it; None: it has none of that library.
+        count: tokens of its vocabulary.
+        end: the token that ends a text as the tokenizer has it.
+    """
+
+    json: str | None
+    count: int
+    end: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> GrammarTokens:
+        """Those of a tokenizer of transformers; takes a moment for a large vocabulary."""
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend = copy(backend)
+            backend.no_padding()
+            backend.no_truncation()
+        return cls(None if backend is None else backend.to_str(), len(tokenizer), tokenizer.eos_token_id)
+
+
 class GrammarCompiler:
     """Compiles grammars, on any thread.
 
     Args:
-        tokenizer: transformers' tokenizer of the model.
+        tokens: of the model's tokenizer.
         vocab_size: columns of the logits.
         ends: tokens that end an answer as the model has it.
     """
 
-    def __init__(self, tokenizer: Any, vocab_size: int, ends: Sequence[int]) -> None:
-        self._hf = tokenizer
-        self._vocab_size = max(vocab_size, len(tokenizer))
+    def __init__(self, tokens: GrammarTokens, vocab_size: int, ends: Sequence[int]) -> None:
+        self._source = tokens
+        self._vocab_size = max(vocab_size, tokens.count)
         self._ends = tuple(ends)
         self._tokens: LLTokenizer | None = None
         self._making = threading.Lock()
@@ -91,13 +118,16 @@ class GrammarCompiler:
 
     def _tokenizer(self) -> LLTokenizer:
         """The vocabulary as llguidance has it, made once."""
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
 
+        source = self._source
         with self._making:
             if self._tokens is None:
-                ends = list(self._ends) or None
+                ends = list(self._ends) or source.end
                 try:
-                    self._tokens = from_tokenizer(self._hf, n_vocab=self._vocab_size, eos_token=ends)
+                    if source.json is None:
+                        raise ValueError("it is none of the library tokenizers")
+                    self._tokens = LLTokenizer(source.json, n_vocab=self._vocab_size, eos_token=ends)
                 except ValueError as error:
                     reason = f"this model's tokenizer cannot follow grammars: {one_line(error)}"
                     raise GrammarError(reason) from None

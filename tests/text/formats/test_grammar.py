@@ -16,7 +16,7 @@ from server.text.formats.parts import Parsed
 from server.text.formats.registry import FORMATS
 from server.text.formats.syntax import CallWriting
 from server.text.formats.tool_types import Tools
-from server.text.grammars.compiler import GrammarCompiler
+from server.text.grammars.compiler import GrammarCompiler, GrammarTokens
 from server.text.grammars.source import GrammarError
 from server.text.tokenizer import Tokenizer
 from tests.checkpoints import tiny_tokenizer
@@ -84,7 +84,7 @@ def answers(
 ) -> list[Parsed]:
     """What the parser makes of some answers that the grammar allows, which are `begun` so."""
     chosen = FORMATS[name]
-    compiler = GrammarCompiler(tokenizer.hf, len(tokenizer.hf), [END])
+    compiler = GrammarCompiler(GrammarTokens.of(tokenizer.hf), len(tokenizer.hf), [END])
     lark = GrammarWriter(chosen, tokenizer.added_tokens).write(form, writing)
     grammar, dice = compiler.compile({"grammar": lark}, [END]), random.Random(1)
     vocabulary = tokenizer.vocabulary
@@ -173,7 +173,7 @@ def test_optional_arguments_may_be_left_out_wherever_they_stand(tokenizer: Token
     tool = FormTool("f", {"properties": {"a": number, "b": number, "c": number}, "required": ["b"]})
     (writing,) = FORMATS["pythonic"].writings[1:]
     lark = GrammarWriter(FORMATS["pythonic"], {}).write(AnswerForm([tool], must_call=True), writing)
-    compiler = GrammarCompiler(tokenizer.hf, len(tokenizer.hf), [END])
+    compiler = GrammarCompiler(GrammarTokens.of(tokenizer.hf), len(tokenizer.hf), [END])
 
     def allows(text: str) -> bool:
         state = compiler.compile({"grammar": lark}, [END]).begin()

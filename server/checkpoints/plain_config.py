@@ -1,0 +1,56 @@
+"""A configuration of transformers as plain data, for a process that does without transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+
+class PlainConfig:
+    """The attributes of a configuration of transformers as they read there, also defaults and other names.
+
+    It can be pickled, and where it is unpickled nobody imports transformers.
+
+    Args:
+        source: a ``PreTrainedConfig``.
+    """
+
+    def __init__(self, source: Any) -> None:
+        from transformers import PreTrainedConfig
+
+        self._text: PlainConfig = self
+        of_the_family = {*dir(type(source))} - {*dir(PreTrainedConfig)}  # the others warn of old names
+        for name in sorted({*vars(source), *of_the_family, *source.attribute_map}):
+            if name.startswith("_"):
+                continue
+            try:
+                vars(self)[name] = _plain(getattr(source, name))
+            except (
+                Exception
+            ):  # what cannot be read there cannot be read here; methods and classes are no data
+                continue
+        text = source.get_text_config()
+        if text is not source:
+            self._text = PlainConfig(text)
+
+    def get_text_config(self) -> PlainConfig:
+        """That of the language model, in a model that sees images, too."""
+        return self._text
+
+
+def _plain(value: Any) -> Any:
+    """`value`, if it is data.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(_plain(each) for each in value)
+    if hasattr(value, "get_text_config"):
+        return PlainConfig(value)
+    raise TypeError(f"{type(value).__name__} is no data")
