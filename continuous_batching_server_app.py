@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.continuous_batching.spawned import SpawnedEngine
+from utils.garbage import without_collections
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -20,25 +21,28 @@ if TYPE_CHECKING:
 def create_app() -> FastAPI:
     """The app under gunicorn, with its options in the environment."""
     engine = SpawnedEngine()
-    from server.continuous_batching.app import build_app
-    from utils.apps import exit_on_config_error
-    from utils.options import CbServerAppOptions, from_environment
+    with without_collections():
+        from server.continuous_batching.app import build_app
+        from utils.apps import exit_on_config_error
+        from utils.options import CbServerAppOptions, from_environment
 
-    with exit_on_config_error():
-        options = from_environment(CbServerAppOptions)
-    return build_app(options, engine)
+        with exit_on_config_error():
+            options = from_environment(CbServerAppOptions)
+        return build_app(options, engine)
 
 
 def main() -> None:
     """The app in the foreground, with its options on the command line."""
-    from utils.options import CbServerAppOptions, parse_arguments
-
-    options = parse_arguments(CbServerAppOptions, description=__doc__)
     engine = SpawnedEngine()
-    from server.continuous_batching.app import build_app
-    from utils.apps import run_in_foreground
+    with without_collections():
+        from utils.options import CbServerAppOptions, parse_arguments
 
-    run_in_foreground(build_app(options, engine), options)
+        options = parse_arguments(CbServerAppOptions, description=__doc__)
+        from server.continuous_batching.app import build_app
+        from utils.apps import run_in_foreground
+
+        app = build_app(options, engine)
+    run_in_foreground(app, options)
 
 
 if __name__ == "__main__":

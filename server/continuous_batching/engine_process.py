@@ -27,7 +27,7 @@ from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
 from server.scheduling.request import Request
 from server.text.light_transformers import import_transformers_without_torch
-from utils.garbage import tame_collector
+from utils.garbage import tame_collector, without_collections
 from utils.parent import exit_at_end_of, signal_at_parent_death
 from utils.threads import share_interpreter
 
@@ -152,7 +152,8 @@ def main() -> int:
 
     try:
         with phases_told_to(tell):
-            with phase("import of torch"):  # meanwhile the parent reads the configuration
+            # meanwhile the parent reads the configuration
+            with phase("import of torch"), without_collections():
                 from server.continuous_batching.build import build_engine
             with phase("configuration"):
                 given = sys.stdin.readline()

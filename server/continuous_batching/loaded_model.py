@@ -16,6 +16,7 @@ from server.checkpoints.plain_config import PlainConfig
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.phases import phase
 from server.device.collectives import Group
+from server.device.triton_support import prepare_launches
 from server.layers.rotary import Rotary, length_note
 from server.layers.shard import WHOLE, Shard
 from server.layers.spec import ModelSpec
@@ -120,6 +121,8 @@ def load(
     loading = config.model_loading_config
     with phase("model configuration, device"):
         device, dtype = choose_device(loading.device, shard), getattr(torch, loading.torch_dtype)
+        if device.type == "cuda":
+            prepare_launches()
         path = Path(loading.model_name_or_path)
         checkpoint = ModelConfig.load(path, trust_remote_code=loading.trust_remote_code, hf=hf)
         warn_beyond(path, checkpoint.hf, loading.model_max_length)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +37,7 @@ __all__ = [
     "launch_options",
     "next_power_of_two",
     "overlaps_launches",
+    "prepare_launches",
     "tl",
 ]
 
@@ -102,6 +105,32 @@ def launch_options(device: torch.device, *, overlapped: bool = True) -> dict[str
     """
     overlapped = overlapped and overlaps_launches(device)
     return {"PDL": overlapped, "launch_pdl": overlapped} if overlapped else {"PDL": False}
+
+
+def prepare_launches() -> list[threading.Thread]:
+    """Begin, on threads, what Triton does at the first launch of a kernel, half a second on an H200's host.
+
+    A compiled kernel is found by a hash that covers Triton's own files, and arguments are compared with
+    classes of Gluon, which it imports then.
+    """
+    if tl is None:
+        return []
+    threads = [threading.Thread(target=each, daemon=True) for each in (_hash_triton, _import_gluon)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _hash_triton() -> None:
+    with suppress(ImportError):  # another release has it elsewhere, and does it at the first launch
+        from triton.runtime.cache import triton_key
+
+        triton_key()
+
+
+def _import_gluon() -> None:
+    with suppress(ImportError):
+        import triton.experimental.gluon.nvidia.hopper  # noqa: F401
 
 
 def next_power_of_two(value: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from protocol.errors import ApiError, unprocessable
 from protocol.generation import OF_TOKEN_IDS, GenerationConfig
 from server.text.detokenizer import Detokenizer
 from server.text.grammars.source import GrammarError, as_grammar
-from server.text.tokenizer import Tokenizer
 from server.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from server.text.tokenizer import Tokenizer
 
 _TOO_LONG = "context_length_exceeded"
 """OpenAI's code for a prompt that does not fit."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +45,22 @@ def test_tables_larger_than_the_memory_that_is_free(
     )
     with pytest.raises(ModelError, match=r"batcher_config\.batch_max_beams: .* can take .* are free"):
         cache_size.size_cache(config, loaded, ())
+
+
+async def test_files_that_cannot_be_read_any_more(tiny_model: Path) -> None:
+    """What the HTTP process cannot read for an engine is told as what the engine cannot."""
+    loading = {"model_name_or_path": str(tiny_model), "device": "cpu"}
+
+    async def describe() -> AsyncIterator[bytes]:
+        yield pickle.dumps(None)
+        raise OSError("the disk is gone")
+
+    supervisor = EngineSupervisor(*([lambda *_: None] * 4))
+    try:
+        with pytest.raises(EngineRefusedError, match="the disk is gone"):
+            await supervisor.start(ServerConfig.model_validate({"model_loading_config": loading}), describe)
+    finally:
+        await supervisor.close()
 
 
 async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:
