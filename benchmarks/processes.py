@@ -17,7 +17,7 @@ from utils.readiness import health
 
 ROOT = Path(__file__).resolve().parents[1]
 _LEAVING_SECONDS = 30.0
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 0.05
 
 
 class StartError(Exception):

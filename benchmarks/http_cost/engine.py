@@ -88,6 +88,8 @@ def main() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])
+    for _ in ("configuration", "texts"):  # of the checkpoint, for an engine that computes something
+        socket.recv()
     socket.send(messages.encode(ready(streams)))
     counting, due, begun = Counting(), 0.0, False
     while True:

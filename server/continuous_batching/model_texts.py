@@ -23,7 +23,6 @@ from server.text.grammars.compiler import GrammarTokens
 from server.text.light_transformers import import_transformers_without_torch
 from server.text.tokenizer import Tokenizer
 from server.text.vocabulary import Vocabulary
-from utils.garbage import without_collections
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +64,7 @@ def read_config(config: ServerConfig) -> PlainConfig | None:
     """
     if wants_models(config):
         return None
-    with without_collections():
-        import_transformers_without_torch()
+    import_transformers_without_torch()
     return PlainConfig(read_hf_config(Path(config.model_loading_config.model_name_or_path)))
 
 

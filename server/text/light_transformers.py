@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 from typing import cast
 
+from utils.garbage import without_collections
+
 
 def import_transformers_without_torch() -> None:
     """Import transformers' tokenizers and configurations as on a machine that has no torch.
@@ -23,7 +25,8 @@ def import_transformers_without_torch() -> None:
     torch = sys.modules.get("torch")
     sys.modules["torch"] = cast(ModuleType, None)  # Python's way of saying that there is no such module
     try:
-        from transformers import AutoConfig, AutoTokenizer  # noqa: F401
+        with without_collections():
+            from transformers import AutoConfig, AutoTokenizer  # noqa: F401
     finally:
         sys.modules.pop("torch", None)
         if torch is not None:
