@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import Any
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
@@ -20,7 +21,9 @@ class PlainConfig:
         from transformers import PreTrainedConfig
 
         self._text: PlainConfig = self
-        of_the_family = {*dir(type(source))} - {*dir(PreTrainedConfig)}  # the others warn of old names
+        # of the base class, whose properties of old names warn, only what the family sets
+        families = takewhile(lambda kind: kind is not PreTrainedConfig, type(source).__mro__)
+        of_the_family = {name for kind in families for name in vars(kind)}
         for name in sorted({*vars(source), *of_the_family, *source.attribute_map}):
             if name.startswith("_"):
                 continue

@@ -2,7 +2,7 @@
 
 Imports torch, reads the configuration as one line of JSON from standard input, loads the model and steps
 while there is work. What takes transformers to read comes from the HTTP process, which has it
-(`model_texts`). It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
+(`checkpoint_reader`). It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import zmq
@@ -25,6 +26,7 @@ from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, rea
 from server.continuous_batching.model_texts import wants_models
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
+from server.device.cuda_context import create_context
 from server.scheduling.request import Request
 from server.text.light_transformers import import_transformers_without_torch
 from utils.garbage import tame_collector, without_collections
@@ -126,6 +128,18 @@ def _request(message: messages.Add, now: float) -> Request:
     )
 
 
+def _read_config() -> ServerConfig | None:
+    """The configuration that the parent gives, and the context of the GPU that it may ask for; None: the
+    parent is gone."""
+    given = sys.stdin.readline()
+    if not given:
+        return None
+    config = ServerConfig.model_validate_json(given)
+    if config.model_loading_config.device != "cpu":
+        create_context()
+    return config
+
+
 def _drafts(config: ServerConfig) -> bool:
     """Whether something drafts that has a configuration of its own."""
     speculation = config.speculation_config
@@ -152,15 +166,16 @@ def main() -> int:
 
     try:
         with phases_told_to(tell):
-            # meanwhile the parent reads the configuration
+            reader = ThreadPoolExecutor(1, "configuration")
+            read = reader.submit(_read_config)
             with phase("import of torch"), without_collections():
                 from server.continuous_batching.build import build_engine
             with phase("configuration"):
-                given = sys.stdin.readline()
-            if not given:
+                config = read.result()
+                reader.shutdown()
+            if config is None:
                 return 0  # the parent is gone already
             exit_at_end_of(sys.stdin.fileno())
-            config = ServerConfig.model_validate_json(given)
             if _drafts(config) and not wants_models(config):
                 with phase("import of transformers"):
                     import_transformers_without_torch()

@@ -16,8 +16,8 @@ from protocol.generation import GenerationConfig
 from server.checkpoints.config_of import config_of
 from server.checkpoints.errors import ModelError
 from server.continuous_batching.build import build_engine
+from server.continuous_batching.checkpoint_reader import read_config, read_texts
 from server.continuous_batching.config import ServerConfig
-from server.continuous_batching.model_texts import ModelTexts, read_config
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.tokenizer import load_tokenizer
 from server.device.faults import out_of_memory
@@ -62,7 +62,7 @@ class LLM:
             built = build_engine(
                 config,
                 read_config(config),
-                lambda: ModelTexts.of(config.model_loading_config, self.tokenizer),
+                lambda: read_texts(config.model_loading_config, self.tokenizer),
             )
         except (MemoryError, RuntimeError) as error:  # torch's own is of the latter
             if not out_of_memory(error):

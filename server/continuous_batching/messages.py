@@ -1,7 +1,7 @@
 """Messages between the HTTP side and the engine process.
 
 MessagePack over one socket pair; every message is one of the structs below. While the engine loads, it is
-first sent what `model_texts` reads of the checkpoint, pickled.
+first sent what `checkpoint_reader` reads of the checkpoint, pickled.
 """
 
 from __future__ import annotations

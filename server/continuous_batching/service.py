@@ -21,10 +21,10 @@ from server.api.refusals import check_refusals
 from server.api.service import Job, check_ready
 from server.checkpoints.sampling_defaults import sampling_defaults
 from server.continuous_batching import messages
+from server.continuous_batching.checkpoint_reader import CheckpointReader
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.failures import api_error
 from server.continuous_batching.metrics import EngineMetrics
-from server.continuous_batching.model_texts import CheckpointReader
 from server.continuous_batching.outputs import AnswerDelta
 from server.continuous_batching.refusals import refusals
 from server.continuous_batching.spawned import SpawnedEngine

@@ -12,9 +12,9 @@ from server.models.linears import QuantizedLinears
 from server.models.source import ModelSource
 from server.models.weights import load_weights
 from server.quantization.experts import objection as objection_to_experts
-from server.quantization.formats.gguf import objection as objection_to_blocks
 from server.quantization.formats.registry import open_format
 from server.quantization.fp8.scheme import objection
+from server.quantization.gguf.objection import objection as objection_to_blocks
 
 
 def load_model(

@@ -12,8 +12,8 @@ import torch
 
 from server.checkpoints.errors import ModelError
 from server.continuous_batching import LLM, cache_size
+from server.continuous_batching.checkpoint_reader import CheckpointReader
 from server.continuous_batching.config import ServerConfig
-from server.continuous_batching.model_texts import CheckpointReader
 from server.continuous_batching.supervisor import EngineRefusedError, EngineSupervisor
 from server.models.config import ModelConfig
 

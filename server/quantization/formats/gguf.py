@@ -169,16 +169,6 @@ def _fits(tensor: GGUFTensor) -> bool:
     return tensor.kind in FORMS and len(tensor.shape) == 2 and tensor.shape[1] % _STRIPE == 0
 
 
-def objection(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why matrices in blocks are not multiplied as they are; None: they are."""
-    if device.type != "cpu":
-        return f"own kernels for it are for CPUs, the device is {device.type}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
-        return f"own kernels multiply with it in float32 and bfloat16, not {name}"
-    return None
-
-
 class GGUF(WeightFormat):
     """Files of llama.cpp's converter and its quantizer."""
 
