@@ -11,9 +11,11 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 import orjson
@@ -88,34 +90,42 @@ def run(port: int, load: Workload, *, stream: bool) -> float:
     return seconds
 
 
+class Served(NamedTuple):
+    """A server that is ready.
+
+    Attributes:
+        start: what it took, and each phase of its engine's start, in seconds.
+    """
+
+    port: int
+    start: dict[str, Any]
+
+
+@contextmanager
+def served(path: Path) -> Iterator[Served]:
+    """The server app on the checkpoint at `path`."""
+    config, log, port = path / "server.json", path / "server.log", free_port()
+    config.write_text(json.dumps(configuration(path)))
+    app, url = ROOT / "continuous_batching_server_app.py", f"http://127.0.0.1:{port}"
+    command: list[str | Path] = [sys.executable, app, "--port", str(port), "--model_id", "m"]
+    with running([*command, "--server_config_file_path", config], log) as server:
+        seconds = wait_until_ready("the server", url, server, log)
+        with urlopen(f"{url}/status") as status:
+            phases = json.load(status)["details"]["engine_start"]["seconds"]
+        yield Served(port, {"start_seconds": seconds, "engine_start_seconds": phases})
+
+
 def main() -> None:
     """Time the workloads over HTTP and without, and write the figures as JSON."""
     arguments = timing.parser(__doc__, "/tmp/http-models").parse_args()
     path = save_checkpoint(arguments.shape, arguments.models)
-    config, log, port = path / "server.json", path / "server.log", free_port()
-    config.write_text(json.dumps(configuration(path)))
-    command: list[str | Path] = [
-        sys.executable,
-        ROOT / "continuous_batching_server_app.py",
-        "--port",
-        str(port),
-    ]
-    url = f"http://127.0.0.1:{port}"
-    with running([*command, "--model_id", "m", "--server_config_file_path", config], log) as server:
-        start = wait_until_ready("the server", url, server, log)
-        with urlopen(f"{url}/status") as status:
-            phases = json.load(status)["details"]["engine_start"]["seconds"]
+    with served(path) as server:
         over_http = {
-            name: timing.repeat(partial(run, port, stream=name == "STREAM"), name, arguments.repeats)
+            name: timing.repeat(partial(run, server.port, stream=name == "STREAM"), name, arguments.repeats)
             for name in arguments.workloads
         }
-    result: dict[str, Any] = {
-        "engine": "own, over HTTP",
-        "shape": arguments.shape,
-        "start_seconds": start,
-        "engine_start_seconds": phases,
-        "workloads": {},
-    }
+    result: dict[str, Any] = {"engine": "own, over HTTP", "shape": arguments.shape, **server.start}
+    result["workloads"] = {}
     llm = own.load(arguments.shape, arguments.models)
     for name, seconds in over_http.items():
         offline = timing.repeat(lambda work: own.run(llm, work), name, arguments.repeats)
