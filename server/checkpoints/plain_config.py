@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -27,12 +28,8 @@ class PlainConfig:
         for name in sorted({*vars(source), *of_the_family, *source.attribute_map}):
             if name.startswith("_"):
                 continue
-            try:
+            with suppress(Exception):  # what cannot be read there, methods and classes
                 vars(self)[name] = _plain(getattr(source, name))
-            except (
-                Exception
-            ):  # what cannot be read there cannot be read here; methods and classes are no data
-                continue
         text = source.get_text_config()
         if text is not source:
             self._text = PlainConfig(text)
