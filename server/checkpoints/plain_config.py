@@ -10,9 +10,9 @@ _PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 class PlainConfig:
-    """The attributes of a configuration of transformers as they read there, also defaults and other names.
+    """The attributes of a transformers configuration, defaults and aliases included.
 
-    It can be pickled, and where it is unpickled nobody imports transformers.
+    Unpickling it does not import transformers.
 
     Args:
         source: a ``PreTrainedConfig``.

@@ -16,7 +16,7 @@ from protocol.generation import GenerationConfig
 from server.checkpoints.config_of import config_of
 from server.checkpoints.errors import ModelError
 from server.continuous_batching.build import build_engine
-from server.continuous_batching.checkpoint_reader import read_config, read_texts
+from server.continuous_batching.checkpoint_reader import read_texts
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.tokenizer import load_tokenizer
@@ -57,17 +57,14 @@ class LLM:
 
     def __init__(self, model: str | Path | ServerConfig, **options: dict[str, Any]) -> None:
         config = config_of(model, options, ServerConfig, "model_loading_config").located()
-        self.tokenizer = load_tokenizer(config.model_loading_config, with_models=True)
+        loading = config.model_loading_config
+        self.tokenizer = load_tokenizer(loading, with_models=True)
         try:
-            built = build_engine(
-                config,
-                read_config(config),
-                lambda: read_texts(config.model_loading_config, self.tokenizer),
-            )
+            built = build_engine(config, None, lambda: read_texts(loading, self.tokenizer))
         except (MemoryError, RuntimeError) as error:  # torch's own is of the latter
             if not out_of_memory(error):
                 raise
-            path = config.model_loading_config.model_name_or_path
+            path = loading.model_name_or_path
             reason = f"the memory does not suffice for this model and configuration ({one_line(error)})"
             raise ModelError(f"{path}: {reason}") from error
         self.engine = built.engine

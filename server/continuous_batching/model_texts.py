@@ -1,4 +1,4 @@
-"""What an engine is told of its model's texts, for it does without a tokenizer."""
+"""The vocabulary and tokenizer data that an engine needs; it loads no tokenizer itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.text.vocabulary import Vocabulary
 
 @dataclass(frozen=True, slots=True)
 class ModelTexts:
-    """Texts, and the checkpoint's name for caches.
+    """Data of the tokenizer, and the checkpoint's fingerprint, which names cache entries.
 
     Attributes:
         vocabulary: bytes of each token, for stop strings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-@dataclass(slots=True)
+@dataclass
 class LoadedModel:
     """A model with what the rest of the server needs to know of it."""
 
@@ -59,12 +60,12 @@ class LoadedModel:
     capabilities: dict[str, Any] = field(default_factory=dict)
     fingerprint: str | None = None
     """That of the checkpoint (`server.checkpoints.fingerprint`)."""
-    grammars: GrammarCompiler = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.grammars = GrammarCompiler(
-            GrammarTokens.of(self.tokenizer.hf), self.vocab_size, self.eos_token_ids
-        )
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """Compiles grammars; made for the first one, since a large tokenizer takes a moment to write out."""
+        tokens = GrammarTokens.of(self.tokenizer.hf)
+        return GrammarCompiler(tokens, self.vocab_size, self.eos_token_ids)
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:

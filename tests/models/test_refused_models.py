@@ -48,7 +48,7 @@ def test_tables_larger_than_the_memory_that_is_free(
 
 
 async def test_files_that_cannot_be_read_any_more(tiny_model: Path) -> None:
-    """What the HTTP process cannot read for an engine is told as what the engine cannot."""
+    """A file that the HTTP process fails to read for the engine refuses the model, too."""
     loading = {"model_name_or_path": str(tiny_model), "device": "cpu"}
 
     async def describe() -> AsyncIterator[bytes]:

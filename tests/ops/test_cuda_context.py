@@ -12,7 +12,7 @@ from server.device.cuda_context import create_context
 
 
 class Driver:
-    """Of a machine with so many GPUs; `called` notes what it was asked for."""
+    """A fake CUDA driver with `gpus` GPUs; `called` records the calls."""
 
     def __init__(self, gpus: int) -> None:
         self.gpus = gpus
