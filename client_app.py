@@ -5,7 +5,8 @@ from __future__ import annotations
 from client.app import create_app as create_gateway
 from client.http.asgi import CompletionFront
 from client.reload import ConfigFile
-from utils.apps import exit_on_config_error, run_in_foreground
+from utils.apps import run_in_foreground
+from utils.boot import exit_on_config_error
 from utils.http_server import allow_open_files
 from utils.logs import configure_logging
 from utils.options import ClientAppOptions, from_environment, parse_arguments

@@ -15,20 +15,24 @@ from utils.garbage import without_collections
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Both processes have imports of a second and more: the engine's is started before this one has its own.
+# Both processes have imports of a second and more: the engine's is started before this one has its own, and
+# told what to serve before this one imports what serves HTTP.
 
 
 def create_app() -> FastAPI:
     """The app under gunicorn, with its options in the environment."""
     engine = SpawnedEngine()
     with without_collections():
-        from server.continuous_batching.app import build_app
-        from utils.apps import exit_on_config_error
+        from server.continuous_batching.first_engine import tell_first
+        from utils.boot import exit_on_config_error
         from utils.options import CbServerAppOptions, from_environment
 
         with exit_on_config_error():
             options = from_environment(CbServerAppOptions)
-        return build_app(options, engine)
+        reader = tell_first(engine, options)
+        from server.continuous_batching.app import build_app
+
+        return build_app(options, reader, engine)
 
 
 def main() -> None:
@@ -38,10 +42,13 @@ def main() -> None:
         from utils.options import CbServerAppOptions, parse_arguments
 
         options = parse_arguments(CbServerAppOptions, description=__doc__)
+        from server.continuous_batching.first_engine import tell_first
+
+        reader = tell_first(engine, options)
         from server.continuous_batching.app import build_app
         from utils.apps import run_in_foreground
 
-        app = build_app(options, engine)
+        app = build_app(options, reader, engine)
     run_in_foreground(app, options)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from utils.apps import exit_on_config_error, run_in_foreground
+from utils.apps import run_in_foreground
+from utils.boot import exit_on_config_error
 from utils.options import SbServerAppOptions, from_environment, parse_arguments
 
 if TYPE_CHECKING:

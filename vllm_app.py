@@ -12,7 +12,7 @@ import sys
 
 from protocol.routes import HEALTH
 from utils.addresses import reachable
-from utils.apps import exit_on_config_error
+from utils.boot import exit_on_config_error
 from utils.config import ConfigError, load_config
 from utils.keeper import Keeper, answers
 from utils.logs import configure_logging

@@ -10,6 +10,7 @@ import uvicorn
 
 from server.api.app import create_app
 from server.api.lifecycle import Lifecycle
+from server.continuous_batching.checkpoint_reader import CheckpointReader
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.service import ContinuousBatchingService
 from server.continuous_batching.spawned import SpawnedEngine
@@ -25,7 +26,7 @@ def serve(config: Path, port: int, engine_module: str) -> None:
     configure_logging(False)
     share_interpreter()
     SpawnedEngine.module = engine_module
-    service = ContinuousBatchingService(load_config(config, ServerConfig), "m")
+    service = ContinuousBatchingService(CheckpointReader(load_config(config, ServerConfig)), "m")
     app = create_app(service, lifecycle=Lifecycle(service, on_ready=tame_collector))
     uvicorn.run(app, port=port, http=HttpProtocol, loop="uvloop", log_level="warning", access_log=False)
 

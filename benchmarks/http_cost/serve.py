@@ -13,6 +13,7 @@ import uvicorn
 
 from server.api.app import create_app
 from server.api.lifecycle import Lifecycle
+from server.continuous_batching.checkpoint_reader import CheckpointReader
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.service import ContinuousBatchingService
 from server.continuous_batching.spawned import SpawnedEngine
@@ -25,7 +26,7 @@ def serve(model: str, port: int) -> None:
     """Serve until a signal comes."""
     SpawnedEngine.module = "benchmarks.http_cost.engine"
     config = ServerConfig.model_validate({"model_loading_config": {"model_name_or_path": model}})
-    service = ContinuousBatchingService(config, "m")
+    service = ContinuousBatchingService(CheckpointReader(config), "m")
     share_interpreter()
     app = create_app(service, lifecycle=Lifecycle(service, on_ready=tame_collector))
     uvicorn.run(app, port=port, http=HttpProtocol, loop="uvloop", log_level="warning", access_log=False)

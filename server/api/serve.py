@@ -14,7 +14,7 @@ from server.api.app import create_app
 from server.api.config import ApiConfig, HttpConfig
 from server.api.lifecycle import Lifecycle
 from server.api.service import Service
-from utils.apps import BOOT_ERROR
+from utils.boot import BOOT_ERROR
 from utils.garbage import tame_collector
 from utils.options import ServerAppOptions
 from utils.threads import share_interpreter

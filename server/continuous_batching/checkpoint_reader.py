@@ -1,4 +1,4 @@
-"""What the HTTP process reads of a checkpoint for the engine's, on threads.
+"""What the HTTP process reads of a checkpoint for the engine's, on a thread.
 
 It needs the tokenizer in any case, and transformers for it, which takes a second or two to import.
 The engine's process imports torch meanwhile, and does without transformers where the model is of a
@@ -7,14 +7,15 @@ family of ours.
 
 from __future__ import annotations
 
-import asyncio
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from server.checkpoints.fingerprint import fingerprint
 from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.plain_config import PlainConfig
+from server.continuous_batching import messages
 from server.continuous_batching.config import ModelLoadingConfig, ServerConfig
 from server.continuous_batching.model_texts import ModelTexts, wants_models
 from server.continuous_batching.tokenizer import load_tokenizer
@@ -35,6 +36,17 @@ def read_config(config: ServerConfig) -> PlainConfig | None:
     return PlainConfig(read_hf_config(Path(config.model_loading_config.model_name_or_path)))
 
 
+def read_tokenizer(loading: ModelLoadingConfig) -> Tokenizer:
+    """The tokenizer, and its vocabulary with it.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(loading)
+    _ = tokenizer.vocabulary  # made now, not for the first request
+    return tokenizer
+
+
 def read_texts(loading: ModelLoadingConfig, tokenizer: Tokenizer) -> ModelTexts:
     """The texts of the checkpoint, with the tokenizer that was loaded from it.
 
@@ -50,33 +62,36 @@ class CheckpointReader:
 
     Args:
         config: the server's configuration.
+
+    Attributes:
+        config: that configuration.
+        located: the same with paths on this machine; what is on a hub is downloaded for it.
+        tokenizer: with its vocabulary.
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        self._loading = config.model_loading_config
-        self._config = asyncio.create_task(asyncio.to_thread(read_config, config))
-        self._tokenizer = asyncio.create_task(self._load_tokenizer())
+        self.config = config
+        thread = ThreadPoolExecutor(1, "checkpoint")  # one: no two threads should import transformers
+        self.located: Future[ServerConfig] = thread.submit(config.located)
+        self._hf = thread.submit(lambda: read_config(self.located.result()))
+        self.tokenizer: Future[Tokenizer] = thread.submit(self._read_tokenizer)
+        thread.shutdown(wait=False)
 
-    async def tokenizer(self) -> Tokenizer:
-        """The tokenizer, and the vocabulary with it.
+    def wait_for_config(self, seconds: float) -> None:
+        """Return once the checkpoint's configuration is read, or cannot be, or so many seconds are over."""
+        wait([self._hf], seconds)
 
-        Raises:
-            ModelError: it or the configuration cannot be loaded.
-        """
-        return await asyncio.shield(self._tokenizer)
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """What an engine reads of its socket: the configuration and a `ModelTexts`, pickled.
+    def parts(self) -> Iterator[bytes]:
+        """What an engine reads of its `start_pipe`; waits for each.
 
         Raises:
             ModelError, OSError: they cannot be read.
         """
-        yield pickle.dumps(await asyncio.shield(self._config))
-        tokenizer = await self.tokenizer()
-        yield await asyncio.to_thread(lambda: pickle.dumps(read_texts(self._loading, tokenizer)))
+        config = self.located.result()
+        yield messages.encode_json(config.model_dump(mode="json", exclude={"event_token"}))
+        yield pickle.dumps(self._hf.result())
+        yield pickle.dumps(read_texts(config.model_loading_config, self.tokenizer.result()))
 
-    async def _load_tokenizer(self) -> Tokenizer:
-        await self._config  # it imports transformers, which no two threads should do
-        tokenizer = await asyncio.to_thread(load_tokenizer, self._loading)
-        await asyncio.to_thread(lambda: tokenizer.vocabulary)
-        return tokenizer
+    def _read_tokenizer(self) -> Tokenizer:
+        self._hf.result()  # raises: nothing is read for a model that cannot be served
+        return read_tokenizer(self.located.result().model_loading_config)

@@ -1,8 +1,8 @@
 """The engine process: ``.venv/bin/python -m server.continuous_batching.engine_process ADDRESS PARENT``.
 
-Imports torch, reads the configuration as one line of JSON from standard input, loads the model and steps
-while there is work. What takes transformers to read comes from the HTTP process, which has it
-(`checkpoint_reader`). It ends with its parent, whatever it is doing: computing, loading, or waiting to send.
+Imports torch, is told by its standard input what to serve, loads the model and steps while there is work.
+What takes transformers to read comes from the HTTP process, which has it (`checkpoint_reader`). It ends with
+its parent, whatever it is doing: computing, loading, or waiting to send.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, rea
 from server.continuous_batching.model_texts import wants_models
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
+from server.continuous_batching.start_pipe import received_parts
 from server.device.cuda_context import create_context
 from server.scheduling.request import Request
 from server.text.light_transformers import import_transformers_without_torch
 from utils.garbage import tame_collector, without_collections
-from utils.parent import exit_at_end_of, signal_at_parent_death
+from utils.parent import signal_at_parent_death
 from utils.threads import share_interpreter
 
 if TYPE_CHECKING:
@@ -128,13 +129,9 @@ def _request(message: messages.Add, now: float) -> Request:
     )
 
 
-def _read_config() -> ServerConfig | None:
-    """The configuration that the parent gives, and the context of the GPU that it may ask for; None: the
-    parent is gone."""
-    given = sys.stdin.readline()
-    if not given:
-        return None
-    config = ServerConfig.model_validate_json(given)
+def _read_config(part: bytes) -> ServerConfig:
+    """The server's configuration, and the context of the GPU that it may ask for."""
+    config = ServerConfig.model_validate_json(part)
     if config.model_loading_config.device != "cpu":
         create_context()
     return config
@@ -166,22 +163,20 @@ def main() -> int:
 
     try:
         with phases_told_to(tell):
+            parts = received_parts(sys.stdin.buffer)
             reader = ThreadPoolExecutor(1, "configuration")
-            read = reader.submit(_read_config)
+            read = reader.submit(lambda: _read_config(parts.get()))
             with phase("import of torch"), without_collections():
                 from server.continuous_batching.build import build_engine
             with phase("configuration"):
                 config = read.result()
                 reader.shutdown()
-            if config is None:
-                return 0  # the parent is gone already
-            exit_at_end_of(sys.stdin.fileno())
             if _drafts(config) and not wants_models(config):
                 with phase("import of transformers"):
                     import_transformers_without_torch()
             with phase("configuration of the model"):
-                hf = pickle.loads(socket.recv())
-            built = build_engine(config, hf, lambda: pickle.loads(socket.recv()), lost_rank)
+                hf = pickle.loads(parts.get())
+            built = build_engine(config, hf, lambda: pickle.loads(parts.get()), lost_rank)
     except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
         socket.send(messages.encode(messages.Refused(reason(error))))
         return REFUSED_EXIT

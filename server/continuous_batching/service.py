@@ -22,7 +22,6 @@ from server.api.service import Job, check_ready
 from server.checkpoints.sampling_defaults import sampling_defaults
 from server.continuous_batching import messages
 from server.continuous_batching.checkpoint_reader import CheckpointReader
-from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.failures import api_error
 from server.continuous_batching.metrics import EngineMetrics
 from server.continuous_batching.outputs import AnswerDelta
@@ -43,9 +42,10 @@ class ContinuousBatchingService:
     """A model served by an engine process; a `server.api.service.Service`.
 
     Args:
-        config: the server's configuration.
+        reader: of the checkpoint, for the server's configuration.
         model_id: name under which the model is served.
-        engine: the engine process, where it has been spawned already; from now on this object's to end.
+        engine: the engine process, where it has been spawned already and is told what `reader` reads; from
+            now on this object's to end.
     """
 
     kind: ServiceKind = "continuous_batching"
@@ -55,10 +55,10 @@ class ContinuousBatchingService:
     vocab_size: int
     model_max_length: int
 
-    def __init__(self, config: ServerConfig, model_id: str, engine: SpawnedEngine | None = None) -> None:
-        self.model_id, self.model_aliases = model_id, config.model_aliases
+    def __init__(self, reader: CheckpointReader, model_id: str, engine: SpawnedEngine | None = None) -> None:
+        self.model_id, self.model_aliases = model_id, reader.config.model_aliases
         self.sampling_defaults: Mapping[str, float] = {}
-        self._config = config
+        self._reader, self._config = reader, reader.config
         self._born = time.monotonic()
         self._engine_state = ServerState.LOADING
         self._loaded = False  # both the engine and the tokenizer
@@ -83,11 +83,11 @@ class ContinuousBatchingService:
         return self._engine_state if self._loaded else ServerState.LOADING
 
     async def start(self) -> None:
-        self._config = await asyncio.to_thread(self._config.located)
-        reader = CheckpointReader(self._config)
-        engine = asyncio.create_task(self._supervisor.start(self._config, reader.parts))
+        step_timeout = self._config.batcher_config.step_timeout_seconds
+        engine = asyncio.create_task(self._supervisor.start(self._reader.parts, step_timeout))
         try:
-            self.tokenizer = await reader.tokenizer()
+            self._config = await asyncio.wrap_future(self._reader.located)
+            self.tokenizer = await asyncio.wrap_future(self._reader.tokenizer)
             path = self._config.model_loading_config.model_name_or_path
             wanted = self._config.generation_config
             self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path, wanted)

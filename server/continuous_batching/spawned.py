@@ -9,10 +9,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 from server.continuous_batching.environment import engine_environment
 from server.continuous_batching.phases import StartClock
+from server.continuous_batching.start_pipe import send_part
 
 
 class SpawnedEngine:
@@ -21,6 +24,7 @@ class SpawnedEngine:
     Attributes:
         address: of the socket that it connects to.
         start_clock: where the time of its start goes, or went.
+        told: done once it has all parts of what it is told, or has ended; None: it is told nothing yet.
         module: what the process runs; benchmarks set another.
     """
 
@@ -30,6 +34,7 @@ class SpawnedEngine:
         self.start_clock = StartClock("process")
         self._directory = tempfile.TemporaryDirectory(prefix="engine-")
         self.address = f"ipc://{self._directory.name}/socket"
+        self.told: Future[None] | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, self.address, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -41,12 +46,25 @@ class SpawnedEngine:
     def pid(self) -> int:
         return self._process.pid
 
-    def configure(self, settings: bytes) -> None:
-        """Tell it its configuration, one line of JSON. The pipe stays open until this process ends."""
+    def tell(self, parts: Iterable[bytes]) -> None:
+        """Send it what it waits for (`start_pipe`), each part once it is there, on a thread.
+
+        The pipe stays open until this process ends.
+
+        Args:
+            parts: what this raises is raised by `told`.
+        """
+        thread = ThreadPoolExecutor(1, "start-pipe")
+        self.told = thread.submit(self._send, parts)
+        thread.shutdown(wait=False)
+
+    def _send(self, parts: Iterable[bytes]) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended already, as `ended` tells
-            self._process.stdin.write(settings + b"\n")
-            self._process.stdin.flush()
+        for part in parts:
+            try:
+                send_part(self._process.stdin, part)
+            except (OSError, ValueError):  # it has ended already, as `ended` tells
+                return
 
     async def ended(self) -> int:
         """Its exit status, once it has ended; negative: the number of the signal that ended it."""

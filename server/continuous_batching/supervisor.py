@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import zmq
 import zmq.asyncio
@@ -14,7 +13,6 @@ import zmq.asyncio
 from protocol.status import ServerState
 from server.checkpoints.errors import ModelError
 from server.continuous_batching import messages
-from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT
 from server.continuous_batching.phases import StartClock
 from server.continuous_batching.restarts import Life, Restarts
@@ -29,7 +27,7 @@ from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
 
-Describe = Callable[[], AsyncIterator[bytes]]
+Parts = Callable[[], Iterable[bytes]]
 
 
 class EngineRefusedError(Exception):
@@ -71,8 +69,8 @@ class EngineSupervisor:
         self._spawned = spawned
         self._engine: SpawnedEngine | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._config: ServerConfig
-        self._describe: Describe
+        self._parts: Parts
+        self._step_timeout: float | None
         self._starts = 0
 
     @property
@@ -85,18 +83,18 @@ class EngineSupervisor:
         """Process id of the engine, while there is one."""
         return None if self._engine is None else self._engine.pid
 
-    async def start(self, config: ServerConfig, describe: Describe) -> None:
-        """Start the first engine and wait until it is ready.
+    async def start(self, parts: Parts, step_timeout: float | None = None) -> None:
+        """Start the first engine, where there is none yet, and wait until it is ready.
 
         Args:
-            config: given to each engine.
-            describe: gives what each engine reads first of its socket, in that order.
+            parts: gives what an engine is told (`start_pipe`).
+            step_timeout: seconds after which a step that goes on is stuck; None: the default for the device.
 
         Raises:
             EngineRefusedError: it cannot serve the model, or died while loading.
         """
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._config, self._describe = config, describe
+        self._parts, self._step_timeout = parts, step_timeout
         self._keeper = asyncio.create_task(self._keep(first))
         await first
 
@@ -161,8 +159,8 @@ class EngineSupervisor:
             engine, self._spawned = self._spawned or SpawnedEngine(), None
             self._engine, self.start_clock = engine, engine.start_clock
             socket.bind(engine.address)
-            settings: dict[str, Any] = self._config.model_dump(mode="json", exclude={"event_token"})
-            engine.configure(messages.encode_json(settings))
+            if engine.told is None:
+                engine.tell(self._parts())
             return await self._listen(engine, socket, life, first)
         except EngineRefusedError as error:
             return str(error)
@@ -182,29 +180,20 @@ class EngineSupervisor:
         gone = asyncio.create_task(engine.ended())
         receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
         watcher = asyncio.create_task(self._watch(engine.pid, watchdog))
-        describer = asyncio.create_task(self._tell(socket))
-        tasks = (gone, receiver, watcher, describer)
+        teller = asyncio.create_task(_telling(engine))
+        tasks = (gone, receiver, watcher, teller)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if gone.done() and not receiver.done():  # what it said last may still be on its way
                 await asyncio.wait((receiver,), timeout=0.2)
-            for speaker in (receiver, describer):
-                if speaker.done():
-                    speaker.result()  # raises
+            for each in (receiver, teller):
+                if each.done():
+                    each.result()  # raises
             return watcher.result() if watcher.done() else _ending(gone.result(), life)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _tell(self, socket: zmq.asyncio.Socket) -> None:
-        """Tell an engine what it is to know of the checkpoint; ends by raising."""
-        try:
-            async for part in self._describe():
-                await socket.send(part)
-        except (ModelError, OSError, ValueError) as error:
-            raise EngineRefusedError(one_line(error)) from error
-        await asyncio.Future()
 
     async def _receive(
         self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]
@@ -224,8 +213,8 @@ class EngineSupervisor:
                 life.loaded = True
                 self.start_clock.enter(None)
                 logger.info("the engine is ready after %.1f s", self.start_clock.told()["total_seconds"])
-                configured = self._config.batcher_config.step_timeout_seconds
-                watchdog.step_timeout = configured or default_step_timeout(message.capabilities["device"])
+                device = message.capabilities["device"]
+                watchdog.step_timeout = self._step_timeout or default_step_timeout(device)
                 self._socket, self.problem = socket, None
                 self._on_ready(message)
                 if not first.done():
@@ -240,6 +229,16 @@ class EngineSupervisor:
             problem = watchdog.tick(loop.time() - begin, has_work=self._has_work(), stopped=is_stopped(pid))
             if problem is not None:
                 return problem
+
+
+async def _telling(engine: SpawnedEngine) -> None:
+    """Ends, by raising, where what the engine is to be told cannot be read."""
+    assert engine.told is not None
+    try:
+        await asyncio.wrap_future(engine.told)
+    except (ModelError, OSError, ValueError) as error:
+        raise EngineRefusedError(one_line(error)) from error
+    await asyncio.Future()
 
 
 def _ending(status: int, life: Life) -> str:

@@ -16,6 +16,7 @@ from protocol.generation import GenerationConfig
 from protocol.status import ServerState
 from server.api.service import Job
 from server.continuous_batching import messages, restarts
+from server.continuous_batching.checkpoint_reader import CheckpointReader
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.outputs import AnswerDelta, StepOutput
 from server.continuous_batching.phases import StartClock
@@ -48,7 +49,7 @@ class StubSupervisor:
 async def service(tiny_model: Path) -> ContinuousBatchingService:
     """Ready, without a process behind."""
     config = ServerConfig.model_validate({"model_loading_config": {"model_name_or_path": str(tiny_model)}})
-    service = ContinuousBatchingService(config, "tiny")
+    service = ContinuousBatchingService(CheckpointReader(config), "tiny")
     service.tokenizer = Tokenizer(tiny_model)
     service._supervisor = StubSupervisor()  # type: ignore[assignment]
     service._loaded = True
@@ -116,7 +117,7 @@ async def test_a_model_that_is_gone_is_told_and_given_up(
     config = ServerConfig.model_validate(
         {"model_loading_config": loading, "cache_config": {"num_blocks": 9, "num_blocks_cpu": 0}}
     )
-    service = ContinuousBatchingService(config, "tiny")
+    service = ContinuousBatchingService(CheckpointReader(config), "tiny")
     try:
         await service.start()
         assert service.state is ServerState.READY and service.health() is None

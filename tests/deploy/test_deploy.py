@@ -170,7 +170,7 @@ def test_units_start_the_apps(path: Path) -> None:
     python, *words = shlex.split(unit["Service"]["ExecStart"].replace("%i", "8001"))
     assert python == "/opt/inference/.venv/bin/python"
     parse(words)
-    assert unit["Service"]["RestartPreventExitStatus"] == "3"  # utils.apps.BOOT_ERROR
+    assert unit["Service"]["RestartPreventExitStatus"] == "3"  # utils.boot.BOOT_ERROR
     assert float(unit["Service"]["TimeoutStopSec"]) > GatewayConfig().drain_timeout_seconds
 
 

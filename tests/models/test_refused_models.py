@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import AsyncIterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,16 +49,18 @@ def test_tables_larger_than_the_memory_that_is_free(
 
 async def test_files_that_cannot_be_read_any_more(tiny_model: Path) -> None:
     """A file that the HTTP process fails to read for the engine refuses the model, too."""
-    loading = {"model_name_or_path": str(tiny_model), "device": "cpu"}
+    config = ServerConfig.model_validate(
+        {"model_loading_config": {"model_name_or_path": str(tiny_model), "device": "cpu"}}
+    )
 
-    async def describe() -> AsyncIterator[bytes]:
-        yield pickle.dumps(None)
+    def parts() -> Iterator[bytes]:
+        yield from itertools.islice(CheckpointReader(config).parts(), 2)
         raise OSError("the disk is gone")
 
     supervisor = EngineSupervisor(*([lambda *_: None] * 4))
     try:
         with pytest.raises(EngineRefusedError, match="the disk is gone"):
-            await supervisor.start(ServerConfig.model_validate({"model_loading_config": loading}), describe)
+            await supervisor.start(parts)
     finally:
         await supervisor.close()
 
@@ -75,6 +77,6 @@ async def test_tables_larger_than_the_machine(tiny_model: Path) -> None:
     supervisor = EngineSupervisor(*([lambda *_: None] * 4))
     try:
         with pytest.raises(EngineRefusedError, match="the memory does not suffice"):
-            await supervisor.start(config, CheckpointReader(config).parts)
+            await supervisor.start(CheckpointReader(config).parts)
     finally:
         await supervisor.close()

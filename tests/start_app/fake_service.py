@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from protocol import routes
-from utils.apps import exit_on_config_error
+from utils.boot import exit_on_config_error
 from utils.config import ConfigError
 from utils.logs import configure_logging
 from utils.options import ClientAppOptions, from_environment
