@@ -15,21 +15,21 @@ from utils.garbage import without_collections
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Both processes have imports of a second and more: the engine's is started before this one has its own, and
-# told what to serve before this one imports what serves HTTP.
+# The imports of each process take a second or more, so the engine process is started first, and configured
+# before this process imports the HTTP server.
 
 
 def create_app() -> FastAPI:
     """The app under gunicorn, with its options in the environment."""
     engine = SpawnedEngine()
     with without_collections():
-        from server.continuous_batching.first_engine import tell_first
+        from server.continuous_batching.first_engine import configure_first
         from utils.boot import exit_on_config_error
         from utils.options import CbServerAppOptions, from_environment
 
         with exit_on_config_error():
             options = from_environment(CbServerAppOptions)
-        reader = tell_first(engine, options)
+        reader = configure_first(engine, options)
         from server.continuous_batching.app import build_app
 
         return build_app(options, reader, engine)
@@ -42,9 +42,9 @@ def main() -> None:
         from utils.options import CbServerAppOptions, parse_arguments
 
         options = parse_arguments(CbServerAppOptions, description=__doc__)
-        from server.continuous_batching.first_engine import tell_first
+        from server.continuous_batching.first_engine import configure_first
 
-        reader = tell_first(engine, options)
+        reader = configure_first(engine, options)
         from server.continuous_batching.app import build_app
         from utils.apps import run_in_foreground
 

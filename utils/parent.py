@@ -6,7 +6,6 @@ import ctypes
 import os
 import signal
 import sys
-import threading
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,14 +25,3 @@ def signal_at_parent_death(parent: int, number: signal.Signals) -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
-
-
-def exit_at_end_of(descriptor: int) -> None:
-    """End this process at once when the other end of a pipe is closed, on any system: its holder is gone."""
-
-    def watch() -> None:
-        while os.read(descriptor, 4096):
-            pass
-        os._exit(0)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -12,7 +12,7 @@ from utils.options import CbServerAppOptions
 
 
 def build_app(options: CbServerAppOptions, reader: CheckpointReader, engine: SpawnedEngine) -> FastAPI:
-    """The app that these options describe, whose first engine is told what `reader` reads."""
+    """Build the app around `engine`, which is already running and configured with what `reader` reads."""
     config = reader.config
     model_id = served_model_id(options, config, config.model_loading_config.model_name_or_path)
     return serve(ContinuousBatchingService(reader, model_id, engine), options, config)

@@ -15,7 +15,6 @@ from pathlib import Path
 from server.checkpoints.fingerprint import fingerprint
 from server.checkpoints.hf_config import read_hf_config
 from server.checkpoints.plain_config import PlainConfig
-from server.continuous_batching import messages
 from server.continuous_batching.config import ModelLoadingConfig, ServerConfig
 from server.continuous_batching.model_texts import ModelTexts, wants_models
 from server.continuous_batching.tokenizer import load_tokenizer
@@ -36,17 +35,6 @@ def read_config(config: ServerConfig) -> PlainConfig | None:
     return PlainConfig(read_hf_config(Path(config.model_loading_config.model_name_or_path)))
 
 
-def read_tokenizer(loading: ModelLoadingConfig) -> Tokenizer:
-    """The tokenizer, and its vocabulary with it.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    tokenizer = load_tokenizer(loading)
-    _ = tokenizer.vocabulary  # made now, not for the first request
-    return tokenizer
-
-
 def read_texts(loading: ModelLoadingConfig, tokenizer: Tokenizer) -> ModelTexts:
     """The texts of the checkpoint, with the tokenizer that was loaded from it.
 
@@ -64,9 +52,9 @@ class CheckpointReader:
         config: the server's configuration.
 
     Attributes:
-        config: that configuration.
-        located: the same with paths on this machine; what is on a hub is downloaded for it.
-        tokenizer: with its vocabulary.
+        config: the server's configuration.
+        located: the configuration with local paths, once hub checkpoints have been downloaded.
+        tokenizer: the tokenizer, with its vocabulary cached.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -78,20 +66,22 @@ class CheckpointReader:
         thread.shutdown(wait=False)
 
     def wait_for_config(self, seconds: float) -> None:
-        """Return once the checkpoint's configuration is read, or cannot be, or so many seconds are over."""
+        """Wait at most `seconds` until the model's configuration has been read or reading it has failed."""
         wait([self._hf], seconds)
 
     def parts(self) -> Iterator[bytes]:
-        """What an engine reads of its `start_pipe`; waits for each.
+        """Startup data for an engine, in the order of `start_pipe`; blocks until each part has been read.
 
         Raises:
             ModelError, OSError: they cannot be read.
         """
         config = self.located.result()
-        yield messages.encode_json(config.model_dump(mode="json", exclude={"event_token"}))
+        yield config.to_json()
         yield pickle.dumps(self._hf.result())
         yield pickle.dumps(read_texts(config.model_loading_config, self.tokenizer.result()))
 
     def _read_tokenizer(self) -> Tokenizer:
-        self._hf.result()  # raises: nothing is read for a model that cannot be served
-        return read_tokenizer(self.located.result().model_loading_config)
+        self._hf.result()  # raises if the model cannot be served
+        tokenizer = load_tokenizer(self.located.result().model_loading_config)
+        _ = tokenizer.vocabulary  # cached now, not at the first request
+        return tokenizer

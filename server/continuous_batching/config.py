@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import Field, model_validator
 
 from protocol.generation import MAX_LOOKUP_TOKENS, MAX_NGRAM_SIZE
@@ -194,6 +195,10 @@ class ServerConfig(ApiConfig):
     cache_config: CacheConfig = CacheConfig()
     speculation_config: SpeculationConfig = SpeculationConfig()
     parallel_config: ParallelConfig = ParallelConfig()
+
+    def to_json(self) -> bytes:
+        """This configuration for an engine process; the event token stays in this one."""
+        return msgspec.json.encode(self.model_dump(mode="json", exclude={"event_token"}))
 
     def located(self) -> ServerConfig:
         """As `ModelLoadingConfig.located`."""

@@ -1,6 +1,6 @@
 """The engine process: ``.venv/bin/python -m server.continuous_batching.engine_process ADDRESS PARENT``.
 
-Imports torch, is told by its standard input what to serve, loads the model and steps while there is work.
+Imports torch, receives its startup data (`start_pipe`), loads the model and runs steps while there is work.
 What takes transformers to read comes from the HTTP process, which has it (`checkpoint_reader`). It ends with
 its parent, whatever it is doing: computing, loading, or waiting to send.
 """
@@ -26,7 +26,7 @@ from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, rea
 from server.continuous_batching.model_texts import wants_models
 from server.continuous_batching.outputs import RequestFailure, StepOutput
 from server.continuous_batching.phases import phase, phases_told_to
-from server.continuous_batching.start_pipe import received_parts
+from server.continuous_batching.start_pipe import receive_parts
 from server.device.cuda_context import create_context
 from server.scheduling.request import Request
 from server.text.light_transformers import import_transformers_without_torch
@@ -163,7 +163,7 @@ def main() -> int:
 
     try:
         with phases_told_to(tell):
-            parts = received_parts(sys.stdin.buffer)
+            parts = receive_parts(sys.stdin.fileno())
             reader = ThreadPoolExecutor(1, "configuration")
             read = reader.submit(lambda: _read_config(parts.get()))
             with phase("import of torch"), without_collections():

@@ -1,6 +1,7 @@
-"""The first engine of a server app: it is told what to serve before this process imports the rest it needs.
+"""Configures the first engine before the HTTP server is imported.
 
-What the engine waits for takes a second of Python's interpreter to read, and what serves HTTP takes another.
+Reading the model's configuration and importing the HTTP server each keep the interpreter busy for about a
+second, and the engine waits for the configuration only.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from utils.config import load_config
 from utils.logs import configure_logging
 from utils.options import CbServerAppOptions
 
-PATIENCE_SECONDS = 3.0
-"""Reading what is on this machine's disks takes no longer; a download from a hub does."""
+CONFIG_TIMEOUT_SECONDS = 3.0
+"""Enough for local files. A download from a hub takes longer, and the server listens meanwhile."""
 
 
-def tell_first(engine: SpawnedEngine, options: CbServerAppOptions) -> CheckpointReader:
-    """Begin to read the checkpoint that these options name; returns once the engine has its configuration,
-    or the patience is at its end."""
+def configure_first(engine: SpawnedEngine, options: CbServerAppOptions) -> CheckpointReader:
+    """Start reading the checkpoint and sending startup data to `engine`.
+
+    Returns when the model's configuration has been read, or after `CONFIG_TIMEOUT_SECONDS`.
+    """
     configure_logging(options.debug)
     with exit_on_config_error():
         config = load_config(options.server_config_file_path, ServerConfig)
     reader = CheckpointReader(config)
-    engine.tell(reader.parts())
-    reader.wait_for_config(PATIENCE_SECONDS)
+    engine.configure(reader.parts())
+    reader.wait_for_config(CONFIG_TIMEOUT_SECONDS)
     return reader

@@ -74,6 +74,5 @@ ToEngine = Add | Cancel
 FromEngine = Loading | Ready | Refused | Report
 
 encode = msgspec.msgpack.Encoder().encode
-encode_json = msgspec.json.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
 decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode

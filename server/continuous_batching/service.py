@@ -44,8 +44,8 @@ class ContinuousBatchingService:
     Args:
         reader: of the checkpoint, for the server's configuration.
         model_id: name under which the model is served.
-        engine: the engine process, where it has been spawned already and is told what `reader` reads; from
-            now on this object's to end.
+        engine: an engine process that is already running and configured with what `reader` reads; the
+            service takes ownership.
     """
 
     kind: ServiceKind = "continuous_batching"

@@ -24,7 +24,7 @@ class SpawnedEngine:
     Attributes:
         address: of the socket that it connects to.
         start_clock: where the time of its start goes, or went.
-        told: done once it has all parts of what it is told, or has ended; None: it is told nothing yet.
+        configured: done when all startup data is sent or the process has ended; None before `configure`.
         module: what the process runs; benchmarks set another.
     """
 
@@ -34,7 +34,7 @@ class SpawnedEngine:
         self.start_clock = StartClock("process")
         self._directory = tempfile.TemporaryDirectory(prefix="engine-")
         self.address = f"ipc://{self._directory.name}/socket"
-        self.told: Future[None] | None = None
+        self.configured: Future[None] | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, self.address, str(os.getpid())],
             stdin=subprocess.PIPE,
@@ -46,16 +46,14 @@ class SpawnedEngine:
     def pid(self) -> int:
         return self._process.pid
 
-    def tell(self, parts: Iterable[bytes]) -> None:
-        """Send it what it waits for (`start_pipe`), each part once it is there, on a thread.
-
-        The pipe stays open until this process ends.
+    def configure(self, parts: Iterable[bytes]) -> None:
+        """Send the engine its startup data (`start_pipe`) from a thread; the pipe stays open afterwards.
 
         Args:
-            parts: what this raises is raised by `told`.
+            parts: may block. If it raises, so does `configured`.
         """
         thread = ThreadPoolExecutor(1, "start-pipe")
-        self.told = thread.submit(self._send, parts)
+        self.configured = thread.submit(self._send, parts)
         thread.shutdown(wait=False)
 
     def _send(self, parts: Iterable[bytes]) -> None:
@@ -63,7 +61,7 @@ class SpawnedEngine:
         for part in parts:
             try:
                 send_part(self._process.stdin, part)
-            except (OSError, ValueError):  # it has ended already, as `ended` tells
+            except (OSError, ValueError):  # the process has ended, as `ended` reports
                 return
 
     async def ended(self) -> int:

@@ -1,7 +1,7 @@
-"""The pipe by which an engine process is told what it is to serve: its standard input.
+"""The pipe that carries the startup data of an engine process or rank: its standard input.
 
-The parts, in this order, each with its length before it: the configuration as JSON, a pickled
-`PlainConfig` or None, and a pickled `ModelTexts`.
+Each part is preceded by its length. An engine gets three: the configuration as JSON, a pickled
+`PlainConfig` or None, and a pickled `ModelTexts`. A rank beside the first gets the configuration alone.
 """
 
 from __future__ import annotations
@@ -25,17 +25,28 @@ def send_part(pipe: IO[bytes], part: bytes) -> None:
     pipe.flush()
 
 
-def received_parts(pipe: IO[bytes]) -> SimpleQueue[bytes]:
-    """The parts as they come, read by a thread.
+def receive_parts(descriptor: int) -> SimpleQueue[bytes]:
+    """Read parts on a thread and queue them as they arrive.
 
-    It ends this process at once when the other end of the pipe is closed, on any system: its holder is gone.
+    When the other end of the pipe is closed, its process is gone, and the thread ends this one at once.
     """
     parts: SimpleQueue[bytes] = SimpleQueue()
 
     def read() -> None:
-        while length := pipe.read(_LENGTH_BYTES):
-            parts.put(pipe.read(int.from_bytes(length)))
-        os._exit(0)
+        while True:
+            length = int.from_bytes(_read_exactly(descriptor, _LENGTH_BYTES))
+            parts.put(_read_exactly(descriptor, length))
 
     threading.Thread(target=read, name="start-pipe", daemon=True).start()
     return parts
+
+
+def _read_exactly(descriptor: int, length: int) -> bytes:
+    """So many bytes, without the lock of `sys.stdin`: Python aborts if a thread holds it at exit."""
+    data = bytearray()
+    while len(data) < length:
+        read = os.read(descriptor, length - len(data))
+        if not read:
+            os._exit(0)
+        data += read
+    return bytes(data)

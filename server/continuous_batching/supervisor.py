@@ -84,11 +84,11 @@ class EngineSupervisor:
         return None if self._engine is None else self._engine.pid
 
     async def start(self, parts: Parts, step_timeout: float | None = None) -> None:
-        """Start the first engine, where there is none yet, and wait until it is ready.
+        """Start the first engine, unless it was given, and wait until it is ready.
 
         Args:
-            parts: gives what an engine is told (`start_pipe`).
-            step_timeout: seconds after which a step that goes on is stuck; None: the default for the device.
+            parts: returns the startup data of a new engine (`start_pipe`).
+            step_timeout: seconds after which a running step counts as stuck; None: the device's default.
 
         Raises:
             EngineRefusedError: it cannot serve the model, or died while loading.
@@ -159,8 +159,8 @@ class EngineSupervisor:
             engine, self._spawned = self._spawned or SpawnedEngine(), None
             self._engine, self.start_clock = engine, engine.start_clock
             socket.bind(engine.address)
-            if engine.told is None:
-                engine.tell(self._parts())
+            if engine.configured is None:
+                engine.configure(self._parts())
             return await self._listen(engine, socket, life, first)
         except EngineRefusedError as error:
             return str(error)
@@ -180,13 +180,13 @@ class EngineSupervisor:
         gone = asyncio.create_task(engine.ended())
         receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
         watcher = asyncio.create_task(self._watch(engine.pid, watchdog))
-        teller = asyncio.create_task(_telling(engine))
-        tasks = (gone, receiver, watcher, teller)
+        sender = asyncio.create_task(_send_failure(engine))
+        tasks = (gone, receiver, watcher, sender)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if gone.done() and not receiver.done():  # what it said last may still be on its way
                 await asyncio.wait((receiver,), timeout=0.2)
-            for each in (receiver, teller):
+            for each in (receiver, sender):
                 if each.done():
                     each.result()  # raises
             return watcher.result() if watcher.done() else _ending(gone.result(), life)
@@ -231,11 +231,11 @@ class EngineSupervisor:
                 return problem
 
 
-async def _telling(engine: SpawnedEngine) -> None:
-    """Ends, by raising, where what the engine is to be told cannot be read."""
-    assert engine.told is not None
+async def _send_failure(engine: SpawnedEngine) -> None:
+    """Raise if the engine's startup data cannot be read; never returns."""
+    assert engine.configured is not None
     try:
-        await asyncio.wrap_future(engine.told)
+        await asyncio.wrap_future(engine.configured)
     except (ModelError, OSError, ValueError) as error:
         raise EngineRefusedError(one_line(error)) from error
     await asyncio.Future()

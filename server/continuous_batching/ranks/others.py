@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.environment import engine_environment
+from server.continuous_batching.start_pipe import send_part
 from server.device.collectives import Group
 
 PROCESS = "server.continuous_batching.ranks.process"
@@ -90,7 +90,5 @@ def _start(
         env=engine_environment(os.environ),
     )
     assert process.stdin is not None
-    settings = config.model_dump(mode="json", exclude={"event_token"})
-    process.stdin.write(messages.encode_json(settings) + b"\n")
-    process.stdin.flush()
+    send_part(process.stdin, config.to_json())
     return process

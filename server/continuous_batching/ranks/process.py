@@ -23,11 +23,12 @@ from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import RANK_LOST_EXIT, REFUSED_EXIT, reason
 from server.continuous_batching.ranks import messages
 from server.continuous_batching.ranks.beats import Beats
+from server.continuous_batching.start_pipe import receive_parts
 from server.device.collectives import Group
 from server.layers.shard import Shard
 from server.worker.worker import Worker
 from utils.garbage import tame_collector
-from utils.parent import exit_at_end_of, signal_at_parent_death
+from utils.parent import signal_at_parent_death
 
 logger = logging.getLogger(__name__)
 
@@ -137,10 +138,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, with which this one ends
     form = f"%(asctime)s %(levelname)s rank {arguments.rank}: %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form)
-    given = sys.stdin.readline()
-    if not given:
-        return 0  # rank 0 is gone already
-    exit_at_end_of(sys.stdin.fileno())
+    startup_data = receive_parts(sys.stdin.fileno())
 
     def lost(problem: str) -> None:
         logger.error("%s", problem)
@@ -148,7 +146,7 @@ def main() -> int:
             os.kill(arguments.parent, signal.SIGKILL)
         os._exit(RANK_LOST_EXIT)
 
-    config = ServerConfig.model_validate_json(given)
+    config = ServerConfig.model_validate_json(startup_data.get())
     shard = Shard(arguments.rank, arguments.count)
     return follow(config, shard, arguments.directory, zmq.Context(), lost)
 
