@@ -17,6 +17,7 @@ import zmq
 from protocol.completion import FinishReason
 from server.continuous_batching import messages
 from server.continuous_batching.outputs import AnswerDelta, StepOutput
+from server.continuous_batching.start_pipe import receive_parts
 from server.continuous_batching.stats import EngineStats
 from server.scheduling.limits import GroupSize, Limits
 from utils.parent import signal_at_parent_death
@@ -88,8 +89,7 @@ def main() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])
-    for _ in ("configuration", "texts"):  # of the checkpoint, for an engine that computes something
-        socket.recv()
+    receive_parts(sys.stdin.fileno())  # read, lest the pipe fill up, and left alone: nothing is computed
     socket.send(messages.encode(ready(streams)))
     counting, due, begun = Counting(), 0.0, False
     while True:
