@@ -35,6 +35,7 @@ from utils.parent import signal_at_parent_death
 from utils.threads import share_interpreter
 
 if TYPE_CHECKING:
+    from server.continuous_batching.build import BuiltEngine
     from server.continuous_batching.engine import Engine
 
 STATS_INTERVAL_SECONDS = 0.1
@@ -149,34 +150,22 @@ def lost_rank(problem: str) -> None:
     os._exit(RANK_LOST_EXIT)
 
 
-def main() -> int:
-    """Serve until the process is ended; returns the exit status where the model cannot be served."""
-    signal_at_parent_death(int(sys.argv[2]), signal.SIGKILL)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    socket = context.socket(zmq.PAIR)
-    socket.setsockopt(zmq.LINGER, 1000)
-    socket.connect(sys.argv[1])
+def serve(socket: zmq.Socket[bytes]) -> int:
+    """Load the model and serve until the process is ended.
+
+    Args:
+        socket: connected to the HTTP side.
+
+    Returns:
+        The exit status where the model cannot be served; the reason is sent.
+    """
 
     def tell(name: str) -> None:
         socket.send(messages.encode(messages.Loading(name, time.monotonic())))
 
     try:
         with phases_told_to(tell):
-            parts = receive_parts(sys.stdin.fileno())
-            reader = ThreadPoolExecutor(1, "configuration")
-            read = reader.submit(lambda: _read_config(parts.get()))
-            with phase("import of torch"), without_collections():
-                from server.continuous_batching.build import build_engine
-            with phase("configuration"):
-                config = read.result()
-                reader.shutdown()
-            if _drafts(config) and not wants_models(config):
-                with phase("import of transformers"):
-                    import_transformers_without_torch()
-            with phase("configuration of the model"):
-                hf = pickle.loads(parts.get())
-            built = build_engine(config, hf, lambda: pickle.loads(parts.get()), lost_rank)
+            built = _build()
     except (ModelError, ValueError, OSError, MemoryError, RuntimeError) as error:
         socket.send(messages.encode(messages.Refused(reason(error))))
         return REFUSED_EXIT
@@ -193,6 +182,35 @@ def main() -> int:
     socket.send(messages.encode(ready))
     EngineLoop(built.engine, socket).run()
     raise AssertionError("the loop does not end")
+
+
+def _build() -> BuiltEngine:
+    """Import torch, and build the engine from the startup data."""
+    parts = receive_parts(sys.stdin.fileno())
+    reader = ThreadPoolExecutor(1, "configuration")
+    read = reader.submit(lambda: _read_config(parts.get()))
+    with phase("import of torch"), without_collections():
+        from server.continuous_batching.build import build_engine
+    with phase("configuration"):
+        config = read.result()
+        reader.shutdown()
+    if _drafts(config) and not wants_models(config):
+        with phase("import of transformers"):
+            import_transformers_without_torch()
+    with phase("configuration of the model"):
+        hf = pickle.loads(parts.get())
+    return build_engine(config, hf, lambda: pickle.loads(parts.get()), lost_rank)
+
+
+def main() -> int:
+    """Serve until the process is ended; returns the exit status where the model cannot be served."""
+    signal_at_parent_death(int(sys.argv[2]), signal.SIGKILL)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # The last message may be the reason for a refusal, and the HTTP process may not be listening yet: the
+    # context closes once all messages have been received.
+    with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
+        socket.connect(sys.argv[1])
+        return serve(socket)
 
 
 if __name__ == "__main__":
