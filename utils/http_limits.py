@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 HEAD_BYTES = 2**16
 """The longest head of a request: request line and header fields."""
@@ -41,3 +45,19 @@ def allow_open_files() -> None:
     """Raise this process's limit of open files as far as it may: each connection is one."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def make_room(connections: Any, limit: int) -> None:
+    """Close the sixteenth of `limit` connections that have waited longest for a request, of the address
+    that has most of them waiting. Behind a proxy all have one address, and only age counts."""
+    waiting: dict[str | None, list[Any]] = defaultdict(list)
+    for connection in connections:
+        if connection.waits:
+            waiting[connection.client and connection.client[0]].append(connection)
+    most = max(waiting.values(), key=len, default=[])
+    most.sort(key=lambda connection: connection.waiting_since)
+    for connection in most[: max(1, limit // 16)]:
+        connections.discard(connection)  # it learns of its loss only in the loop's next turn
+        connection.transport.abort()
+    if most:
+        logger.warning("more than %d connections: some that wait for a request were closed", limit)

@@ -7,10 +7,9 @@ the headers, and keeps a connection open until its client has read everything.
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
-from collections import defaultdict
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any, ClassVar
 
 import httptools
@@ -21,13 +20,11 @@ from protocol.errors import ApiError, bad_request, head_too_large, target_too_lo
 from utils.access_log import Throttle, log_malformed
 from utils.http_framing import frame_as_asked
 from utils.http_head import check_head, take_host_from_target
-from utils.http_limits import HEAD_BYTES, HttpLimits, allow_open_files
+from utils.http_limits import HEAD_BYTES, HttpLimits, allow_open_files, make_room
 from utils.http_transport import JoiningTransport
 from utils.parent import signal_at_parent_death
 
 __all__ = ["HttpProtocol", "JoiningTransport", "Worker", "allow_open_files"]
-
-logger = logging.getLogger(__name__)
 
 PIPELINED = 16
 """Requests that may wait on a connection for the one before."""
@@ -256,22 +253,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes = 0
 
 
-def make_room(connections: Any, limit: int) -> None:
-    """Close the sixteenth of `limit` connections that have waited longest for a request, of the address
-    that has most of them waiting. Behind a proxy all have one address, and only age counts."""
-    waiting: dict[str | None, list[HttpProtocol]] = defaultdict(list)
-    for connection in connections:
-        if connection.waits:
-            waiting[connection.client and connection.client[0]].append(connection)
-    most = max(waiting.values(), key=len, default=[])
-    most.sort(key=lambda connection: connection.waiting_since)
-    for connection in most[: max(1, limit // 16)]:
-        connections.discard(connection)  # it learns of its loss only in the loop's next turn
-        connection.transport.abort()
-    if most:
-        logger.warning("more than %d connections: some that wait for a request were closed", limit)
-
-
 class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
     """Gunicorn's worker for all services."""
 
@@ -291,3 +272,9 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
         # gunicorn's own workers end with a master that was killed; uvicorn's would hold port and model
         signal_at_parent_death(self.ppid, signal.SIGTERM)
         super().init_process()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at once on SIGQUIT, with which gunicorn's master ends its workers on Ctrl-C."""
+        super().handle_exit(sig, frame)
+        for _ in range(2):  # uvicorn does nothing on SIGQUIT, and hurries on the second SIGINT
+            signal.raise_signal(signal.SIGINT)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from benchmarks.ports import free_port
@@ -22,6 +23,7 @@ from utils.process import processes, wait_until
 
 KINDS = ("client_app", "cb_server_app", "sb_server_app")
 BODY = {"model": MODEL, "prompt": "17 + 25 =", "generation_config": {"max_new_tokens": 8}}
+LONG_BODY = BODY | {"stream": True, "generation_config": {"max_new_tokens": 400, "ignore_eos": True}}
 
 
 def poll(url: str, path: str, body: Any, status: int, *, seconds: float) -> bool:
@@ -127,6 +129,24 @@ def test_an_app_runs_in_the_foreground_until_ctrl_c(script: str, ready: str) -> 
             process.kill()
     assert process.returncode in (0, -signal.SIGINT)
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_gunicorn_ends_at_once_when_its_master_is_interrupted(number: signal.Signals) -> None:
+    port = free_port()
+    settings = ["--config", str(CONFIGS / "gunicorn_config.py"), "--graceful-timeout", "600"]
+    app = ["continuous_batching_server_app:create_app()", "--bind", f"127.0.0.1:{port}"]
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([sys.executable, "-m", "gunicorn", *settings, *app], cwd=ROOT) as process:
+        try:
+            assert poll(url, IN_FOREGROUND["continuous_batching_server_app.py"], None, 200, seconds=120)
+            with httpx2.stream("POST", f"{url}/completion/v2", json=LONG_BODY) as answer:
+                assert next(answer.iter_lines()).startswith("data: ")
+                process.send_signal(number)
+                process.wait(60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
