@@ -10,6 +10,7 @@ from utils.boot import exit_on_config_error
 from utils.http_server import allow_open_files
 from utils.logs import configure_logging
 from utils.options import ClientAppOptions, from_environment, parse_arguments
+from utils.signals import end_at_ctrl_c
 
 
 def build(options: ClientAppOptions) -> CompletionFront:
@@ -31,5 +32,6 @@ def create_app() -> CompletionFront:
 
 
 if __name__ == "__main__":
+    end_at_ctrl_c()
     options = parse_arguments(ClientAppOptions, description=__doc__)
     run_in_foreground(build(options), options)

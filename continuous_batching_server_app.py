@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from server.continuous_batching.spawned import SpawnedEngine
 from utils.garbage import without_collections
+from utils.signals import end_at_ctrl_c
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -37,6 +38,7 @@ def create_app() -> FastAPI:
 
 def main() -> None:
     """The app in the foreground, with its options on the command line."""
+    end_at_ctrl_c()
     engine = SpawnedEngine()
     with without_collections():
         from utils.options import CbServerAppOptions, parse_arguments

@@ -241,12 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     directories = Directories(args.run_dir, args.log_dir)
-    if args.fleet is None and args.status:
-        return report_status(directories, sys.stdout, names=chosen_names(flags))
-    if args.fleet is None and args.stop:
-        return stop_services(directories, names=chosen_names(flags))
     try:
+        if args.fleet is None and args.status:
+            return report_status(directories, sys.stdout, names=chosen_names(flags))
+        if args.fleet is None and args.stop:
+            return stop_services(directories, names=chosen_names(flags))
         return run(args, directories, parser)
+    except KeyboardInterrupt:
+        return 130
     except ModuleNotFoundError as error:
         print(
             f"error: {sys.executable} has no package {error.name!r}: run start_app.py with the Python of an "
@@ -271,8 +273,6 @@ def run(args: argparse.Namespace, directories: Directories, parser: argparse.Arg
     except (ConfigError, ModelError, ServiceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from utils.apps import run_in_foreground
 from utils.boot import exit_on_config_error
 from utils.options import SbServerAppOptions, from_environment, parse_arguments
+from utils.signals import end_at_ctrl_c
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -43,6 +44,7 @@ def create_app() -> FastAPI:
 
 def main() -> None:
     """The app in the foreground, with its options on the command line."""
+    end_at_ctrl_c()
     options = parse_arguments(SbServerAppOptions, description=__doc__)
     run_in_foreground(build(options), options)
 

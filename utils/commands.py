@@ -33,4 +33,11 @@ def with_interpreter(text: str | None) -> str:
 
 def _python() -> str:
     python = shlex.quote(shown(sys.executable))
-    return python if Path.cwd() == ROOT else f"cd {shlex.quote(str(ROOT))} && {python}"
+    return python if _in_root() else f"cd {shlex.quote(str(ROOT))} && {python}"
+
+
+def _in_root() -> bool:
+    try:
+        return Path.cwd() == ROOT
+    except FileNotFoundError:  # the working directory was deleted
+        return False

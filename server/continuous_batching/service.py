@@ -84,19 +84,20 @@ class ContinuousBatchingService:
 
     async def start(self) -> None:
         step_timeout = self._config.batcher_config.step_timeout_seconds
-        engine = asyncio.create_task(self._supervisor.start(self._reader.parts, step_timeout))
         try:
-            self._config = await asyncio.wrap_future(self._reader.located)
-            self.tokenizer = await asyncio.wrap_future(self._reader.tokenizer)
-            path = self._config.model_loading_config.model_name_or_path
-            wanted = self._config.generation_config
-            self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path, wanted)
-        except Exception:
-            engine.cancel()
-            await asyncio.gather(engine, return_exceptions=True)
-            raise
-        await engine
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._supervisor.start(self._reader.parts, step_timeout))
+                tasks.create_task(self._read_checkpoint())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         self._loaded = True
+
+    async def _read_checkpoint(self) -> None:
+        """Take what this process needs of the checkpoint."""
+        self._config = await asyncio.wrap_future(self._reader.located)
+        self.tokenizer = await asyncio.wrap_future(self._reader.tokenizer)
+        path, wanted = self._config.model_loading_config.model_name_or_path, self._config.generation_config
+        self.sampling_defaults = await asyncio.to_thread(sampling_defaults, path, wanted)
 
     async def drain(self) -> None:
         self._ending = ServerState.DRAINING

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from server.continuous_batching.environment import engine_environment
 from server.continuous_batching.phases import StartClock
+from server.continuous_batching.socket_paths import socket_root
 from server.continuous_batching.start_pipe import send_part
+
+if TYPE_CHECKING:
+    import zmq
 
 
 class SpawnedEngine:
     """An engine process from its start on. It imports torch while its configuration is still being read.
 
     Attributes:
-        address: of the socket that it connects to.
+        address: of the socket that it connects to; see `listen`.
         start_clock: where the time of its start goes, or went.
         configured: done when all startup data is sent or the process has ended; None before `configure`.
         module: what the process runs; benchmarks set another.
@@ -32,8 +39,8 @@ class SpawnedEngine:
 
     def __init__(self) -> None:
         self.start_clock = StartClock("process")
-        self._directory = tempfile.TemporaryDirectory(prefix="engine-")
-        self.address = f"ipc://{self._directory.name}/socket"
+        self._directory = Path(socket_root(), f"engine-{secrets.token_hex(8)}")
+        self.address = f"ipc://{self._directory}/socket"
         self.configured: Future[None] | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-m", self.module, self.address, str(os.getpid())],
@@ -45,6 +52,15 @@ class SpawnedEngine:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def listen(self, socket: zmq.Socket[Any]) -> None:
+        """Bind the socket that the engine connects to."""
+        self._directory.mkdir(mode=0o700)
+        socket.bind(self.address)
+
+    def remove_socket(self) -> None:
+        """Remove the socket's path, which nobody needs once the engine is connected."""
+        shutil.rmtree(self._directory, ignore_errors=True)
 
     def configure(self, parts: Iterable[bytes]) -> None:
         """Send the engine its startup data (`start_pipe`) from a thread; the pipe stays open afterwards.
@@ -88,4 +104,4 @@ class SpawnedEngine:
         if self._process.stdin is not None:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
-        self._directory.cleanup()
+        self.remove_socket()

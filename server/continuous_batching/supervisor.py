@@ -146,7 +146,8 @@ class EngineSupervisor:
                 self._engine = None
 
     def _lose(self, problem: str, life: Life) -> None:
-        logger.error("%s", problem)
+        if life.loaded or self.restarts:  # a first engine that cannot load is an error of `start`
+            logger.error("%s", problem)
         self.problem, self._socket = problem, None
         try:
             self._on_lost(ServerState.LOADING if life.loaded else ServerState.FAILED)
@@ -158,7 +159,7 @@ class EngineSupervisor:
         try:
             engine, self._spawned = self._spawned or SpawnedEngine(), None
             self._engine, self.start_clock = engine, engine.start_clock
-            socket.bind(engine.address)
+            engine.listen(socket)
             if engine.configured is None:
                 engine.configure(self._parts())
             return await self._listen(engine, socket, life, first)
@@ -178,7 +179,7 @@ class EngineSupervisor:
         """Take messages until the process is gone or stuck; returns which."""
         watchdog = Watchdog()
         gone = asyncio.create_task(engine.ended())
-        receiver = asyncio.create_task(self._receive(socket, watchdog, life, first))
+        receiver = asyncio.create_task(self._receive(engine, socket, watchdog, life, first))
         watcher = asyncio.create_task(self._watch(engine.pid, watchdog))
         sender = asyncio.create_task(_send_failure(engine))
         tasks = (gone, receiver, watcher, sender)
@@ -196,7 +197,12 @@ class EngineSupervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _receive(
-        self, socket: zmq.asyncio.Socket, watchdog: Watchdog, life: Life, first: asyncio.Future[None]
+        self,
+        engine: SpawnedEngine,
+        socket: zmq.asyncio.Socket,
+        watchdog: Watchdog,
+        life: Life,
+        first: asyncio.Future[None],
     ) -> None:
         """Hand on what the engine says; ends by raising."""
         while True:
@@ -207,6 +213,7 @@ class EngineSupervisor:
                 self._on_report(message)
             elif isinstance(message, messages.Loading):
                 self.start_clock.enter(message.phase, message.begun)
+                engine.remove_socket()
             elif isinstance(message, messages.Refused):
                 raise EngineRefusedError(message.message)
             else:

@@ -40,7 +40,7 @@ def test_the_reason_for_a_refusal_waits_for_who_listens_late(tmp_path: Path) -> 
     time.sleep(5.0)  # longer than it takes to refuse the model
     assert engine._process.poll() is None
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
-        socket.bind(engine.address)
+        engine.listen(socket)
         last: messages.FromEngine = messages.Loading("", 0.0)
         while not isinstance(last, messages.Refused):
             assert socket.poll(60_000)

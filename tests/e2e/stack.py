@@ -7,12 +7,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ports import free_port
 from utils.options import CONFIGS
+from utils.process import processes
 from utils.running import Directories, Running, find
 
 ROOT = CONFIGS.parent
@@ -109,3 +111,13 @@ class Stack:
     def logs(self) -> str:
         """All that the services logged."""
         return "\n".join(path.read_text() for path in sorted((self.directory / "logs").glob("*.log")))
+
+
+def children(parent: int) -> set[int]:
+    """The ids of the processes that `parent` started."""
+    found = set()
+    for process in processes():
+        with suppress(OSError):
+            if int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.add(process.pid)
+    return found

@@ -8,15 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from benchmarks.ports import free_port
-from tests.e2e.stack import IN_FOREGROUND, MODEL, MODEL_DIRECTORY, ROOT, Stack, call
+from tests.e2e.stack import IN_FOREGROUND, MODEL, MODEL_DIRECTORY, ROOT, Stack, call, children
 from utils.config import read_file
 from utils.options import CONFIGS
 from utils.process import processes, wait_until
@@ -77,14 +75,6 @@ def test_a_killed_worker_is_replaced(stack: Stack) -> None:
 
 def test_nothing_outlives_what_started_it(empty_stack: Stack) -> None:
     """The engine of a killed worker ends, and so do worker and engine of a killed master."""
-
-    def children(parent: int) -> set[int]:
-        found = set()
-        for process in processes():
-            with suppress(OSError):
-                if int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                    found.add(process.pid)
-        return found
 
     def gone(pids: set[int]) -> bool:
         return not pids & {process.pid for process in processes()}

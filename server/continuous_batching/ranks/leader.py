@@ -18,6 +18,7 @@ from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.ranks import messages
 from server.continuous_batching.ranks.beats import Beats
 from server.continuous_batching.ranks.others import Others
+from server.continuous_batching.socket_paths import socket_root
 from server.device.collectives import Group
 
 _ANSWER_SECONDS = 30.0
@@ -43,7 +44,7 @@ class Ranks:
 
     def __init__(self, config: ServerConfig, count: int, lost: Callable[[str], None] | None = None) -> None:
         self.count = count
-        directory = tempfile.TemporaryDirectory(prefix="ranks-")
+        directory = tempfile.TemporaryDirectory(prefix="ranks-", dir=socket_root())
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.directory = Path(directory.name)
         self._steps, beats = (

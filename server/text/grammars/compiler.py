@@ -140,4 +140,9 @@ def _brief(text: str) -> str:
     message = re.sub(r"^at \d+\(\d+\): |^\d+\(\d+\): ", "", message)
     message = message.removeprefix("failed to compile JSON schema: ")
     message = re.sub(r"^Unimplemented keys: \[(.*)\]", r"keywords that are not supported: \1", message)
+    message = re.sub(
+        r"^Value for 'multipleOf' has too many digits: .*",
+        "multipleOf: some decimals, such as 0.07 and 0.53, are not supported",
+        message,
+    )
     return " ".join(message.split())[:500]

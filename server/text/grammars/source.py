@@ -113,7 +113,9 @@ def _check_schema(schema: dict[str, Any]) -> None:
                 f"json: {len(properties)} properties of one object exceed the {MAX_PROPERTIES} allowed"
             )
         if isinstance(divisor, int | float) and not _is_small(divisor):
-            raise GrammarError(f"json: multipleOf: {divisor} has more digits than can be honoured")
+            raise GrammarError(
+                f"json: multipleOf: the digits of {divisor} exceed {MAX_DIVISOR:,} as a whole number"
+            )
 
 
 def _is_small(divisor: float) -> bool:
