@@ -119,6 +119,8 @@ def bad_request(message: str, *, param: str | None = None, code: str | None = No
 
 def unprocessable(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     """422, on OpenAI's routes 400: the request was read and asks for something that cannot be done."""
+    if code is None and param is not None:
+        code = "invalid_value"
     return ApiError(422, message, type=INVALID_REQUEST, param=param, code=code)
 
 

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema
 
 from protocol.body import failing_fast, take_as_json
 from protocol.errors import FieldError
-from protocol.structured import StructuredOutputs
+from protocol.structured import StructuredOutputs, check_old_names
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
@@ -136,7 +136,7 @@ class GenerationConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _take_as_json(cls, data: Any) -> Any:
-        return take_as_json(cls, data)
+        return take_as_json(cls, check_old_names(data))
 
     @field_validator("temperature")
     @classmethod

@@ -113,7 +113,10 @@ class SharedRequest(Body):
     @model_validator(mode="before")
     @classmethod
     def _check_old_names(cls, data: Any) -> Any:
-        return check_old_names(data)
+        data = check_old_names(data)
+        if isinstance(data, dict) and data.get("use_beam_search") is True:
+            raise FieldError("use_beam_search", "is not supported; num_beams asks for beams")
+        return data
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:

@@ -82,8 +82,10 @@ class AnswerFormat(Body):
 
     @model_validator(mode="after")
     def _check_schema(self) -> Self:
-        if (self.schema_of_answer is not None) != (self.type == "json_schema"):
-            raise FieldError(self.schema_field, "goes with the type json_schema, and with no other")
+        if self.type == "json_schema" and self.schema_of_answer is None:
+            raise FieldError(self.schema_field, "is required with the type json_schema")
+        if self.type != "json_schema" and self.schema_of_answer is not None:
+            raise FieldError(self.schema_field, f"cannot be combined with the type {self.type}")
         return self
 
     @property

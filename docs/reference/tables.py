@@ -43,7 +43,7 @@ WORDS = {
         "options": ("option", "default", "meaning"),
         "required": "required",
         **{kind: kind for kind in ("integer", "number", "text", "secret", "object")},
-        "list": "list: {}",
+        "list": "list{1}: {0}",
         "and": "{} and {}",
     },
     "zh": {
@@ -55,7 +55,7 @@ WORDS = {
         "text": "字符串",
         "secret": "密钥",
         "object": "对象",
-        "list": "列表：{}",
+        "list": "列表{1}：{0}",
         "and": "{}，且 {}",
     },
 }
@@ -171,17 +171,31 @@ def _accepted(shape: dict[str, Any], words: Any) -> str:
     if "anyOf" in shape:
         return ", ".join(dict.fromkeys(_accepted(each, words) for each in shape["anyOf"]))
     if "enum" in shape:
-        return ", ".join(f"`{value}`" for value in shape["enum"])
+        return ", ".join(f"`{_word(value)}`" for value in shape["enum"])
     if "const" in shape:
-        return f"`{shape['const']}`"
+        return f"`{_word(shape['const'])}`"
     kind = shape.get("type", "object")
     if kind == "array":
-        return words["list"].format(_accepted(shape["items"], words))
+        return words["list"].format(_accepted(shape["items"], words), _size(shape, "Items"))
     if kind == "string":
-        return words["secret"] if shape.get("format") == "password" else words["text"]
+        secret = shape.get("format") == "password"
+        return words["secret"] if secret else words["text"] + _size(shape, "Length")
     if kind in ("boolean", "null"):
         return {"boolean": "`true`, `false`", "null": "`null`"}[kind]
     return " ".join(filter(None, [words[kind], _bounds(shape, words)]))
+
+
+def _word(value: Any) -> str:
+    """A value as JSON has it, texts without their quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _size(shape: dict[str, Any], of: str) -> str:
+    """How many items or characters there may be, as in `` (1–16)``."""
+    least, most = shape.get(f"min{of}"), shape.get(f"max{of}")
+    if least is None and most is None:
+        return ""
+    return f" ({least or 0}–{most})" if most is not None else f" (≥ {least})"
 
 
 def _bounds(shape: dict[str, Any], words: Any) -> str:

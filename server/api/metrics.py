@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from protocol.errors import ApiError
+from protocol.errors import INVALID_REQUEST, ApiError
 from server.api.jobs import Call
 from server.api.service import Delta
 from server.api.tallies import CounterTally, HistogramTally
@@ -92,7 +92,10 @@ class RequestMetrics:
         try:
             yield request.observe
         except ApiError as error:
-            self.finish("abort" if error.body.code == "cancelled" else "error", request.unfinished)
+            if error.body.code == "cancelled":
+                self.finish("abort", request.unfinished)
+            elif error.body.type != INVALID_REQUEST or error.body.code == "generation_failed":
+                self.finish("error", request.unfinished)  # not what was refused: no answer to it began
             raise
         except Exception:
             self.finish("error", request.unfinished)

@@ -120,10 +120,12 @@ def _make_scheduler(config: ServerConfig, built: BuiltRank) -> Scheduler:
 
 def _speculation(drafter: DraftModel | HeadDrafter | None) -> dict[str, Any]:
     """What drafts, for the operator."""
-    label = None if drafter is None else drafter.label
+    asked = "prompt lookup where a request or the configuration asks for it and it pays"
+    if drafter is None:
+        return {"name": "prompt lookup", "reason": asked}
     return {
-        "name": "prompt lookup" if label is None else f"{label}, prompt lookup",
-        "reason": "where they pay; prompt lookup where a request or the configuration asks for it",
+        "name": f"{drafter.label}, prompt lookup",
+        "reason": f"{drafter.label} where it pays; {asked}",
         **(drafter.describe() if isinstance(drafter, HeadDrafter) else {}),
     }
 

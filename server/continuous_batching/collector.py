@@ -288,7 +288,7 @@ class Collector:
         answers = request.beams.results()
         if len(answers) < request.params.num_choices:
             message = f"only {len(answers)} of {request.params.num_choices} answers are possible"
-            self.fail(request, message, output)
+            self.fail(request, message, output, param="n")
             return
         for index, answer in enumerate(answers):
             tokens = answer.history.slice(request.prompt_length, len(answer.history))

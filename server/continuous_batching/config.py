@@ -172,6 +172,9 @@ class SpeculationConfig(ConfigModel):
     def _check_drafts(self) -> SpeculationConfig:
         if self.draft_model is not None and self.draft_head is not None:
             raise ValueError("draft_model and draft_head are both set: only one of them can draft")
+        drafts = self.draft_model is not None or self.draft_head is not None
+        if not drafts and self.draft_num_tokens != type(self).model_fields["draft_num_tokens"].default:
+            raise ValueError("draft_num_tokens has no effect without draft_model or draft_head")
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from protocol.errors import cancelled, internal, unavailable, unprocessable
 from protocol.generation import GenerationConfig
 from server.api.jobs import Call
 from server.api.metrics import RequestMetrics
@@ -28,6 +29,17 @@ class Request:
         with self._measure as observe:
             for self.now, delta in pieces:
                 observe(delta)
+
+    def fail(self, error: Exception) -> None:
+        with pytest.raises(type(error)), self._measure:
+            raise error
+
+    def ended(self, reason: str) -> float:
+        """Answers that ended for `reason`."""
+        name = {"model_name": MODEL, "finished_reason": reason}
+        found = self._registry.get_sample_value("vllm:request_success_total", name)
+        assert found is not None
+        return found
 
     def sums(self, series: str) -> tuple[float, float]:
         """(count, sum) of a histogram."""
@@ -73,3 +85,25 @@ def test_a_stream_counts_what_its_client_sees() -> None:
     assert request.sums("time_to_first_token_seconds") == (1, 2.0)
     assert request.sums("inter_token_latency_seconds") == (1, 0.5)
     assert request.sums("request_decode_time_seconds") == (1, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (internal("broken"), "error"),
+        (unavailable("gone"), "error"),
+        (unprocessable("not finite", code="generation_failed"), "error"),
+        (cancelled(), "abort"),
+        (ValueError("a fault of the server's"), "error"),
+    ],
+)
+def test_answers_that_fail(error: Exception, reason: str) -> None:
+    request = Request(stream=False)
+    request.fail(error)
+    assert {each: request.ended(each) for each in ("error", "abort")} == {"error": 0, "abort": 0, reason: 2}
+
+
+def test_what_is_refused_is_no_failed_answer() -> None:
+    request = Request(stream=False)
+    request.fail(unprocessable("n: too many", param="n", code="cannot_fit"))
+    assert (request.ended("error"), request.ended("abort")) == (0, 0)

@@ -110,7 +110,9 @@ def _read_layers(path: Path, fields: Mapping[str, Any], count: int) -> tuple[int
     layers = tuple(found or (2, count // 2, count - 3))
     if sorted(set(layers)) != [*layers] or not 0 <= layers[0] <= layers[-1] <= count:
         told = ", ".join(map(str, layers))
-        raise ModelError(f"{path}: the head reads in front of layers {told}, and the model has {count}")
+        named = "" if found else f" (the default: its config.json has no {_LAYER_IDS})"
+        problem = f"the head reads in front of layers {told}, and the model has {count}"
+        raise ModelError(f"{path}: {problem}: they must ascend, and be {count} at most{named}")
     return layers
 
 
