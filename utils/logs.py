@@ -18,3 +18,4 @@ def configure_logging(debug: bool = False) -> None:
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler], force=True)
     for noisy in ("asyncio", "httpcore", "httpx", "openai", "urllib3", "filelock"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own

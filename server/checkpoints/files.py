@@ -103,7 +103,7 @@ def find_weights(path: Path, base_names: Iterable[str] = (BASE_NAME,)) -> Path:
     wanted = " or ".join(f"{name}{SUFFIX}" for name in base_names)
     files = [*sorted(path.glob(f"*{SUFFIX}")), *sorted(path.glob(f"*{PICKLE_SUFFIX}"))]
     files += sorted(path.glob("*.gguf"))
-    found = ", ".join(file.name for file in files[:3])
+    found = ", ".join(file.name if file.is_file() else f"a directory {file.name}" for file in files[:3])
     raise ModelError(f"{path} holds no {wanted} and no index of it (found: {found or 'no *' + SUFFIX})")
 
 
@@ -206,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is a git-LFS pointer, and `git lfs pull` fetches the file")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(fields, dict):
         raise ModelError(f"{path} does not hold a JSON object")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from server.checkpoints.errors import ModelError
+from server.checkpoints.files import read_json
 from server.checkpoints.gguf.config import config_fields
 from server.checkpoints.gguf.header import SUFFIX, GGUFHeader
 from server.checkpoints.lengths import positions
@@ -30,6 +31,7 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
     file = path / "config.json"
+    read_json(file)  # transformers' errors about JSON do not name the file
     register_mimo()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)

@@ -10,6 +10,7 @@ from server.checkpoints.errors import ModelError
 from server.checkpoints.files import read_json
 from server.checkpoints.gguf import tokenizer as gguf_tokenizer
 from server.checkpoints.gguf.header import SUFFIX
+from server.checkpoints.hf_config import read_hf_config
 from utils.messages import one_line
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,11 @@ def read_tokenizer(path: Path, *, use_fast: bool = True, trust_remote_code: bool
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever its parts raise
-        raise ModelError(f"the tokenizer in {path} cannot be loaded: {one_line(error)}") from error
+        if (path / "config.json").is_file():
+            read_hf_config(path, trust_remote_code=trust_remote_code)  # raises if that file is at fault
+        missing = "" if (path / "tokenizer.json").is_file() else " without a tokenizer.json"
+        problem = f"the tokenizer in {path} cannot be loaded{missing}"
+        raise ModelError(f"{problem}: {one_line(error)}") from error
     if not hasattr(tokenizer, "convert_ids_to_tokens"):  # transformers makes what tokenizer_class names
         made = type(tokenizer).__name__
         raise ModelError(f"{path / 'tokenizer_config.json'}: tokenizer_class {made!r} is no tokenizer")

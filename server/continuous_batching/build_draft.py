@@ -34,11 +34,19 @@ def build_draft_model(config: ServerConfig, target: LoadedModel) -> DraftModel |
     Raises:
         ModelError: it cannot be loaded, or has another tokenizer.
     """
-    path, loading = config.speculation_config.draft_model, config.model_loading_config
+    path = config.speculation_config.draft_model
     if path is None:
         return None
+    try:
+        return _build(config, path, target)
+    except ModelError as error:
+        raise ModelError(f"{KEY}: {error}") from error
+
+
+def _build(config: ServerConfig, path: str, target: LoadedModel) -> DraftModel:
+    loading = config.model_loading_config
     if holds_eagle3(Path(path)):
-        raise ModelError(f"{KEY}: {path} is a draft head: name it in speculation_config.draft_head")
+        raise ModelError(f"{path} is a draft head: name it in speculation_config.draft_head")
     with phase("tokenizer of the draft model"):
         own, targets = (
             read_tokenizer(
@@ -48,7 +56,7 @@ def build_draft_model(config: ServerConfig, target: LoadedModel) -> DraftModel |
         )
         if own.get_vocab() != targets.get_vocab():
             raise ModelError(
-                f"{KEY}: the tokenizer of {path} has other tokens than that of {loading.tokenizer_path}"
+                f"the tokenizer of {path} has other tokens than that of {loading.tokenizer_path}"
             )
     kept = {"torch_dtype", "trust_remote_code", "device", "num_threads", "attention_backend"}
     alone = ModelLoadingConfig(

@@ -11,6 +11,7 @@ from protocol.errors import ErrorResponse, queue_full
 from tests.api.fake import FakeService
 
 BODY = {"model": "fake", "prompt": "Hi"}
+INVALID = "invalid_value"
 
 
 async def error(http: aiohttp.ClientSession, method: str, path: str, **request: Any) -> tuple[int, Any]:
@@ -32,17 +33,22 @@ async def error(http: aiohttp.ClientSession, method: str, path: str, **request: 
         (b'{"model": "fake", "prompt": ["a", []]}', 400, "prompt.1", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "promt": 1}', 400, "promt", "unknown_option"),
         (b'{"model": "other", "prompt": "Hi"}', 404, "model", "model_not_found"),
-        (b'{"model": "fake", "prompt": [5, 100000]}', 400, "prompt", "invalid_value"),
+        (b'{"model": "fake", "prompt": [5, 100000]}', 400, "prompt", INVALID),
         (b'{"model": "fake", "prompt": "Hi", "max_tokens": -1}', 400, "max_tokens", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "stop_token_ids": [100000]}', 400, "stop_token_ids", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"100000": 1}}', 400, "logit_bias", "invalid_value"),
+        (b'{"model": "fake", "prompt": "Hi", "stop_token_ids": [100000]}', 400, "stop_token_ids", INVALID),
+        (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"100000": 1}}', 400, "logit_bias", INVALID),
         (b'{"model": "fake", "prompt": "Hi", "logit_bias": {"5": 101}}', 400, "logit_bias", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "stream": "true"}', 400, "stream", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "n": "2"}', 400, "n", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "max_tokens": 2.5}', 400, "max_tokens", "invalid_value"),
         (b'{"model": "fake", "prompt": [5, true]}', 400, "prompt.1", "invalid_value"),
         (b'{"model": "fake", "prompt": "Hi", "suffix": "x"}', 400, "suffix", "invalid_value"),
-        (b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}', 400, "resume", "invalid_value"),
+        (
+            b'{"model": "fake", "prompt": "Hi", "resume": {"created": 1, "choices": []}}',
+            400,
+            "resume",
+            INVALID,
+        ),
     ],
 )
 async def test_bad_bodies(
