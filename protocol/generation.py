@@ -172,8 +172,9 @@ class GenerationConfig(BaseModel):
                 raise FieldError(
                     self.choices_option, f"{self.num_choices} exceeds num_beams, {self.num_beams}"
                 )
-            if self.prompt_lookup_num_tokens:
-                raise FieldError("prompt_lookup_num_tokens", "cannot be combined with num_beams")
+            for lookup in ("prompt_lookup_num_tokens", "max_matching_ngram_size"):
+                if getattr(self, lookup):
+                    raise FieldError(lookup, "cannot be combined with num_beams")
         elif self.num_choices > 1 and not self.do_sample:
             reason = "several answers need sampling or num_beams: greedy ones would be equal"
             raise FieldError(self.choices_option, reason)

@@ -48,6 +48,10 @@ def parts(*content: Any) -> dict[str, Any]:
     [
         (CompletionRequest, options(min_new_tokens=9, max_new_tokens=4), "generation_config.min_new_tokens"),
         (CompletionRequest, options(n=3, num_beams=2), "generation_config.n"),
+        *(
+            (CompletionRequest, options(num_beams=2, **{name: 4}), f"generation_config.{name}")
+            for name in ("prompt_lookup_num_tokens", "max_matching_ngram_size")
+        ),
         (
             CompletionRequest,
             options(num_return_sequences=3, num_beams=2),
