@@ -142,7 +142,7 @@ class SharedRequest(Body):
         """
         if self.min_tokens is not None and self.min_tokens > max_new_tokens:
             message = f"min_tokens: {self.min_tokens} exceeds {max_new_tokens}, the most tokens of the answer"
-            raise unprocessable(message, param="min_tokens", code="invalid_value")
+            raise unprocessable(message, param="min_tokens")
         greedy = is_greedy(self.temperature, self.num_beams or 1, self.n or 1)
         options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,

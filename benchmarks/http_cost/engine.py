@@ -89,7 +89,7 @@ def main() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.PAIR)
     socket.connect(sys.argv[1])
-    receive_parts(sys.stdin.fileno())  # read, lest the pipe fill up, and left alone: nothing is computed
+    receive_parts(sys.stdin.fileno())  # an unread pipe would block the server; no part is needed here
     socket.send(messages.encode(ready(streams)))
     counting, due, begun = Counting(), 0.0, False
     while True:

@@ -97,7 +97,7 @@ def read_request(
     if not isinstance(model, str):
         if model is None:
             raise unprocessable("'model' is required", param="model", code="missing_field")
-        raise unprocessable("model: Input should be a valid string", param="model", code="invalid_value")
+        raise unprocessable("model: Input should be a valid string", param="model")
     size = read_size(route, fields)
     rows, new_tokens = (size.rows, size.new_tokens) if route in GENERATING else (0, 0)
     return InferenceRequest(

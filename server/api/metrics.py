@@ -95,7 +95,7 @@ class RequestMetrics:
             if error.body.code == "cancelled":
                 self.finish("abort", request.unfinished)
             elif error.body.type != INVALID_REQUEST or error.body.code == "generation_failed":
-                self.finish("error", request.unfinished)  # not what was refused: no answer to it began
+                self.finish("error", request.unfinished)  # a refused request has no answers that could fail
             raise
         except Exception:
             self.finish("error", request.unfinished)

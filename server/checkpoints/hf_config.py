@@ -31,7 +31,7 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
     file = path / "config.json"
-    read_json(file)  # transformers' errors about JSON do not name the file
+    read_json(file)  # its errors say more than transformers' do
     register_mimo()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)

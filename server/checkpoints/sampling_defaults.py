@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from server.checkpoints.errors import ModelError
+from server.checkpoints.files import read_json
 
 FILE = "generation_config.json"
 _OF_DRAWING = ("temperature", "top_k", "top_p", "min_p")
@@ -31,12 +30,7 @@ def sampling_defaults(directory: str | Path, wanted: Literal["auto", "none"]) ->
     path = Path(directory) / FILE
     if wanted == "none" or not path.is_file():
         return {}
-    try:
-        stored: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(stored, Mapping):
-        raise ModelError(f"{path} is not a JSON object")
+    stored = read_json(path)
     names = [name for name in NAMES if stored.get("do_sample") is not False or name not in _OF_DRAWING]
     found = {name: stored[name] for name in names if stored.get(name) is not None}
     for name, value in found.items():

@@ -151,6 +151,7 @@ class CacheConfig(ConfigModel):
 
 
 MAX_DRAFT_TOKENS = 16
+DRAFT_NUM_TOKENS = 4
 
 
 class SpeculationConfig(ConfigModel):
@@ -165,17 +166,21 @@ class SpeculationConfig(ConfigModel):
     draft_head: ModelPath | None = None
     """A draft head, which reads the model's hidden states and drafts for every request but beams: an EAGLE-3
     checkpoint, or the model's own directory for the multi-token prediction layer that it holds (MiMo)."""
-    draft_num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] = 4
+    draft_num_tokens: Annotated[int, Field(ge=1, le=MAX_DRAFT_TOKENS)] = DRAFT_NUM_TOKENS
     """Most tokens that the draft model, or the head, drafts for a sequence and step."""
 
     @model_validator(mode="after")
     def _check_drafts(self) -> SpeculationConfig:
         if self.draft_model is not None and self.draft_head is not None:
             raise ValueError("draft_model and draft_head are both set: only one of them can draft")
-        drafts = self.draft_model is not None or self.draft_head is not None
-        if not drafts and self.draft_num_tokens != type(self).model_fields["draft_num_tokens"].default:
+        if not self.has_drafter and self.draft_num_tokens != DRAFT_NUM_TOKENS:
             raise ValueError("draft_num_tokens has no effect without draft_model or draft_head")
         return self
+
+    @property
+    def has_drafter(self) -> bool:
+        """Whether a draft model or a draft head is loaded."""
+        return self.draft_model is not None or self.draft_head is not None
 
     @property
     def prompt_lookup(self) -> PromptLookup:

@@ -138,12 +138,6 @@ def _read_config(part: bytes) -> ServerConfig:
     return config
 
 
-def _drafts(config: ServerConfig) -> bool:
-    """Whether something drafts that has a configuration of its own."""
-    speculation = config.speculation_config
-    return speculation.draft_model is not None or speculation.draft_head is not None
-
-
 def lost_rank(problem: str) -> None:
     """End this process at once, whatever it is waiting for: the supervisor starts all ranks again."""
     logger.critical("the engine ends: %s", problem)
@@ -194,7 +188,7 @@ def _build() -> BuiltEngine:
     with phase("configuration"):
         config = read.result()
         reader.shutdown()
-    if _drafts(config) and not wants_models(config):
+    if config.speculation_config.has_drafter and not wants_models(config):
         with phase("import of transformers"):
             import_transformers_without_torch()
     with phase("configuration of the model"):

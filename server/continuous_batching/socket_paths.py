@@ -1,4 +1,4 @@
-"""Where the sockets between processes of this host lie."""
+"""Where to put the sockets that connect processes on one host."""
 
 from __future__ import annotations
 

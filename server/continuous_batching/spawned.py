@@ -59,7 +59,7 @@ class SpawnedEngine:
         socket.bind(self.address)
 
     def remove_socket(self) -> None:
-        """Remove the socket's path, which nobody needs once the engine is connected."""
+        """Delete the socket file. A connected engine no longer needs it."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def configure(self, parts: Iterable[bytes]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from server.checkpoints.errors import ModelError
+from server.checkpoints.files import read_json
 
 if TYPE_CHECKING:
     from server.models.architecture import Architecture
@@ -63,9 +63,9 @@ def may_need_modules(path: Path) -> bool:
     """Whether the checkpoint at `path` may be of a family without a file here: transformers' modules compute
     it then, which transformers only has in a process that imported torch before it."""
     try:
-        fields = json.loads((path / "config.json").read_bytes())
+        fields = read_json(path / "config.json")
         types = {fields.get("model_type"), (fields.get("text_config") or {}).get("model_type")}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (ModelError, AttributeError, TypeError):
         return False  # a GGUF file, of families with files; or nothing that can be served at all
     return not types & FAMILIES.keys()
 

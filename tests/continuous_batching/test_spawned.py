@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import shutil
 import time
 from pathlib import Path
 
@@ -13,16 +12,7 @@ from server.continuous_batching import messages
 from server.continuous_batching.config import ServerConfig
 from server.continuous_batching.endings import REFUSED_EXIT
 from server.continuous_batching.spawned import SpawnedEngine
-from tests.e2e.stack import MODEL_DIRECTORY
-
-
-def corrupt_model(directory: Path) -> Path:
-    """A copy of the demo model with a part of its weights missing."""
-    model = directory / "model"
-    shutil.copytree(MODEL_DIRECTORY, model)
-    (weights,) = model.glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:5000])
-    return model
+from tests.e2e.stack import damaged_model
 
 
 def start(model: Path) -> SpawnedEngine:
@@ -35,8 +25,8 @@ def start(model: Path) -> SpawnedEngine:
     return engine
 
 
-def test_the_reason_for_a_refusal_waits_for_who_listens_late(tmp_path: Path) -> None:
-    engine = start(corrupt_model(tmp_path))
+def test_a_refusal_reaches_a_server_that_listens_later(tmp_path: Path) -> None:
+    engine = start(damaged_model(tmp_path))
     time.sleep(5.0)  # longer than it takes to refuse the model
     assert engine._process.poll() is None
     with zmq.Context() as context, context.socket(zmq.PAIR) as socket:
@@ -50,8 +40,8 @@ def test_the_reason_for_a_refusal_waits_for_who_listens_late(tmp_path: Path) -> 
     engine.kill()
 
 
-def test_an_engine_that_nobody_listens_to_ends_with_its_pipe(tmp_path: Path) -> None:
-    engine = start(corrupt_model(tmp_path))
+def test_an_engine_without_a_listener_ends_when_its_pipe_closes(tmp_path: Path) -> None:
+    engine = start(damaged_model(tmp_path))
     time.sleep(3.0)
     assert engine._process.stdin is not None
     engine._process.stdin.close()

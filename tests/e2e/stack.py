@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -121,3 +122,12 @@ def children(parent: int) -> set[int]:
             if int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[1]) == parent:
                 found.add(process.pid)
     return found
+
+
+def damaged_model(directory: Path) -> Path:
+    """A copy of the demo model whose weights are cut off."""
+    model = directory / "model"
+    shutil.copytree(MODEL_DIRECTORY, model)
+    (weights,) = model.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:5000])
+    return model

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.stack import MODEL_DIRECTORY, Stack
+from tests.e2e.stack import MODEL_DIRECTORY, Stack, damaged_model
 from utils.config import read_file
 from utils.options import CONFIGS
 
@@ -65,10 +65,7 @@ def test_the_placeholder_of_a_template_is_not_a_model(empty_stack: Stack, tmp_pa
 
 @pytest.mark.parametrize("kind", ["cb", "sb"])
 def test_a_corrupt_safetensors_file(empty_stack: Stack, tmp_path: Path, kind: str) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(MODEL_DIRECTORY, model)
-    (weights,) = model.glob("*.safetensors")
-    weights.write_bytes(weights.read_bytes()[:5000])
+    model = damaged_model(tmp_path)
     said = start(empty_stack, kind, config_for(kind, tmp_path, model_name_or_path=str(model)))
     assert any("safetensors" in line and "ERROR" in line for line in said.splitlines()), said
 

@@ -1,8 +1,7 @@
-"""A server whose model is being looked for on a hub that does not answer."""
+"""A server that looks up its model on a hub that does not answer."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -16,23 +15,17 @@ import pytest
 
 from benchmarks.ports import free_port
 from tests.e2e.stack import ROOT, children
-from tests.e2e.test_failed_starts import KINDS
-from utils.config import read_file
-from utils.options import CONFIGS
+from tests.e2e.test_failed_starts import config_for
 
 SCRIPTS = {"cb": "continuous_batching_server_app.py", "sb": "static_batching_server_app.py"}
 
 
 @contextmanager
 def loading(kind: str, directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server in the foreground that listens, and waits for a hub that takes connections only."""
-    name, section = KINDS[kind]
-    config = read_file(CONFIGS / name)
-    config[section]["model_name_or_path"] = "nobody/nothing"
-    path, port = directory / name, free_port()
-    path.write_text(json.dumps(config))
-    command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--port", str(port)]
-    command += ["--server_config_file_path", str(path)]
+    """A server in the foreground whose hub accepts connections and never answers."""
+    config = config_for(kind, directory, model_name_or_path="some-organization/some-model")
+    command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--port", str(free_port())]
+    command += ["--server_config_file_path", str(config)]
     with socket.create_server(("127.0.0.1", 0)) as hub:
         temporary = {"TMPDIR": str(directory), "HF_HUB_OFFLINE": "0", "HF_HOME": str(directory / "hub")}
         environment = os.environ | temporary | {"HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}"}

@@ -112,7 +112,7 @@ def _read_layers(path: Path, fields: Mapping[str, Any], count: int) -> tuple[int
         told = ", ".join(map(str, layers))
         named = "" if found else f" (the default: its config.json has no {_LAYER_IDS})"
         problem = f"the head reads in front of layers {told}, and the model has {count}"
-        raise ModelError(f"{path}: {problem}: they must ascend, and be {count} at most{named}")
+        raise ModelError(f"{path}: {problem}: they must be in ascending order and at most {count}{named}")
     return layers
 
 
