@@ -13,7 +13,7 @@ from server.scheduling.step import StepInput
 def place_decodes(llm: Any, rows: int, context: int) -> None:
     """Let replays of `rows` decodes attend to `context` tokens each, and to the new one."""
     runner = llm.engine.worker.runner
-    runner._builder.send_decodes(StepInput())
+    runner._builder.send_decodes(StepInput(), rows)
     batch = runner._builder.decode_batch(rows)
     blocks = -(-(context + 1) // llm.engine.cache.block_size)
     tables = batch.attention[0].tables

@@ -6,7 +6,8 @@ has nothing to do until the host has launched more. So everything that a step se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -35,8 +36,8 @@ def to_host(tensor: Tensor) -> Tensor:
 class PackedTransfer:
     """Sends int32 arrays to a fixed place on the device, all of a step in one copy.
 
-    Two host buffers take turns: a step may be prepared while the copy of the one before still waits
-    for its place in the stream.
+    Two host buffers take turns: a step may be prepared while what the one before sent still waits for its
+    place in the stream.
 
     Args:
         capacity: elements.
@@ -51,19 +52,32 @@ class PackedTransfer:
 
     def send(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Copy `arrays`, one behind the other; returns where each lies on the device."""
+        places, begin = [], 0
+        with self.written(arrays) as buffer:
+            for array in arrays:
+                places.append(self.place(begin, array.size))
+                begin += aligned(array.size)
+            self._target[:begin].copy_(buffer[:begin], non_blocking=True)
+        return places
+
+    @contextmanager
+    def written(self, arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """The host's memory with `arrays`, one behind the other; what is launched within the block reads it.
+
+        A kernel may read it as it reads the device's. For few numbers that is faster than a copy, which
+        makes the stream wait for another engine of the GPU, before and behind it.
+        """
         self._turn ^= 1
         buffer, copied = self._buffers[self._turn], self._copied[self._turn]
         if copied is not None:
             copied.synchronize()
-        view, begin, places = buffer.numpy(), 0, []
+        view, begin = buffer.numpy(), 0
         for array in arrays:
             view[begin : begin + array.size] = array.ravel()
-            places.append(self.place(begin, array.size))
             begin += aligned(array.size)
-        self._target[:begin].copy_(buffer[:begin], non_blocking=True)
+        yield buffer
         if copied is not None:
             copied.record()
-        return places
 
     def place(self, begin: int, size: int) -> Tensor:
         """Elements `begin` to `begin + size` on the device."""

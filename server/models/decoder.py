@@ -102,10 +102,12 @@ class Decoder(DecoderWeights):
             del head[f"{self.names.head}.weight"]
         return found | head
 
-    def embed(self, token_ids: Tensor, positions: Tensor, comm: Communication | None = None) -> Tensor:
+    def embed(
+        self, token_ids: Tensor, positions: Tensor, ops: LayerOps, comm: Communication | None = None
+    ) -> Tensor:
         """The residual stream [tokens, hidden] before the first layer."""
         if comm is None:
-            x = functional.embedding(token_ids, self.embedding)
+            x = ops.embed(token_ids, self.embedding)
         else:  # each rank knows some of the tokens, and has zeros for the others
             rows = len(self.embedding)
             own = token_ids - self.shard.rank * rows
@@ -162,7 +164,7 @@ class Decoder(DecoderWeights):
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
         """
-        x = self.embed(token_ids, attention.positions, comm)
+        x = self.embed(token_ids, attention.positions, ops, comm)
         for index, layer in enumerate(self.layers):
             if layer_inputs is not None:
                 _keep(layer_inputs, index, x)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.device.transfer import to_host
 from server.sampling.beam_continuations import PendingCandidates
 from server.sampling.hidden_states import StepStates
 from server.sampling.logprobs import StepLogprobs
@@ -33,7 +32,8 @@ class PendingTokens:
     """Tokens that were chosen on the device and are on their way to the host.
 
     Args:
-        tokens: int32 [lines] on the device.
+        tokens: int32 [lines] of the host, sent last of all.
+        stored: says that they have come; None: they have.
         logprobs: to be reported with them; sent already.
         prompts: the same of prompts.
         states: hidden states, sent already.
@@ -44,32 +44,30 @@ class PendingTokens:
     def __init__(
         self,
         tokens: Tensor,
+        stored: torch.cuda.Event | None,
         logprobs: StepLogprobs,
         prompts: PromptScores | None = None,
         states: StepStates | None = None,
         drafts: DraftLines | None = None,
         candidates: PendingCandidates | None = None,
     ) -> None:
-        self._tokens = to_host(tokens)
+        self._tokens = tokens
+        self._stored = stored
         self._logprobs = logprobs
         self._prompts = prompts
         self._states = states
         self._drafts = drafts
         self._candidates = candidates
-        self._copied: torch.cuda.Event | None = None
-        if tokens.is_cuda:
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
 
     @property
     def is_ready(self) -> bool:
         """Whether they have come."""
-        return self._copied is None or bool(self._copied.query())  # type: ignore[no-untyped-call]
+        return self._stored is None or bool(self._stored.query())  # type: ignore[no-untyped-call]
 
     def read(self) -> StepResult:
         """Wait for them."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        if self._stored is not None:
+            self._stored.synchronize()
         result = result_of(self._tokens.numpy(), self._logprobs, self._drafts)
         result.prompts = None if self._prompts is None else self._prompts.read()
         result.states = None if self._states is None else self._states.read()

@@ -74,7 +74,7 @@ class Decoder:
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
         drafts = DraftLines.of_step(step)
-        pending = PendingTokens(tokens, logprobs, prompts, states, drafts, found)
+        pending = PendingTokens(*self.sampler.to_host(tokens), logprobs, prompts, states, drafts, found)
         if found is None or not (state.logprobs[slots[beams]] >= 0).any():
             return pending
         result = pending.read()  # what is reported of beams is known once their continuations are

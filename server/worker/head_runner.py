@@ -152,7 +152,7 @@ class HeadRunner:
         self._hidden = x.new_zeros(builder.max_rows, x.shape[1])
         self._section = aligned(DRAFTED_LINES)
         self._sent = PackedTransfer(3 * self._section, self._device)
-        builder.send_decodes(StepInput())  # only padding: this touches no sequence
+        builder.send_decodes(StepInput(), builder.max_lines)  # only padding: this touches no sequence
         self._sizes, self._captured = graph_sizes(builder.max_rows), CapturedCalls(self._device)
         calls = {(size, True): partial(self._begin_on, size) for size in DRAFTED_SIZES}
         calls |= {(size, False): partial(self._step_on, size) for size in self._sizes}
@@ -165,7 +165,6 @@ class HeadRunner:
         """The first step of a draft, of `size` places whose states are kept; as `_step_on`."""
         builder, section = self._builder, self._section
         assert isinstance(builder, PagedBatchBuilder)
-        builder.begin_decodes(size)
         self._attention.prepare(*builder.decode_batch(size, drafted=True).attention)
         ids, kept = (self._sent.place(at * section, size) for at in range(2))
         x = self.head(ids, self.head.fuse(self._kept.index_select(0, kept)), self._attention, self._ops)
@@ -202,8 +201,10 @@ class HeadRunner:
             table_groups=step.table_groups, table_slots=step.table_slots,
             table_places=step.table_places, table_blocks=step.table_blocks,
         )  # fmt: skip
-        self._builder.send_decodes(lines)
-        self._captured.replay((padded_size(DRAFTED_SIZES, len(token_ids)), True))
+        size = padded_size(DRAFTED_SIZES, len(token_ids))
+        assert size is not None
+        self._builder.send_decodes(lines, size)
+        self._captured.replay((size, True))
 
     def _replay(self, count: int, further: Sequence[StepInput]) -> np.ndarray:
         """Replay the further steps; returns the guesses of all steps, as `draft` does.
@@ -213,8 +214,9 @@ class HeadRunner:
         """
         assert isinstance(self._builder, PagedBatchBuilder) and self._captured is not None
         size, chosen = padded_size(self._sizes, count), [self._ids[:count].clone()]
+        assert size is not None
         for step in further:
-            self._builder.send_decodes(step)
+            self._builder.send_decodes(step, size)
             self._captured.replay((size, False))
             chosen.append(self._ids[:count].clone())
         return torch.stack(chosen, 1).cpu().numpy()

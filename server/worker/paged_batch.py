@@ -19,6 +19,10 @@ from server.scheduling.step import StepInput
 from server.worker.batch import ForwardBatch
 from server.worker.shared_prefixes import PrefixFinder
 
+_SECTIONS = 7
+"""Of what a step of decodes sends, of as many elements as it has lines: rows, positions, the two of
+`SharedPrefixes`, the three of `GpuDrafts`. Its tokens are one more, found on the device."""
+
 
 class PagedBatchBuilder:
     """Builds batches; keeps the block tables, of which a step sends only what changed.
@@ -50,12 +54,14 @@ class PagedBatchBuilder:
         self.max_rows = max_rows
         self.max_lines = max_lines
         self._block_size = block_size
-        self._section = aligned(max_lines)
         self._tokens = tokens
         self._prefixes = prefixes
         # attention keeps memory for as many decodes as there are tables
         self._tables = torch.zeros(
             (groups, max_lines + 1, max_blocks), dtype=torch.int32, device=tokens.device
+        )
+        self._inputs = torch.zeros(
+            (_SECTIONS + 1, aligned(max_lines)), dtype=torch.int32, device=tokens.device
         )
         capacity = 4 * max_tokens + 14 * max_lines + 2 * groups * max_rows * max_blocks + 20 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
@@ -68,55 +74,39 @@ class PagedBatchBuilder:
     def decode_batch(self, size: int, *, drafted: bool = False) -> ForwardBatch:
         """The batch of any step of `size` decodes: its tensors are always in the same place.
 
-        `token_ids` is empty: `begin_decodes` knows them.
-
         Args:
             drafted: some of them are drafted tokens, or computed again.
         """
-        rows, positions, _, _, tokens, sharers, *described = self._sections(size)
+        rows, positions, prefixes, sharers, *described, token_ids = self._inputs[:, :size]
         # the kernel of one decode alone has nothing to ask
         attention = self._attention(
             PagedBatch(size, rows, positions, self._tables[0], redone=size if drafted else 0),
-            SharedPrefixes(tokens, sharers) if size > 1 else None,
+            SharedPrefixes(prefixes, sharers) if size > 1 else None,
         )
         drafts = GpuDrafts(*described) if drafted else None
-        return ForwardBatch(rows[:0], None, attention, rows, positions, drafts)
+        return ForwardBatch(token_ids, None, attention, rows, positions, drafts)
 
-    def begin_decodes(self, size: int) -> Tensor:
-        """Write what `send_decodes` sent of the block tables; int32 [size], the tokens to compute."""
+    def send_decodes(self, step: StepInput, size: int) -> None:
+        """Fill the `decode_batch` of `size` for a step without chunks, padded: decodes, drafts, and behind
+        them decodes that are computed again."""
         from server.worker.triton_begin import begin_decodes
 
-        rows, positions, places, blocks, *_ = self._sections(size)
-        return begin_decodes(rows, positions, self._tokens, places, blocks, self._tables)
-
-    def send_decodes(self, step: StepInput) -> None:
-        """Fill `decode_batch` of any size for a step without chunks, padded: decodes, drafts, and behind them
-        decodes that are computed again."""
         slots, positions = step.sampled()
         again, places_again = step.redone()
         chosen, count = len(slots), len(slots) + len(again)
-        # a sequence that goes on has one new block at most; one that forked or was swapped in may have many
-        places, blocks = self._changed_tables(step)
-        news = min(len(places), count)
-        described = bool(len(step.draft_lines) or len(again))
-        sections = np.full((9 if described else 6, self._section), -1, np.int32)
-        sections[0] = self.max_rows
-        sections[0, :chosen], sections[0, chosen:count] = slots, again
-        sections[1, :chosen], sections[1, chosen:count] = positions, places_again
-        sections[4], sections[5] = 0, 1
-        sections[4:6, :count] = self._shared(step, sections[0, :count], sections[1, :count])
-        if described:
-            sections[6:] = 0
-            sections[6:, :chosen] = describe_drafts(step)
+        sections = np.zeros((_SECTIONS, self._inputs.shape[1]), np.int32)
+        rows, places, shared, described = sections[0], sections[1], sections[2:4], sections[4:]
+        rows[:chosen], rows[chosen:count], rows[count:] = slots, again, self.max_rows
+        places[:chosen], places[chosen:count], places[count:] = positions, places_again, -1
+        shared[:, :count] = self._shared(step, rows[:count], places[:count])
+        shared[1, count:] = 1
+        if len(step.draft_lines) or len(again):
+            described[:, :chosen] = describe_drafts(step)
             # like drafted tokens: nothing is written to the token table behind them
-            sections[6, chosen:count] = 1
-        sections[2, :news], sections[3, :news] = places[:news], blocks[:news]
-        self._write_tables(*self._transfer.send([sections, places[news:], blocks[news:]])[1:])
-
-    def _sections(self, size: int) -> list[Tensor]:
-        """Rows, positions, places in the tables and blocks for there of `size` decodes; what they begin with,
-        as `SharedPrefixes` has it; then `GpuDrafts`."""
-        return [self._transfer.place(at * self._section, size) for at in range(9)]
+            described[0, chosen:count] = 1
+        at, blocks = self._changed_tables(step)
+        with self._transfer.written([sections, at, blocks]) as sent:
+            begin_decodes(sent, self._inputs, self._tokens, self._tables, size, len(at), aligned(len(at)))
 
     def build(self, step: StepInput) -> ForwardBatch:
         """The batch of any step."""

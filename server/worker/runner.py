@@ -168,7 +168,7 @@ class PagedModelRunner(ModelRunner):
         if self._read_layers:
             width = len(self._read_layers) * self.model.spec.hidden_size
             self._layer_inputs = self._logits.new_empty((builder.max_lines, width))
-        builder.send_decodes(StepInput())  # only padding: this touches no sequence
+        builder.send_decodes(StepInput(), builder.max_lines)  # only padding: this touches no sequence
         self._graphs = DecodeGraphs(self._decode, builder.max_rows, weight.device)
 
     def capture_prompts(self, longest: int) -> None:
@@ -247,7 +247,6 @@ class PagedModelRunner(ModelRunner):
         batch = self._builder.decode_batch(size.lines, drafted=size.drafted)
         rows, positions = batch.sample_rows, batch.sample_positions
         assert rows is not None and positions is not None
-        batch.token_ids = self._builder.begin_decodes(size.lines)
         inputs = self._wanted_inputs(self._layer_inputs[: size.lines])
         logits = self._compute(batch, self._logits[: size.lines], inputs)
         tokens = self._sampler.sample(logits, rows, positions, keep=not size.drafted)
@@ -262,5 +261,5 @@ class PagedModelRunner(ModelRunner):
         size = self._graphs.size_for(chosen + again, drafted=bool(again or len(step.draft_tokens)))
         if size is None:
             return super().forward(step)
-        self._builder.send_decodes(step)
+        self._builder.send_decodes(step, size.lines)
         return replace(self._graphs.replay(size), padding=size.lines - chosen)

@@ -1,45 +1,64 @@
-"""What a captured step of decodes begins with, in one kernel: a step then needs one copy and one launch."""
+"""What a replayed step of decodes begins with, in one kernel: it reads what is sent in the host's memory."""
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from server.device.triton_support import launch_options
+
+_TILE = 128
+_SECTIONS_TILE = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size", "news", "room"])
 def _begin_decodes(
-    rows, positions, known, places, blocks, tables, tokens, size, length, TILE: tl.constexpr
+    sent, inputs, known, tables, size, news, room, section, length,
+    SECTIONS: tl.constexpr, SECTIONS_TILE: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program (tile of decodes)."""
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    place = tl.load(places + i, mask=i < size, other=-1)
-    tl.store(tables + place, tl.load(blocks + i, mask=place >= 0), mask=place >= 0)
-    row = tl.load(rows + i, mask=i < size, other=0).to(tl.int64)
-    position = tl.maximum(tl.load(positions + i, mask=i < size, other=0), 0)  # that of padding is -1
-    tl.store(tokens + i, tl.load(known + row * length + position), mask=i < size)
+    """Program (tile of decodes and of news).
+
+    Loads of the host's memory pass its caches by, and do not wait for the kernel in front.
+    """
+    if PDL:
+        gdc_launch_dependents()
+    i, s = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.arange(0, SECTIONS_TILE)
+    decode, new = i < size, i < news
+    place, mask = s[:, None] * section + i[None, :], (s < SECTIONS)[:, None] & decode[None, :]
+    numbers = tl.load(sent + place, mask=mask, other=0, cache_modifier=".cv")
+    row = tl.load(sent + i, mask=decode, other=0, cache_modifier=".cv").to(tl.int64)
+    position = tl.load(sent + section + i, mask=decode, other=0, cache_modifier=".cv")
+    changed = sent + SECTIONS * section
+    at = tl.load(changed + i, mask=new, other=0, cache_modifier=".cv")
+    block = tl.load(changed + room + i, mask=new, other=0, cache_modifier=".cv")
+    if PDL:
+        gdc_wait()
+    tl.store(tables + at, block, mask=new)
+    tl.store(inputs + place, numbers, mask=mask)
+    token = tl.load(known + row * length + tl.maximum(position, 0), mask=decode)  # that of padding is -1
+    tl.store(inputs + SECTIONS * section + i, token, mask=decode)
 
 
 def begin_decodes(
-    rows: Tensor, positions: Tensor, known: Tensor, places: Tensor, blocks: Tensor, tables: Tensor
-) -> Tensor:
-    """Write news of block tables and gather tokens.
+    sent: Tensor, inputs: Tensor, known: Tensor, tables: Tensor, size: int, news: int, room: int
+) -> None:
+    """Bring a step's numbers to their place, write news of block tables and gather tokens.
 
     Args:
-        rows: int32 [size], row of each decode.
-        positions: int32 [size], place of each decode's token; -1 for padding.
+        sent: int32, of the host, pinned: all sections of `inputs` but the last, the first two of which are
+            the row of each decode and the place of its token, -1 for padding; behind them `news` places in
+            the flat `tables`, none of them twice, and `room` elements further what to write there.
+        inputs: int32 [sections, section], contiguous; of each section the first `size` elements are
+            overwritten, of the last by ``known[rows, places]``.
         known: int32 [rows, length], contiguous: tokens of each row.
-        places: int32 [size], places in the flat `tables` to write to, none of them twice; -1: nowhere.
-        blocks: int32 [size], what to write there.
-        tables: int32 [rows, blocks], contiguous.
-
-    Returns:
-        int32 [size]: ``known[rows, positions]``.
+        tables: int32, contiguous.
+        size: number of decodes.
     """
-    size = len(rows)
-    tokens = torch.empty(size, dtype=torch.int32, device=rows.device)
-    _begin_decodes[(triton.cdiv(size, 128),)](
-        rows, positions, known, places, blocks, tables, tokens, size, known.stride(0), TILE=128, num_warps=4
-    )
-    return tokens
+    sections, section = inputs.shape
+    _begin_decodes[(triton.cdiv(max(size, news), _TILE),)](
+        sent, inputs, known, tables, size, news, room, section, known.stride(0),
+        SECTIONS=sections - 1, SECTIONS_TILE=_SECTIONS_TILE, TILE=_TILE, num_warps=4,
+        **launch_options(inputs.device),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a step of decodes begins with: tokens of its rows, and what changed in the block tables."""
+"""What a step of decodes begins with: its numbers, its tokens, and what changed in the block tables."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from server.worker.paged_batch import PagedBatchBuilder
 from server.worker.triton_begin import begin_decodes
 
 
-@pytest.mark.parametrize("size", [1, 5, 300])
-def test_tables_are_written_where_told_and_nowhere_else(device: torch.device, size: int) -> None:
-    numbers = torch.randperm(400, device=device, dtype=torch.int32)
-    rows, known = torch.arange(size, device=device, dtype=torch.int32).flip(0), numbers.view(-1, 1) * 3
-    known = known + torch.arange(3, device=device, dtype=torch.int32)
-    positions = rows % 3
+@pytest.mark.parametrize(("size", "news"), [(1, 0), (1, 300), (5, 1), (300, 7)])
+def test_what_is_sent_goes_where_told_and_nowhere_else(device: torch.device, size: int, news: int) -> None:
+    sections, section, room = 7, 320, 320
+    known = torch.randperm(1200, device=device, dtype=torch.int32).view(400, 3)
     tables = torch.full((400, 9), -5, device=device, dtype=torch.int32)
-    places = torch.randperm(tables.numel(), device=device, dtype=torch.int32)[:size]
-    places[::2] = -1
-    blocks = torch.arange(size, device=device, dtype=torch.int32) + 1000
-    expected = tables.clone()
-    expected.view(-1)[places[1::2].long()] = blocks[1::2]
-    tokens = begin_decodes(rows, positions, known, places, blocks, tables)
-    assert torch.equal(tokens, known[rows.long(), positions.long()])
-    assert torch.equal(tables, expected)
+    inputs = torch.full((sections + 1, section), -7, device=device, dtype=torch.int32)
+    numbers = torch.randint(1000, (sections, section), dtype=torch.int32)
+    numbers[0] = torch.randperm(400)[:section]
+    numbers[1] = numbers[0] % 4 - 1
+    places, blocks = torch.randperm(tables.numel(), dtype=torch.int32)[:room], torch.arange(room).int() + 1000
+    sent = torch.cat((numbers.view(-1), places, blocks))
+    sent = sent.pin_memory() if device.type == "cuda" else sent
+    expected = inputs.clone()
+    expected[:sections, :size] = numbers[:, :size].to(device)
+    rows, positions = numbers[0, :size].long(), numbers[1, :size].clamp(min=0).long()
+    expected[sections, :size] = known[rows.to(device), positions.to(device)]
+    written = tables.clone()
+    written.view(-1)[places[:news].long().to(device)] = blocks[:news].to(device)
+    begin_decodes(sent, inputs, known, tables, size, news, room)
+    assert torch.equal(inputs, expected)
+    assert torch.equal(tables, written)
 
 
 def decoding(row: int, blocks: list[int], mirrored: int) -> Sequence:
@@ -44,20 +50,25 @@ def decoding(row: int, blocks: list[int], mirrored: int) -> Sequence:
 @pytest.mark.parametrize("size", [3, 8])
 @pytest.mark.parametrize("mirrored", [3, 2, 0])
 def test_a_padded_step(device: torch.device, size: int, mirrored: int) -> None:
-    """With nothing new, a block each as usual, and more than a captured kernel takes."""
+    """With nothing new, a block each as usual, and more news than decodes."""
     known = torch.arange(9, dtype=torch.int32, device=device).view(-1, 1) * 100
     known = known + torch.arange(90, dtype=torch.int32, device=device)
     builder = PagedBatchBuilder(8, 8, 6, 64, 16, known)
     builder._tables.fill_(-5)
     held = {row: [10 * row + i for i in range(4)] for row in (6, 1, 3)}
     plan = Plan(decodes=[decoding(row, blocks, mirrored) for row, blocks in held.items()])
-    builder.send_decodes(StepInput())  # the step before, of which nothing may be left
-    builder.send_decodes(StepBuilder(longest_first=False).build(plan))
-    batch, tokens = builder.decode_batch(size), builder.begin_decodes(size)
+    builder.send_decodes(StepInput(), 8)  # the step before, of which nothing may be left
+    builder.send_decodes(StepBuilder(longest_first=False).build(plan), size)
+    batch = builder.decode_batch(size, drafted=True)
     padding = size - 3
-    assert tokens.tolist() == [660, 110, 330] + [800] * padding
+    assert batch.token_ids.tolist() == [660, 110, 330] + [800] * padding
     assert batch.attention[0].rows.tolist() == [6, 1, 3] + [8] * padding
     assert batch.attention[0].positions.tolist() == [60, 10, 30] + [-1] * padding
+    assert builder._inputs[2:7, :size].tolist() == [
+        [0] * size,
+        [1] * size,
+        *[[0] * size] * 3,
+    ]  # nothing shared
     known = {row: [-5] * mirrored + blocks[mirrored:] + [-5, -5] for row, blocks in held.items()}
     assert builder._tables[0].tolist() == [known.get(row, [-5] * 6) for row in range(9)]
     assert all(sequence.tables[0].mirrored == 4 and not sequence.stale for sequence in plan.decodes)

@@ -43,6 +43,8 @@ from server.ops.attention import AttentionShape
 from server.ops.triton.attention import FixedOrderAttention, TritonAttention
 from server.ops.triton.fixed_product import product as fixed_product
 from server.sampling.triton.beams import best_continuations
+from server.device.triton_store import store
+from server.ops.triton.embedding import embed
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
 from server.sampling.triton.drafts import accept
@@ -121,7 +123,9 @@ draw(*drawing, keep=False)
 accept(rows, rows, rows, GpuDrafts(rows, rows, rows), torch.zeros(4, 20).int(), rows)
 copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
 table = torch.zeros(4, 7, dtype=torch.int32)
-begin_decodes(rows, rows, table, rows, rows, table)
+begin_decodes(torch.zeros(300).int(), torch.zeros(8, 32).int(), table, table, size=4, news=2, room=32)
+store(rows, rows)
+embed(rows, tensor(4, 3000))
 for heads, kv_heads, head_dim, decodes in (
     (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
 ):
@@ -182,14 +186,14 @@ names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_reduce", "_reduce_in_two_shots", "_gather", "_gate_mul", "_inward", "_outward",
     "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode", "decode_in_pieces",
-    "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes",
+    "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes", "_store", "_embed",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
     "_add_bias", "_penalise", "_count_tokens", "_accept",
 }, names
-# each tells its successor that it may begin, and waits for its predecessor; but for the first of a graph, and
-# for routes to experts and sums of prompts, which stand behind products of cuBLAS
+# each tells its successor that it may begin, and waits for its predecessor; but for routes to
+# experts and sums of prompts, which stand behind products of cuBLAS
 for name, ptx, _ in compiled:
-    if name not in ("_begin_decodes", "_route", "_reduce_in_two_shots"):
+    if name not in ("_route", "_reduce_in_two_shots"):
         assert "griddepcontrol.wait" in ptx and "griddepcontrol.launch_dependents" in ptx
 assert max(shared for _, _, shared in compiled) <= 227 * 1024, "what a multiprocessor of Hopper has"
 """
