@@ -103,11 +103,19 @@ class Decoder(DecoderWeights):
         return found | head
 
     def embed(
-        self, token_ids: Tensor, positions: Tensor, ops: LayerOps, comm: Communication | None = None
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        comm: Communication | None = None,
+        ops: LayerOps | None = None,
     ) -> Tensor:
-        """The residual stream [tokens, hidden] before the first layer."""
+        """The residual stream [tokens, hidden] before the first layer.
+
+        Args:
+            ops: finds the rows of a model in one piece; None: torch does.
+        """
         if comm is None:
-            x = ops.embed(token_ids, self.embedding)
+            x = (functional.embedding if ops is None else ops.embed)(token_ids, self.embedding)
         else:  # each rank knows some of the tokens, and has zeros for the others
             rows = len(self.embedding)
             own = token_ids - self.shard.rank * rows
@@ -164,7 +172,7 @@ class Decoder(DecoderWeights):
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
         """
-        x = self.embed(token_ids, attention.positions, ops, comm)
+        x = self.embed(token_ids, attention.positions, comm, ops)
         for index, layer in enumerate(self.layers):
             if layer_inputs is not None:
                 _keep(layer_inputs, index, x)
