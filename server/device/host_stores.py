@@ -1,4 +1,4 @@
-"""Small results on their way to the host: a kernel stores them in its memory."""
+"""Small results for the host, which a kernel stores in pinned memory."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from server.device.transfer import to_host
+
 
 class HostStores:
-    """Sends tensors to pinned memory by a kernel.
-
-    For few numbers that is faster than a copy, which makes the stream wait for another engine of the GPU,
-    before and behind it.
-    """
+    """Sends small tensors to the host by a kernel, which is faster than a copy (`PackedTransfer.written`)."""
 
     def __init__(self) -> None:
-        # torch, which sees no copy, would give the memory to others as soon as nobody holds it
+        # torch's allocator tracks copies, not kernels: it would reuse a dropped buffer before it is written
         self._held: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
     def send(self, values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
         """Store `values`, which are contiguous, in the order of the stream.
 
         Returns:
-            A tensor of the host, and what says that they have come; None: they have.
+            A tensor of the host, and the event after which it holds the values; None: it does already.
         """
         if not values.is_cuda:
-            return values.clone(), None
+            return to_host(values), None
         from server.device.triton_store import store
 
         while self._held and self._held[0][1].query():  # type: ignore[no-untyped-call]

@@ -34,7 +34,7 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 class PackedTransfer:
-    """Sends int32 arrays to a fixed place on the device, all of a step in one copy.
+    """Sends int32 arrays to the device, all of a step at once.
 
     Two host buffers take turns: a step may be prepared while what the one before sent still waits for its
     place in the stream.
@@ -47,37 +47,37 @@ class PackedTransfer:
         pinned = device.type == "cuda"
         self._target = torch.zeros(capacity, dtype=torch.int32, device=device)
         self._buffers = [torch.zeros(capacity, dtype=torch.int32, pin_memory=pinned) for _ in range(2)]
-        self._copied = [_event() if pinned else None for _ in range(2)]
+        self._read = [_event() if pinned else None for _ in range(2)]
         self._turn = 0
 
     def send(self, arrays: Sequence[np.ndarray]) -> list[Tensor]:
         """Copy `arrays`, one behind the other; returns where each lies on the device."""
-        places, begin = [], 0
-        with self.written(arrays) as buffer:
-            for array in arrays:
-                places.append(self.place(begin, array.size))
-                begin += aligned(array.size)
-            self._target[:begin].copy_(buffer[:begin], non_blocking=True)
-        return places
+        with self.written(arrays) as (written, begins):
+            self._target[: len(written)].copy_(written, non_blocking=True)
+        return [self.place(begin, array.size) for begin, array in zip(begins, arrays, strict=True)]
 
     @contextmanager
-    def written(self, arrays: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """The host's memory with `arrays`, one behind the other; what is launched within the block reads it.
+    def written(self, arrays: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, list[int]]]:
+        """Write `arrays` to pinned memory, one behind the other, for what is launched within the block.
 
-        A kernel may read it as it reads the device's. For few numbers that is faster than a copy, which
-        makes the stream wait for another engine of the GPU, before and behind it.
+        A kernel can read pinned memory directly. For few numbers that is faster than a copy: copies run on
+        another engine of the GPU, and the stream waits for it before and after each of them.
+
+        Yields:
+            The memory, and where in it each array begins.
         """
         self._turn ^= 1
-        buffer, copied = self._buffers[self._turn], self._copied[self._turn]
-        if copied is not None:
-            copied.synchronize()
-        view, begin = buffer.numpy(), 0
+        buffer, read = self._buffers[self._turn], self._read[self._turn]
+        if read is not None:
+            read.synchronize()
+        view, begins, end = buffer.numpy(), [], 0
         for array in arrays:
-            view[begin : begin + array.size] = array.ravel()
-            begin += aligned(array.size)
-        yield buffer
-        if copied is not None:
-            copied.record()
+            begins.append(end)
+            view[end : end + array.size] = array.ravel()
+            end += aligned(array.size)
+        yield buffer[:end], begins
+        if read is not None:
+            read.record()
 
     def place(self, begin: int, size: int) -> Tensor:
         """Elements `begin` to `begin + size` on the device."""

@@ -1,4 +1,4 @@
-"""A copy of few elements by a kernel, also to the host's pinned memory."""
+"""Copies of a few elements by a kernel, which can also write to pinned memory of the host."""
 
 from __future__ import annotations
 

@@ -32,8 +32,8 @@ class PendingTokens:
     """Tokens that were chosen on the device and are on their way to the host.
 
     Args:
-        tokens: int32 [lines] of the host, sent last of all.
-        stored: says that they have come; None: they have.
+        tokens: int32 [lines] in memory of the host; sent after everything else here.
+        stored: the event after which they are there; None: they are already.
         logprobs: to be reported with them; sent already.
         prompts: the same of prompts.
         states: hidden states, sent already.

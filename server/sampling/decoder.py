@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.device.host_stores import HostStores
 from server.sampling.beam_continuations import Continuations, PendingCandidates
 from server.sampling.choice import Choose, choose_by_torch, choose_tokens
 from server.sampling.chosen import ChosenTokens, PendingTokens, result_of
@@ -37,6 +38,7 @@ class Decoder:
         self.state = state
         self.sampler = sampler
         self._choose = choose
+        self._stores = HostStores()
         self._continuations = Continuations(state)
 
     @property
@@ -74,7 +76,7 @@ class Decoder:
         if logprobs:
             logprobs.send(tokens.long().clamp(min=0))
         drafts = DraftLines.of_step(step)
-        pending = PendingTokens(*self.sampler.to_host(tokens), logprobs, prompts, states, drafts, found)
+        pending = PendingTokens(*self._stores.send(tokens), logprobs, prompts, states, drafts, found)
         if found is None or not (state.logprobs[slots[beams]] >= 0).any():
             return pending
         result = pending.read()  # what is reported of beams is known once their continuations are
@@ -112,6 +114,7 @@ class Decoder:
             from server.sampling.triton.beams import best_continuations
 
             best_continuations(forward.logits, torch.zeros(len(forward.logits), device=self.state.device), 2)
+            self._stores.send(torch.zeros(1, dtype=torch.int32, device=self.state.device))
             self.sampler.warm_up(forward)
 
     def decode(self, logits: Tensor, step: StepInput, sample: SampleInput) -> StepResult:

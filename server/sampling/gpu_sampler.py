@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from server.device.captured_calls import CapturedCalls
-from server.device.host_stores import HostStores
 from server.sampling.lines import GpuLines, Lines
 from server.sampling.sampling_state import SamplingState
 from server.sampling.slot_values import SlotTable
@@ -47,7 +46,6 @@ class GpuSampler:
         if device.type == "cuda":
             self._captured = CapturedCalls(device)
         self._cannot_capture = False
-        self._stores = HostStores()
         self.room = SlotTable(state.num_lines, state.vocab_size, torch.float32, device)
         self._tokens = torch.zeros(state.num_lines, dtype=torch.int32, device=device)
         self._accepted = torch.zeros(state.num_lines, dtype=torch.int32, device=device)
@@ -114,10 +112,6 @@ class GpuSampler:
         if key not in self._captured:
             self._make_tables([stage for stage, _ in wanted.values()])
         return self._replay(key, run)
-
-    def to_host(self, tokens: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Send tokens to the host; returns what `HostStores.send` does."""
-        return self._stores.send(tokens)
 
     def _wanted(self, lines: Lines) -> dict[int, tuple[Stage, Lines]]:
         """The stages to apply, by number, with the lines that want them."""
@@ -219,7 +213,6 @@ class GpuSampler:
             for wanted in ({}, *({i: stage} for i, stage in launched.items()), launched):
                 for drafts in (None, nothing_drafted(forward.logits)):
                     tokens = self._run(replace(forward, drafts=drafts), wanted, room)
-        self.to_host(tokens)
         tokens.tolist()  # what fails shall fail here
 
 

@@ -105,8 +105,9 @@ class PagedBatchBuilder:
             # like drafted tokens: nothing is written to the token table behind them
             described[0, chosen:count] = 1
         at, blocks = self._changed_tables(step)
-        with self._transfer.written([sections, at, blocks]) as sent:
-            begin_decodes(sent, self._inputs, self._tokens, self._tables, size, len(at), aligned(len(at)))
+        with self._transfer.written([sections, at, blocks]) as (sent, (_, first_place, first_block)):
+            room = first_block - first_place
+            begin_decodes(sent, self._inputs, self._tokens, self._tables, size, len(at), room)
 
     def build(self, step: StepInput) -> ForwardBatch:
         """The batch of any step."""

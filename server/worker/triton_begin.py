@@ -1,4 +1,4 @@
-"""What a replayed step of decodes begins with, in one kernel: it reads what is sent in the host's memory."""
+"""What precedes a replayed step of decodes: one kernel, which reads the step's inputs in pinned memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _begin_decodes(
 ):  # fmt: skip
     """Program (tile of decodes and of news).
 
-    Loads of the host's memory pass its caches by, and do not wait for the kernel in front.
+    Loads of the host's memory bypass the GPU's caches, and do not wait for the kernel in front.
     """
     if PDL:
         gdc_launch_dependents()
@@ -44,17 +44,18 @@ def _begin_decodes(
 def begin_decodes(
     sent: Tensor, inputs: Tensor, known: Tensor, tables: Tensor, size: int, news: int, room: int
 ) -> None:
-    """Bring a step's numbers to their place, write news of block tables and gather tokens.
+    """Copy a step's inputs to the device, update the block tables and gather tokens.
 
     Args:
-        sent: int32, of the host, pinned: all sections of `inputs` but the last, the first two of which are
-            the row of each decode and the place of its token, -1 for padding; behind them `news` places in
-            the flat `tables`, none of them twice, and `room` elements further what to write there.
-        inputs: int32 [sections, section], contiguous; of each section the first `size` elements are
-            overwritten, of the last by ``known[rows, places]``.
+        sent: int32, pinned memory of the host: all sections of `inputs` but the last, the first two of which
+            are the row of each decode and the place of its token, -1 for padding; behind them `news` places
+            in the flat `tables`, all different; `room` elements behind the first of these the new values.
+        inputs: int32 [sections, section], contiguous; the first `size` elements of each section are
+            overwritten, those of the last with ``known[rows, places]``.
         known: int32 [rows, length], contiguous: tokens of each row.
         tables: int32, contiguous.
         size: number of decodes.
+        news: how many entries of the tables change.
     """
     sections, section = inputs.shape
     _begin_decodes[(triton.cdiv(max(size, news), _TILE),)](

@@ -64,11 +64,8 @@ def test_a_padded_step(device: torch.device, size: int, mirrored: int) -> None:
     assert batch.token_ids.tolist() == [660, 110, 330] + [800] * padding
     assert batch.attention[0].rows.tolist() == [6, 1, 3] + [8] * padding
     assert batch.attention[0].positions.tolist() == [60, 10, 30] + [-1] * padding
-    assert builder._inputs[2:7, :size].tolist() == [
-        [0] * size,
-        [1] * size,
-        *[[0] * size] * 3,
-    ]  # nothing shared
+    nothing_shared, nothing_drafted = [[0] * size, [1] * size], [[0] * size] * 3
+    assert builder._inputs[2:7, :size].tolist() == nothing_shared + nothing_drafted
     known = {row: [-5] * mirrored + blocks[mirrored:] + [-5, -5] for row, blocks in held.items()}
     assert builder._tables[0].tolist() == [known.get(row, [-5] * 6) for row in range(9)]
     assert all(sequence.tables[0].mirrored == 4 and not sequence.stale for sequence in plan.decodes)
