@@ -91,8 +91,8 @@ def build_worker(
     tokens = TokenTable(rows, limits.model_max_length, device)
     lines, size = limits.max_lines, limits.block_size
     prefixes = prefix_finder(attention, limits, max_blocks)
-    most = limits.max_tokens
-    paged = PagedBatchBuilder(rows, lines, max_blocks, most, size, tokens.tokens, groups, prefixes)
+    sizes = rows, lines, max_blocks, limits.max_tokens, size
+    paged = PagedBatchBuilder(*sizes, tokens.tokens, groups, prefixes, model.embedding_rows)
     state = SamplingState(rows, vocab, device, tokens, num_lines=lines)
     sampler = GpuSampler(state)
     paged_runner = PagedModelRunner(model, storage, attention, backend, paged, sampler, read_layers)

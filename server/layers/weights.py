@@ -5,6 +5,8 @@ The models are built of these modules; `ops` knows no model beyond them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from server.layers.expert_stack import ExpertStack
@@ -74,6 +76,18 @@ class LayerWeights(nn.Module):
     feed_forward: FeedForwardWeights | None
     experts: ExpertsWeights | None
     feed_forward_post_norm: Norm | None
+
+
+class EmbeddingRows(NamedTuple):
+    """A residual stream that begins with rows of a table, times a number.
+
+    Attributes:
+        weight: [vocab, hidden].
+        scale: rounded to the type of `weight`; products with it are, too.
+    """
+
+    weight: Tensor
+    scale: float
 
 
 class DecoderWeights(nn.Module):

@@ -16,7 +16,7 @@ from server.layers.linear import Linear, LinearLayer, Target, WeightMap
 from server.layers.norm import build_norm
 from server.layers.shard import WHOLE, Shard
 from server.layers.spec import ModelSpec
-from server.layers.weights import DecoderWeights
+from server.layers.weights import DecoderWeights, EmbeddingRows
 from server.models.builder import Builder
 from server.models.layer import Layer
 from server.models.linears import Linears
@@ -102,20 +102,17 @@ class Decoder(DecoderWeights):
             del head[f"{self.names.head}.weight"]
         return found | head
 
-    def embed(
-        self,
-        token_ids: Tensor,
-        positions: Tensor,
-        comm: Communication | None = None,
-        ops: LayerOps | None = None,
-    ) -> Tensor:
-        """The residual stream [tokens, hidden] before the first layer.
+    @property
+    def embedding_rows(self) -> EmbeddingRows | None:
+        """All that `embed` does; None: it does more, or the forward pass is not the one below."""
+        if self.own_forward or self.positions is not None or self.shard.ranks > 1:
+            return None
+        return EmbeddingRows(self.embedding, self._embedding_scale)
 
-        Args:
-            ops: finds the rows of a model in one piece; None: torch does.
-        """
+    def embed(self, token_ids: Tensor, positions: Tensor, comm: Communication | None = None) -> Tensor:
+        """The residual stream [tokens, hidden] before the first layer."""
         if comm is None:
-            x = (functional.embedding if ops is None else ops.embed)(token_ids, self.embedding)
+            x = functional.embedding(token_ids, self.embedding)
         else:  # each rank knows some of the tokens, and has zeros for the others
             rows = len(self.embedding)
             own = token_ids - self.shard.rank * rows
@@ -156,6 +153,7 @@ class Decoder(DecoderWeights):
         comm: Communication | None = None,
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """Compute a step's tokens.
 
@@ -168,11 +166,13 @@ class Decoder(DecoderWeights):
             comm: adds up what the ranks of a split model have computed; None: the model is in one piece.
             states: gets the hidden states that are wanted.
             layer_inputs: gets the residual stream in front of the layers that it names.
+            embedded: [tokens, hidden], the residual stream before the first layer (`embedding_rows`), which
+                is overwritten; None: it is looked up here.
 
         Returns:
             [rows, vocab]: logits, in the weights' type or float32.
         """
-        x = self.embed(token_ids, attention.positions, comm, ops)
+        x = self.embed(token_ids, attention.positions, comm) if embedded is None else embedded
         for index, layer in enumerate(self.layers):
             if layer_inputs is not None:
                 _keep(layer_inputs, index, x)

@@ -94,6 +94,7 @@ class Backend(ABC):
         out: Tensor | None = None,
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """A whole forward pass; arguments and result are those of ``Decoder.forward``."""
 
@@ -129,10 +130,12 @@ class LayeredBackend(Backend):
         out: Tensor | None = None,
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
-        # only the generic decoder has them: a head is refused for any other
-        more = {} if layer_inputs is None else {"layer_inputs": layer_inputs}
+        # only the generic decoder has these: no other has a head, or rows that can be looked up for it
+        more = {"layer_inputs": layer_inputs, "embedded": embedded}
+        given = {name: value for name, value in more.items() if value is not None}
         logits: Tensor = model(
-            token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states, **more
+            token_ids, logit_rows, attention, self.layer_ops, out, self._comm, states, **given
         )
         return logits

@@ -40,10 +40,6 @@ class LayerOps:
         """
         return pack_layers(model, dtype, model.embedding.device)
 
-    def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        """Integers [tokens] → [tokens, hidden], rows of the `weight` [vocab, hidden]."""
-        return functional.embedding(token_ids, weight)
-
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
         """[tokens, inputs] → [tokens, outputs], by the layer itself. An override fuses `dense` layers alone:
         others change their products (adapters), or multiply with codes."""

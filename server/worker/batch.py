@@ -30,6 +30,7 @@ class ForwardBatch:
             place of those tokens.
         drafts: where tokens stay on the device, which of these follow drafted tokens; None: none does.
         states: the hidden states that are wanted.
+        embedded: [tokens, hidden], rows of the embedding that are looked up already; None: the model does it.
     """
 
     token_ids: Tensor
@@ -39,6 +40,7 @@ class ForwardBatch:
     sample_positions: Tensor | None = None
     drafts: GpuDrafts | None = None
     states: HiddenStates | None = None
+    embedded: Tensor | None = None
 
 
 Chunk = tuple[int, int, int, int]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from server.device.transfer import PackedTransfer, aligned, to_device
+from server.layers.weights import EmbeddingRows
 from server.ops.hidden_states import HiddenStates
 from server.ops.paged_attention import QUERY_TILE, Chunks, PagedBatch, SharedPrefixes
 from server.sampling.verification import GpuDrafts, describe_drafts
@@ -38,6 +39,7 @@ class PagedBatchBuilder:
         tokens: int32 [max_rows + 1, length], contiguous: those of each sequence.
         groups: how many groups of layers there are.
         prefixes: finds what decodes begin with; None: it is not looked for.
+        embedding: steps of decodes begin with its rows, looked up; None: the model looks them up.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class PagedBatchBuilder:
         tokens: Tensor,
         groups: int = 1,
         prefixes: PrefixFinder | None = None,
+        embedding: EmbeddingRows | None = None,
     ) -> None:
         self.max_rows = max_rows
         self.max_lines = max_lines
@@ -63,6 +66,9 @@ class PagedBatchBuilder:
         self._inputs = torch.zeros(
             (_SECTIONS + 1, aligned(max_lines)), dtype=torch.int32, device=tokens.device
         )
+        self._embedding, self._embedded = embedding, None
+        if embedding is not None:
+            self._embedded = embedding.weight.new_zeros(max_lines, embedding.weight.shape[1])
         capacity = 4 * max_tokens + 14 * max_lines + 2 * groups * max_rows * max_blocks + 20 * aligned(1)
         self._transfer = PackedTransfer(capacity, tokens.device)
 
@@ -84,7 +90,8 @@ class PagedBatchBuilder:
             SharedPrefixes(prefixes, sharers) if size > 1 else None,
         )
         drafts = GpuDrafts(*described) if drafted else None
-        return ForwardBatch(token_ids, None, attention, rows, positions, drafts)
+        embedded = None if self._embedded is None else self._embedded[:size]
+        return ForwardBatch(token_ids, None, attention, rows, positions, drafts, embedded=embedded)
 
     def send_decodes(self, step: StepInput, size: int) -> None:
         """Fill the `decode_batch` of `size` for a step without chunks, padded: decodes, drafts, and behind
@@ -107,7 +114,10 @@ class PagedBatchBuilder:
         at, blocks = self._changed_tables(step)
         with self._transfer.written([sections, at, blocks]) as (sent, (_, first_place, first_block)):
             room = first_block - first_place
-            begin_decodes(sent, self._inputs, self._tokens, self._tables, size, len(at), room)
+            begin_decodes(
+                sent, self._inputs, self._tokens, self._tables, size, len(at), room,
+                self._embedding, self._embedded,
+            )  # fmt: skip
 
     def build(self, step: StepInput) -> ForwardBatch:
         """The batch of any step."""

@@ -129,8 +129,10 @@ class ModelRunner:
         self, batch: ForwardBatch, out: Tensor | None = None, inputs: LayerInputs | None = None
     ) -> Tensor:
         self.attention.prepare(*batch.attention)
-        rows, states = batch.logit_rows, batch.states
-        return self.backend.forward(self.model, batch.token_ids, rows, self.attention, out, states, inputs)
+        return self.backend.forward(
+            self.model, batch.token_ids, batch.logit_rows, self.attention,
+            out, batch.states, inputs, batch.embedded,
+        )  # fmt: skip
 
 
 class PagedModelRunner(ModelRunner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from server.layers.weights import EmbeddingRows
 from server.scheduling.block_table import BlockTable
 from server.scheduling.params import SamplingParams
 from server.scheduling.plan import Plan
@@ -36,6 +37,29 @@ def test_what_is_sent_goes_where_told_and_nowhere_else(device: torch.device, siz
     begin_decodes(sent, inputs, known, tables, size, news, room)
     assert torch.equal(inputs, expected)
     assert torch.equal(tables, written)
+
+
+@pytest.mark.parametrize(("size", "news"), [(1, 300), (5, 1), (200, 7)])
+@pytest.mark.parametrize(("hidden", "scale"), [(64, 1.0), (96, 3.0), (5120, 1.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_of_the_embedding_are_those_of_the_tokens(
+    device: torch.device, dtype: torch.dtype, size: int, news: int, hidden: int, scale: float
+) -> None:
+    known = torch.randint(50, (256, 3), device=device, dtype=torch.int32)
+    sent = torch.zeros(7 * 256 + 2 * 320, dtype=torch.int32)
+    rows, positions = torch.randperm(256)[:size], torch.randint(-1, 3, (size,))
+    sent[:size], sent[256 : 256 + size] = rows, positions
+    sent[7 * 256 : 7 * 256 + 320] = torch.arange(320)
+    sent = sent.pin_memory() if device.type == "cuda" else sent
+    inputs, tables = (torch.zeros(8, 256, dtype=torch.int32, device=device) for _ in range(2))
+    weight = torch.randint(-31, 32, (50, hidden), device=device).to(dtype)  # products need no rounding
+    embedded = torch.full((256, hidden), 7.0, dtype=dtype, device=device)
+    rows_of = EmbeddingRows(weight, scale)
+    begin_decodes(sent, inputs, known, tables, size, news, 320, rows_of, embedded)
+    token_ids = known[rows.to(device), positions.clamp(min=0).to(device)]
+    assert torch.equal(inputs[7, :size], token_ids)
+    assert torch.equal(embedded[:size], torch.nn.functional.embedding(token_ids, weight) * scale)
+    assert (embedded[size:] == 7.0).all()
 
 
 def decoding(row: int, blocks: list[int], mirrored: int) -> Sequence:

@@ -64,6 +64,7 @@ class ForeignDecoder(Decoder):
         comm: Communication | None = None,
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         positions = attention.positions.clamp(min=0).long()[None]
         keep: Any = 0 if logit_rows is None else logit_rows

@@ -194,8 +194,10 @@ class NativeBackend(Backend):
         out: Tensor | None = None,
         states: HiddenStates | None = None,
         layer_inputs: LayerInputs | None = None,
+        embedded: Tensor | None = None,
     ) -> Tensor:
         """All layers at once; the result, if not in `out`, is overwritten by the next call."""
+        assert embedded is None, "only captured steps have looked it up"
         if logit_rows is None:
             logit_rows = torch.arange(len(token_ids))
         if self._native is None:

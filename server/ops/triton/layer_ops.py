@@ -12,7 +12,6 @@ from server.layers.spec import ExpertsSpec, FeedForwardSpec
 from server.layers.weights import DecoderWeights, ExpertsWeights
 from server.ops.communication import Communication
 from server.ops.layer_ops import LayerOps, between
-from server.ops.triton.embedding import embed
 from server.ops.triton.experts import inward, outward, tiling_of
 from server.ops.triton.few_experts import ROWS as FEW_ROWS
 from server.ops.triton.few_experts import few_inward, few_outward
@@ -43,9 +42,6 @@ class TritonLayerOps(LayerOps):
         if any(gate_of(layer.feed_forward) == SILU for layer in model.spec.layers):
             _compile_gated_products(model, dtype)
         return found
-
-    def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
-        return embed(token_ids, weight)
 
     def linear(self, x: Tensor, linear: LinearLayer) -> Tensor:
         if _single(x, linear):

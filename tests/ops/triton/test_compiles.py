@@ -44,7 +44,6 @@ from server.ops.triton.attention import FixedOrderAttention, TritonAttention
 from server.ops.triton.fixed_product import product as fixed_product
 from server.sampling.triton.beams import best_continuations
 from server.device.triton_store import store
-from server.ops.triton.embedding import embed
 from server.worker.triton_begin import begin_decodes
 from server.worker.triton_copy import copy_blocks
 from server.sampling.triton.drafts import accept
@@ -52,6 +51,7 @@ from server.sampling.triton.filters import find_bounds
 from server.layers.microscaled import Microscaled
 from server.ops.triton.experts import inward, outward, tiling_of
 from server.layers.spec import ExpertsSpec
+from server.layers.weights import EmbeddingRows
 from server.quantization.fp8.stack import ScaledStack
 from tests.quantization.stacks import random_stack
 from server.ops.triton.routing import assign, route
@@ -123,9 +123,10 @@ draw(*drawing, keep=False)
 accept(rows, rows, rows, GpuDrafts(rows, rows, rows), torch.zeros(4, 20).int(), rows)
 copy_blocks(tensor(4, 5000), torch.tensor([(0, 1)]))
 table = torch.zeros(4, 7, dtype=torch.int32)
-begin_decodes(torch.zeros(300).int(), torch.zeros(8, 32).int(), table, table, size=4, news=2, room=32)
+begin = torch.zeros(300).int(), torch.zeros(8, 32).int(), table, table, 4, 2, 32
+begin_decodes(*begin)
+begin_decodes(*begin, EmbeddingRows(tensor(9, 3000), 2.0), tensor(4, 3000))
 store(rows, rows)
-embed(rows, tensor(4, 3000))
 for heads, kv_heads, head_dim, decodes in (
     (4, 2, 16, 2), (4, 2, 64, 2), (6, 2, 96, 80), (8, 1, 128, 2), (8, 8, 128, 80), (4, 2, 256, 2)
 ):
@@ -186,7 +187,7 @@ names = {name for name, _, _ in compiled}
 assert names >= {
     "_gemv", "_rms_norm", "_reduce", "_reduce_in_two_shots", "_gather", "_gate_mul", "_inward", "_outward",
     "_draw_in_tile", "_draw_in_line", "_rotate_and_store", "decode", "decode_in_pieces",
-    "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes", "_store", "_embed",
+    "_attend_chunk", "_best_of_tile", "_best_of_line", "_copy_blocks", "_begin_decodes", "_store",
     "_find_maxima", "_measure", "_tally", "_narrow", "_list", "_find_borders",
     "_add_bias", "_penalise", "_count_tokens", "_accept",
 }, names
