@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -16,6 +17,29 @@ def padded_size(sizes: Sequence[int], count: int) -> int | None:
     """The smallest of `sizes`, which ascend, with room for `count`; None if there is none."""
     found = bisect_left(sizes, count)
     return sizes[found] if found < len(sizes) else None
+
+
+class _Memory:
+    """Bytes on a GPU that someone else owns."""
+
+    def __init__(self, address: int, size: int) -> None:
+        self.__cuda_array_interface__ = {
+            "shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3,
+        }  # fmt: skip
+
+
+def borrowed(tensor: Tensor) -> Tensor:
+    """The same elements; on CUDA they do not keep their memory allocated.
+
+    While graphs are captured, what is allocated later may take the place of a tensor that nothing refers to
+    any more. Replays write to that place in the same order, so whoever reads there between two of them finds
+    the right elements, without a place for each layer and graph.
+    """
+    if not tensor.is_cuda:
+        return tensor
+    storage = tensor.untyped_storage()
+    memory = torch.as_tensor(_Memory(storage.data_ptr(), storage.nbytes()), device=tensor.device)
+    return memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 class CapturedCalls(Generic[Result]):

@@ -136,7 +136,13 @@ class AttentionBackend(ABC, Generic[BatchT]):
 
     @abstractmethod
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Rotate queries and keys, store keys and values of all tokens, then attend.
 
@@ -146,6 +152,7 @@ class AttentionBackend(ABC, Generic[BatchT]):
             key: [tokens, kv_heads, head_dim].
             value: [tokens, kv_heads, head_dim].
             sinks: [heads], where the layer has them (`AttentionSpec.sinks`).
+            out: [tokens, heads × head_dim], contiguous, takes the result instead of new memory.
 
         Returns:
             [tokens, heads × head_dim].

@@ -40,7 +40,13 @@ class GroupedAttention(AttentionBackend[Any]):
         self.positions = self._groups[0].positions
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         group, place = self._places[layer]
-        return self._groups[group].forward(place, query, key, value, sinks)
+        return self._groups[group].forward(place, query, key, value, sinks, out)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.device.captured_calls import padded_size
+from server.device.captured_calls import borrowed, padded_size
 from server.layers.weights import DecoderWeights
 from server.ops.attention import AttentionBackend
 from server.ops.backend import Backend
@@ -37,7 +37,8 @@ class Cut:
 
     Attributes:
         layer: index of the layer.
-        query, key, value: [tokens, heads, head_dim].
+        query, key, value: [tokens, heads, head_dim], `borrowed`: the piece in front writes them, and what
+            follows may write to their memory.
         sinks: of the layer.
         attended: [tokens, heads × head_dim].
     """
@@ -55,7 +56,7 @@ class Cutter(AttentionBackend[Any]):
 
     Args:
         positions: [tokens], where those of a step will be.
-        buffers: places of what attention takes and gives, by kind and shape; all layers and sizes share them.
+        buffers: places of what attention gives, by shape; all layers and sizes share them.
         stream: where it is captured; None: the pass is run to compile its kernels, and nothing is captured.
         pool: memory of all graphs.
     """
@@ -91,27 +92,27 @@ class Cutter(AttentionBackend[Any]):
             self.graphs[-1].capture_end()
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        cut = Cut(
-            layer,
-            self._buffer("query", query).copy_(query),
-            self._buffer("key", key).copy_(key),
-            self._buffer("value", value).copy_(value),
-            sinks,
-            self._buffer("attended", query).flatten(1),
-        )
+        assert out is None
         self.end()
-        self.cuts.append(cut)
+        taken = borrowed(query), borrowed(key), borrowed(value)
+        self.cuts.append(Cut(layer, *taken, sinks, self._buffer(query)))
         self.begin()
-        return cut.attended
+        return self.cuts[-1].attended
 
-    def _buffer(self, kind: str, like: Tensor) -> Tensor:
-        """Rows for the tokens of `like`; the largest size comes first and makes them."""
-        key = kind, like.shape[1:], like.dtype
+    def _buffer(self, query: Tensor) -> Tensor:
+        """[tokens, heads × head_dim] for what `query` gets; the largest size comes first and makes it."""
+        key = query.shape[1:], query.dtype
         if key not in self._buffers:
-            self._buffers[key] = torch.zeros(like.shape, dtype=like.dtype, device=like.device)
-        return self._buffers[key][: len(like)]
+            self._buffers[key] = query.new_zeros(query.shape).flatten(1)
+        return self._buffers[key][: len(query)]
 
 
 class PromptGraphs:
@@ -224,4 +225,4 @@ class PromptGraphs:
 def attend(attention: AttentionBackend[Any], cut: Cut, count: int) -> None:
     """Attend for the first `count` tokens at a cut; the others are padding."""
     query, key, value = cut.query[:count], cut.key[:count], cut.value[:count]
-    cut.attended[:count].copy_(attention.forward(cut.layer, query, key, value, cut.sinks))
+    attention.forward(cut.layer, query, key, value, cut.sinks, cut.attended[:count])

@@ -58,11 +58,18 @@ class PagedTorchAttention(PagedAttention):
         )
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         lines = slice(self._lines)
         output = self._inner.forward(layer, query[lines], key[lines], value[lines], sinks)
-        return torch.cat((output, torch.zeros(len(query) - len(output), *output.shape[1:])))
+        output = torch.cat((output, torch.zeros(len(query) - len(output), *output.shape[1:])))
+        return output if out is None else out.copy_(output)
 
 
 class RecordedCalls(dict[Hashable, Callable[[], Any]]):
@@ -85,9 +92,15 @@ class AtOnce(Cutter):
         self._graphs, self._count = graphs, count
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        attended = super().forward(layer, query, key, value, sinks)
+        attended = super().forward(layer, query, key, value, sinks, out)
         attend(self._graphs._attention, self.cuts[-1], self._count)
         return attended
 

@@ -65,11 +65,17 @@ class NativeAttention(AttentionBackend[AttentionBatch]):
         self._kept = (batch, spans)
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         described = self.layers[layer]
         wide = None if sinks is None else sinks.float().contiguous()
         described.attention.sinks = None if wide is None else wide.data_ptr()
         qkv = torch.cat((query.flatten(1), key.flatten(1), value.flatten(1)), dim=1).float()
-        out = self._library.attend(described, self.batch, self.cache, qkv)
-        return out.to(query.dtype)
+        attended = self._library.attend(described, self.batch, self.cache, qkv).to(query.dtype)
+        return attended if out is None else out.copy_(attended)

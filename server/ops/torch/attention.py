@@ -107,7 +107,13 @@ class TorchAttention(AttentionBackend[AttentionBatch]):
         return _Chunk(span.blocks[begin // size :], begin % size, mask)
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         batch, cache, spec = self._batch, self.cache[:, layer], self.shape.layers[layer]
         if spec.rotary is not None:
@@ -115,7 +121,7 @@ class TorchAttention(AttentionBackend[AttentionBatch]):
             query, key = rotate(query, *angles), rotate(key, *angles)
         cache[batch.slot_blocks, 0, batch.slot_offsets] = key
         cache[batch.slot_blocks, 1, batch.slot_offsets] = value
-        output = torch.empty_like(query)
+        output = torch.empty_like(query) if out is None else out.view(query.shape)
         views, count = self._views[spec.window], batch.num_decodes
         if len(views.decodes) == 1:
             output[:count] = self._decode(query[:count], cache, views.decodes[0], spec, sinks)

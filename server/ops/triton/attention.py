@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from server.layers.rotary import Rotary
@@ -57,11 +56,17 @@ class TritonAttention(PagedAttention):
         return tables.clamp_(min=0) if self._windows else tables
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         batch, count, spec = self.batch, self.batch.num_decodes, self.shape.layers[layer]
         rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
-        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        output = query.new_empty(query.shape) if out is None else out.view(query.shape)
         if batch.chunks is not None and batch.redone:
             self._rotate_and_store(query, key, value, rotary, layer, batch)
         if batch.redone:  # they attend to each other: all of their keys and values are there before

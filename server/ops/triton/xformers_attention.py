@@ -97,11 +97,17 @@ class XformersAttention(TritonAttention):
         return self._masks[count]
 
     def forward(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None = None
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sinks: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         batch, spec = self.batch, self.shape.layers[layer]
         rotary = None if spec.rotary is None else self.rotaries[spec.rotary]
-        output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        output = query.new_empty(query.shape) if out is None else out.view(query.shape)
         rotate_and_store(query, key, value, rotary, self.cache, layer, replace(batch, num_decodes=0))
         if batch.num_decodes:
             output[: batch.num_decodes] = self._decode(layer, spec, query[: batch.num_decodes])
