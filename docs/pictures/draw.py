@@ -14,8 +14,8 @@ from docs.tutorial.figures.svg import Svg
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parents[1] / "benchmarks" / "results"
-GPU = ("gpu-h200-2026-12-02-beside-vllm.json", "gpu-gated-h200-2026-12-02.json")
-"""A workload of a later file stands for that of an earlier one."""
+GPU = "gpu-tables-h200-2026-12-03.json"
+"""A workload of a later entry stands for that of an earlier one."""
 SERVED = "gpu-served-h200-2026-12-02.json"
 CPUS = {
     "cpu.svg": ("cpu-125m-2026-11-23.json", "two CPU cores with AMX"),
@@ -54,16 +54,15 @@ def bars(title: str, groups: list[tuple[str, list[tuple[str, float, str]]]]) -> 
 def gpu() -> Svg:
     """Workloads of the 8B on an H200 beside vLLM."""
     found: dict[str, dict[str, Any]] = {"own": {}, "vllm": {}}
-    for file in GPU:
-        for result in json.loads((RESULTS / file).read_text())["results"]:
-            if result["shape"] == "8b":
-                found[result["engine"].split()[0]] |= result["workloads"]
+    for result in json.loads((RESULTS / GPU).read_text())["results"]:
+        found[result["engine"].split()[0]] |= result["workloads"]
     what = {
         "W1": "256 requests, in and out 100 to 1,024 tokens",
         "W2": "one request",
         "W4": "32 prompts of 2,048 tokens",
         "L1": "16 requests, 16,000 tokens in, 256 out",
         "H1": "1,024 requests, in 64 to 256 tokens, out 64 to 512",
+        "FULL": "256 requests, cache for a quarter of what they need",
     }
     groups = []
     for workload, words in what.items():
