@@ -91,6 +91,8 @@ class ModelSpeculator(Speculator):
         self._drafting = 0.0  # seconds, within the step under way
         self._probed = 0
         self._model_granted = False
+        self._rests = False  # the last step had no draft of the model
+        self._value = 0.0  # seconds that a plain step takes for a token
 
     @property
     def is_idle(self) -> bool:
@@ -131,12 +133,17 @@ class ModelSpeculator(Speculator):
         lines = {s: line for line, s in enumerate(decodes) if not s.pending and line not in drafted}
         some = self._served([*lines])
         chosen, count = self._choose(some, rows, rows + taken, budget)
-        if not count and some and (granted or self._grant_probe(rows + taken, budget, self._probe_price)):
-            self._probed += 1
-            chosen, count = [some[self._probed % len(some)]], min(PROBE_TOKENS, self._model.num_tokens)
-        if not count:
-            return drafts
-        return drafts + self._cut(self._draft(chosen, count, lines))
+        if count:
+            return drafts + self._cut(self._draft(chosen, count, lines))
+        if some and (granted or self._grant_probe(rows + taken, budget, self._probe_price)):
+            drafts += self._cut(self._probe_model(some, lines))
+        return drafts
+
+    def _probe_model(self, some: Seq[Sequence], lines: dict[Sequence, int]) -> list[Draft]:
+        """A draft that is not expected to pay, for each sequence in its turn."""
+        self._probed += 1
+        count = min(PROBE_TOKENS, self._model.num_tokens)
+        return self._draft([some[self._probed % len(some)]], count, lines)
 
     def _served(self, decodes: Seq[Sequence]) -> list[Sequence]:
         """Those that the model may draft for."""
@@ -158,24 +165,29 @@ class ModelSpeculator(Speculator):
     def _choose(self, some: Seq[Sequence], rows: int, tokens: int, budget: int) -> tuple[list[Sequence], int]:
         """(those to draft for, how many tokens of each), so that a step gains most; ([], 0): nothing pays.
 
-        The acceptance rates of the other sequences decay towards the server's, so that they get another try.
+        A model that rests begins again once its drafts gain enough and its debt is paid; one that drafts goes
+        on until they lose as much. The acceptance rates of sequences that are left out decay towards the
+        server's, so that they get another try.
         """
         cost, value = self.cost, self.cost.seconds(rows) / rows
         if not some:
             return [], 0
+        self._value = value
         rates = {s: self._rate(s).rates[_OF_MODEL] for s in some}
         line = (cost.seconds(tokens + len(some)) - cost.seconds(tokens)) / len(some)
         chosen = [s for s in some if rates[s] * value >= line]
         most = min(self._model.num_tokens, budget // len(chosen)) if chosen else 0
         drafting = self.draft_cost.curve(len(chosen), most)
-        expected, best, least = 0.0, 0, LEAST_GAIN * cost.seconds(tokens)
+        expected, best = 0.0, 0
+        least = (LEAST_GAIN if self._rests else -LEAST_GAIN) * cost.seconds(tokens)
         for count in range(1, most + 1):
             expected += sum(rates[s] ** count for s in chosen if self._left(s) >= count)
             price = cost.seconds(tokens + count * len(chosen)) - cost.seconds(tokens)
             gain = expected * value - price - drafting[count]
             if gain > least or (gain == least == 0.0):
                 best, least = count, gain
-        chosen = chosen if best else []
+        if not best or (self._rests and self._probe_seconds < 0.0):
+            chosen, best = [], 0
         for sequence in rates.keys() - set(chosen):
             self._rate(sequence).fade(_OF_MODEL, _RESTING)
         return chosen, best
@@ -187,7 +199,10 @@ class ModelSpeculator(Speculator):
     def _draft(self, chosen: Seq[Sequence], count: int, lines: dict[Sequence, int]) -> list[Draft]:
         proposal = self._model.propose(chosen, count)
         self._drafting += proposal.seconds
-        if not proposal.caught_up:
+        if proposal.caught_up:  # a debt, paid with accepted tokens and the time that probes are given
+            owed = max(proposal.seconds - self.draft_cost.seconds(len(chosen), count), 0.0)
+            self._probe_seconds = max(self._probe_seconds - owed, -owed)
+        else:
             self.draft_cost.observe(len(chosen), count, proposal.seconds)
         return [
             Draft(sequence, lines[sequence], tokens[: self._left(sequence)], _OF_MODEL)
@@ -204,11 +219,14 @@ class ModelSpeculator(Speculator):
         self.drafted_tokens += drafted
         self.accepted_tokens += accepted
         self._of_all.observe(_OF_MODEL, drafted, accepted)
+        if self._probe_seconds < 0.0:  # the model owes what it took to catch up
+            self._probe_seconds = min(self._probe_seconds + accepted * self._value, 0.0)
         if draft.sequence.request.id in self._of_each:
             self._rate(draft.sequence).observe(_OF_MODEL, drafted, accepted)
 
     def observe_step(self, tokens: int, seconds: float) -> None:
         drafting, self._drafting = self._drafting, 0.0
+        self._rests = not drafting
         self.draft_cost.pass_step()
         if not drafting:
             self._of_all.fade(_OF_MODEL, _ALL_RESTING)
