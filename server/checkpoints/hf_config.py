@@ -14,6 +14,11 @@ from server.checkpoints.mimo_config import register_mimo
 from utils.messages import one_line
 
 
+MOST_LAYERS = 10_000
+"""A configuration with more is damaged; one would make lists of that length, and run out of memory."""
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
 def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     """The configuration of the checkpoint in directory `path`, or in the GGUF file `path`.
 
@@ -24,6 +29,7 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
 
     if path.suffix == SUFFIX and not path.is_dir():
         fields = config_fields(GGUFHeader.read(path))
+        _check_layers(path, fields)
         try:
             return AutoConfig.for_model(**fields)
         except Exception as error:  # transformers raises whatever its parts raise
@@ -31,7 +37,7 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
     file = path / "config.json"
-    read_json(file)  # its errors say more than transformers' do
+    _check_layers(file, read_json(file))  # its errors say more than transformers' do
     register_mimo()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
@@ -41,3 +47,12 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if length is not None and length < 1:
         raise ModelError(f"{file}: max_position_embeddings is {length}, expected a number of tokens")
     return config
+
+
+def _check_layers(file: Path, fields: dict[str, Any]) -> None:
+    """Raise ModelError where `fields`, or those of a model within, count more layers than any model has."""
+    for part in (fields, *(each for each in fields.values() if isinstance(each, dict))):
+        for key in _LAYER_COUNTS:
+            count = part.get(key)
+            if isinstance(count, int | float) and count > MOST_LAYERS:
+                raise ModelError(f"{file}: {key} is {count}, expected at most {MOST_LAYERS:,}")

@@ -99,6 +99,14 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: (path / "config.json").write_text("{'model_type': 'llama'}"),
         "config.json cannot be read: ",
     ),
+    "more layers than memory has room for": (
+        lambda path: change(path / "config.json", num_hidden_layers=10**9),
+        "config.json: num_hidden_layers is 1000000000, expected at most 10,000",
+    ),
+    "the same of a model within": (
+        lambda path: change(path / "config.json", text_config={"n_layer": 1e12}),
+        "config.json: n_layer is 1000000000000.0, expected at most 10,000",
+    ),
     "a model type that there is not": (
         lambda path: change(path / "config.json", model_type="lama"),
         "config.json",
