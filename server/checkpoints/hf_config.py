@@ -13,7 +13,6 @@ from server.checkpoints.lengths import positions
 from server.checkpoints.mimo_config import register_mimo
 from utils.messages import one_line
 
-
 MOST_LAYERS = 10_000
 """A configuration with more is damaged; one would make lists of that length, and run out of memory."""
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
