@@ -165,6 +165,24 @@ def test_a_good_model_drafts_for_every_answer(rate: float, answer: int) -> None:
     assert ms_of_a_token(1, SlowToFollow(rate, by_model), answer) <= 1.10 * most
 
 
+def test_what_was_owed_at_the_end_of_an_answer_is_forgiven_in_the_next() -> None:
+    """A good model had to catch up shortly before the end, and none of what it guessed was taken."""
+    speculator = ModelSpeculator(SlowToFollow(0.9, by_model))
+    for _ in range(9):
+        for lines in range(1, DRAFTED + 2):
+            speculator.cost.observe(lines, step_ms(lines, drafted=lines > 1) / 1e3)
+        for tokens in range(1, DRAFTED + 1):
+            speculator.draft_cost.observe(1, tokens, by_model(1, tokens) / 1e3)
+    speculator._rests, speculator._probe_seconds = True, -CATCH_UP
+    request = Request("next", [RIGHT], SamplingParams(max_new_tokens=1000), 0.0)
+    speculator.watch(request)
+    steps = 0
+    while not speculator.propose(request.sequences, 127):
+        speculator.observe_step(1, step_ms(1, drafted=False) / 1e3)
+        steps += 1
+    assert 50 < steps < 200
+
+
 def test_a_lone_request_is_drafted_for_after_many() -> None:
     """The price of drafts for many sequences is not taken for that of one."""
     speculator = ModelSpeculator(Drafter(0.9, by_head))

@@ -26,6 +26,8 @@ _MEMORY = 0.95
 """Decay per draft of a sequence's acceptance rate; slow, so that a few rejected drafts do not end it."""
 _RESTING, _ALL_RESTING = 0.98, 0.999
 """Decay per step without a draft, of a sequence's acceptance rate and of the server's."""
+_BELIEVED = 0.05
+"""Share of a gain that is expected, but not tried, that is believed: it may rest on a prior alone."""
 
 
 @dataclass(slots=True)
@@ -91,6 +93,7 @@ class ModelSpeculator(Speculator):
         self._drafting = 0.0  # seconds, within the step under way
         self._probed = 0
         self._model_granted = False
+        self._missed = 0.0  # seconds that drafts were expected to gain in the last step, had there been any
         self._rests = False  # the last step had no draft of the model
         self._value = 0.0  # seconds that a plain step takes for a token
 
@@ -186,7 +189,9 @@ class ModelSpeculator(Speculator):
             gain = expected * value - price - drafting[count]
             if gain > least or (gain == least == 0.0):
                 best, least = count, gain
-        if not best or (self._rests and self._probe_seconds < 0.0):
+        owes = self._rests and self._probe_seconds < 0.0
+        self._missed = least if best and owes else 0.0  # a little of it pays the debt
+        if not best or owes:
             chosen, best = [], 0
         for sequence in rates.keys() - set(chosen):
             self._rate(sequence).fade(_OF_MODEL, _RESTING)
@@ -227,6 +232,9 @@ class ModelSpeculator(Speculator):
     def observe_step(self, tokens: int, seconds: float) -> None:
         drafting, self._drafting = self._drafting, 0.0
         self._rests = not drafting
+        missed, self._missed = self._missed, 0.0
+        if self._probe_seconds < 0.0:
+            self._probe_seconds = min(self._probe_seconds + _BELIEVED * missed, 0.0)
         self.draft_cost.pass_step()
         if not drafting:
             self._of_all.fade(_OF_MODEL, _ALL_RESTING)
