@@ -13,8 +13,8 @@ from server.checkpoints.lengths import positions
 from server.checkpoints.mimo_config import register_mimo
 from utils.messages import one_line
 
-MOST_LAYERS = 10_000
-"""A configuration with more is damaged; one would make lists of that length, and run out of memory."""
+_MOST_LAYERS = 10_000
+"""A configuration with more is damaged; lists of that length would fill the memory before that shows."""
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -36,7 +36,8 @@ def read_hf_config(path: Path, *, trust_remote_code: bool = False) -> Any:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory: it holds no config.json")
     file = path / "config.json"
-    _check_layers(file, read_json(file))  # its errors say more than transformers' do
+    fields = read_json(file)  # its errors say more than transformers' do
+    _check_layers(file, fields)
     register_mimo()
     try:
         config = AutoConfig.from_pretrained(str(path), trust_remote_code=trust_remote_code)
@@ -53,5 +54,5 @@ def _check_layers(file: Path, fields: dict[str, Any]) -> None:
     for part in (fields, *(each for each in fields.values() if isinstance(each, dict))):
         for key in _LAYER_COUNTS:
             count = part.get(key)
-            if isinstance(count, int | float) and count > MOST_LAYERS:
-                raise ModelError(f"{file}: {key} is {count}, expected at most {MOST_LAYERS:,}")
+            if isinstance(count, int | float) and count > _MOST_LAYERS:
+                raise ModelError(f"{file}: {key} is {count}, expected at most {_MOST_LAYERS:,}")

@@ -165,7 +165,7 @@ def test_a_good_model_drafts_for_every_answer(rate: float, answer: int) -> None:
     assert ms_of_a_token(1, SlowToFollow(rate, by_model), answer) <= 1.10 * most
 
 
-def test_what_was_owed_at_the_end_of_an_answer_is_forgiven_in_the_next() -> None:
+def test_what_is_owed_at_the_end_of_an_answer_does_not_hold_up_the_next() -> None:
     """A good model had to catch up shortly before the end, and none of what it guessed was taken."""
     speculator = ModelSpeculator(SlowToFollow(0.9, by_model))
     for _ in range(9):

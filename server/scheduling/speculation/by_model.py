@@ -204,7 +204,7 @@ class ModelSpeculator(Speculator):
     def _draft(self, chosen: Seq[Sequence], count: int, lines: dict[Sequence, int]) -> list[Draft]:
         proposal = self._model.propose(chosen, count)
         self._drafting += proposal.seconds
-        if proposal.caught_up:  # a debt, paid with accepted tokens and the time that probes are given
+        if proposal.caught_up:  # no price contains that: it is a debt of the time for probes
             owed = max(proposal.seconds - self.draft_cost.seconds(len(chosen), count), 0.0)
             self._probe_seconds = max(self._probe_seconds - owed, -owed)
         else:
@@ -213,6 +213,11 @@ class ModelSpeculator(Speculator):
             Draft(sequence, lines[sequence], tokens[: self._left(sequence)], _OF_MODEL)
             for sequence, tokens in zip(chosen, proposal.tokens, strict=True)
         ]
+
+    def _pay_debt(self, seconds: float) -> None:
+        """Let a gain of `seconds` pay for what the model took to catch up; probes get nothing of it."""
+        if self._probe_seconds < 0.0:
+            self._probe_seconds = min(self._probe_seconds + seconds, 0.0)
 
     # -- what came of it -------------------------------------------------------------------
 
@@ -224,8 +229,7 @@ class ModelSpeculator(Speculator):
         self.drafted_tokens += drafted
         self.accepted_tokens += accepted
         self._of_all.observe(_OF_MODEL, drafted, accepted)
-        if self._probe_seconds < 0.0:  # the model owes what it took to catch up
-            self._probe_seconds = min(self._probe_seconds + accepted * self._value, 0.0)
+        self._pay_debt(accepted * self._value)
         if draft.sequence.request.id in self._of_each:
             self._rate(draft.sequence).observe(_OF_MODEL, drafted, accepted)
 
@@ -233,8 +237,7 @@ class ModelSpeculator(Speculator):
         drafting, self._drafting = self._drafting, 0.0
         self._rests = not drafting
         missed, self._missed = self._missed, 0.0
-        if self._probe_seconds < 0.0:
-            self._probe_seconds = min(self._probe_seconds + _BELIEVED * missed, 0.0)
+        self._pay_debt(_BELIEVED * missed)
         self.draft_cost.pass_step()
         if not drafting:
             self._of_all.fade(_OF_MODEL, _ALL_RESTING)
