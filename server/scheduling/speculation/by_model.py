@@ -24,7 +24,7 @@ _PRIOR, _PRIOR_WEIGHT = 0.8, 8.0
 draft model expects it to be good."""
 _MEMORY = 0.98
 """Decay per draft of a sequence's acceptance rate. Of 50 drafts the rate is known to some 5 %; of 20, with
-0.95, only to 7 %: models that are right with 0.6 were given up for bad luck, and at 0.6 drafts gain little."""
+0.95, only to 7 %: models that are right with 0.6 were given up for bad luck, and there drafts gain little."""
 _RESTING, _ALL_RESTING = 0.98, 0.999
 """Decay per step without a draft, of a sequence's acceptance rate and of the server's."""
 _BELIEVED = 0.05
