@@ -1,4 +1,4 @@
-"""A graceful end: on SIGTERM or SIGINT new work is refused, and what is in flight may finish."""
+"""A graceful end: on SIGTERM, SIGINT or SIGHUP new work is refused, and what is in flight may finish."""
 
 from __future__ import annotations
 
@@ -54,6 +54,9 @@ class Drain:
             if callable(server_exit):
                 self._server_exits[number] = server_exit
                 loop.add_signal_handler(number, self._on_signal, number)
+        # the terminal was closed; under nohup and gunicorn that is ignored, and stays so
+        if signal.SIGTERM in self._server_exits and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+            loop.add_signal_handler(signal.SIGHUP, self._on_signal, signal.SIGTERM)
 
     async def run(self) -> None:
         """Drain, for as long as that may take."""

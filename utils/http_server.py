@@ -268,6 +268,11 @@ class Worker(UvicornWorker):  # type: ignore[misc]  # it has no types
         super().__init__(*args, **kwargs)
         self.config.http = type("HttpProtocol", (HttpProtocol,), {"limits": HttpLimits.of(self.cfg)})
 
+    def init_signals(self) -> None:
+        super().init_signals()
+        # a closed terminal tells every process of the group: it is the master that replaces its workers
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     def init_process(self) -> None:
         # gunicorn's own workers end with a master that was killed; uvicorn's would hold port and model
         signal_at_parent_death(self.ppid, signal.SIGTERM)

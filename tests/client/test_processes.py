@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -14,17 +15,23 @@ from benchmarks.ports import free_port
 from tests.client.calls import text_of, tokens_of
 from tests.client.processes import ROOT, complete, foreground, gateway, gunicorn
 from tests.client.stub import Stub, stubs
+from tests.e2e.stack import children
 from tests.serving import eventually
 from utils.options import ClientAppOptions
 
 
-@pytest.mark.parametrize("how", [foreground, gunicorn])
-async def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path: Path, how: Any) -> None:
+@pytest.mark.parametrize(
+    ("how", "number"),
+    [(foreground, signal.SIGTERM), (foreground, signal.SIGHUP), (gunicorn, signal.SIGTERM)],
+)
+async def test_a_signal_lets_requests_finish_and_refuses_new_ones(
+    tmp_path: Path, how: Any, number: signal.Signals
+) -> None:
     server = Stub(seconds_per_token=0.05)
     async with stubs(server), gateway(tmp_path, [server.url], how) as (running, session):
         flying = [asyncio.create_task(complete(session, f"p{i}", 30, bool(i % 2))) for i in range(6)]
         await eventually(lambda: server.live == 6)
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(number)
         async with asyncio.timeout(30):
             while True:
                 async with session.get("/ready") as response:
@@ -39,6 +46,16 @@ async def test_sigterm_lets_requests_finish_and_refuses_new_ones(tmp_path: Path,
             assert await request == (200, text_of(tokens_of(f"p{i}", 30)))
         await eventually(lambda: running.poll() is not None)
         assert running.returncode in (0, -signal.SIGTERM)
+
+
+async def test_streams_outlive_the_terminal_of_gunicorn(tmp_path: Path) -> None:
+    server = Stub(seconds_per_token=0.05)
+    async with stubs(server), gateway(tmp_path, [server.url], gunicorn) as (running, session):
+        flying = asyncio.create_task(complete(session, "p", 40, True))
+        await eventually(lambda: server.live == 1)
+        for process in {running.pid} | children(running.pid):
+            os.kill(process, signal.SIGHUP)
+        assert await flying == (200, text_of(tokens_of("p", 40)))
 
 
 async def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
